@@ -1,0 +1,164 @@
+// From tensors to layer.h, for every device: checks of what the caller passed, and sizes. The last
+// line of defence: whatever reaches an op, nothing is read out of bounds.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "layer.h"
+
+namespace fastrnn {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+#define FASTRNN_CHECK(condition, ...) STD_TORCH_CHECK(condition, "fastrnn: ", __VA_ARGS__)
+
+struct CellInfo {
+  const char* name;
+  int64_t gates, saved;
+  bool has_c;
+};
+
+// The arguments that all ops share, checked and contiguous.
+struct Arguments {
+  Tensor input;
+  Tensor h0;
+  OptionalTensor c0;
+  std::vector<Tensor> weights;
+  int cell;  // position in the list of cells
+  CellInfo info;
+  bool bias, packed;
+  int64_t per_direction;  // weights of a direction
+  Sizes size;
+  std::vector<int64_t> active, offset;
+
+  torch::headeronly::ScalarType dtype() const { return input.scalar_type(); }
+
+  // Leading sizes of the input: (T, N) or (rows,); with one more they are those of the output.
+  std::vector<int64_t> output_shape() const {
+    const int64_t width = size.directions * size.state;
+    return packed ? std::vector<int64_t>{size.rows, width}
+                  : std::vector<int64_t>{size.steps, size.batch, width};
+  }
+  Tensor empty(const std::vector<int64_t>& shape) const {
+    return torch::stable::empty(shape, dtype(), std::nullopt, input.device());
+  }
+
+  Arguments(const Tensor& input_, const OptionalTensor& batch_sizes, const Tensor& h0_,
+            const OptionalTensor& c0_, const std::vector<Tensor>& weights_,
+            const std::string& cell_name, bool bias_);
+
+ private:
+  void check(const char* what, const Tensor& t, const std::vector<int64_t>& shape) const {
+    const auto sizes = t.sizes();
+    bool same = sizes.size() == shape.size();
+    for (size_t i = 0; same && i < shape.size(); ++i) same = sizes[i] == shape[i];
+    FASTRNN_CHECK(same, what, " has the wrong shape: expected ", text(shape), ", got ",
+                  text({sizes.begin(), sizes.end()}));
+    check_type(what, t);
+  }
+  void check_type(const char* what, const Tensor& t) const {
+    FASTRNN_CHECK(t.scalar_type() == dtype(), what, " and input differ in dtype");
+    FASTRNN_CHECK(t.device() == input.device(), what, " and input are on different devices");
+  }
+  static std::string text(const std::vector<int64_t>& shape) {
+    std::string out = "(";
+    for (size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + std::to_string(shape[i]);
+    return out + ")";
+  }
+};
+
+inline int find_cell(const std::string& name, CellInfo& info);
+
+inline Arguments::Arguments(const Tensor& input_, const OptionalTensor& batch_sizes,
+                            const Tensor& h0_, const OptionalTensor& c0_,
+                            const std::vector<Tensor>& weights_, const std::string& cell_name,
+                            bool bias_)
+    : input(torch::stable::contiguous(input_)),
+      h0(torch::stable::contiguous(h0_)),
+      bias(bias_),
+      packed(batch_sizes.has_value()) {
+  cell = find_cell(cell_name, info);
+  FASTRNN_CHECK(cell >= 0, "unknown cell '", cell_name, "'");
+  FASTRNN_CHECK(input.dim() == (packed ? 2 : 3), "input must have ", packed ? 2 : 3,
+                " dimensions, got ", input.dim());
+  FASTRNN_CHECK(h0.dim() == 3, "h0 must have 3 dimensions, got ", h0.dim());
+  size = {};
+  size.directions = h0.size(0);
+  FASTRNN_CHECK(size.directions == 1 || size.directions == 2, "1 or 2 directions, got ",
+                size.directions);
+  per_direction = static_cast<int64_t>(weights_.size()) / size.directions;
+  size.projected = info.has_c && per_direction == (bias ? 5 : 3);
+  FASTRNN_CHECK(static_cast<int64_t>(weights_.size()) ==
+                    size.directions * (2 + 2 * bias + size.projected),
+                "wrong number of weights: ", weights_.size());
+  FASTRNN_CHECK(weights_[0].dim() == 2 && weights_[0].size(0) % info.gates == 0,
+                "w_ih must be (gates * hidden_size, input_size)");
+  size.hidden = weights_[0].size(0) / info.gates;
+  size.input = input.size(packed ? 1 : 2);
+  size.state = h0.size(2);
+  size.batch = h0.size(1);
+  FASTRNN_CHECK(size.hidden > 0 && size.input > 0 && size.state > 0,
+                "input_size and hidden_size must be greater than zero");
+
+  if (packed) {
+    const Tensor& counts = *batch_sizes;
+    FASTRNN_CHECK(counts.is_cpu() && counts.dim() == 1 &&
+                      counts.scalar_type() == torch::headeronly::ScalarType::Long,
+                  "batch_sizes must be a 1-D int64 tensor on the CPU");
+    const Tensor dense = torch::stable::contiguous(counts);
+    const auto* data = static_cast<const int64_t*>(dense.const_data_ptr());
+    active.assign(data, data + dense.numel());
+  } else {
+    active.assign(input.size(0), size.batch);
+    FASTRNN_CHECK(input.size(1) == size.batch, "Expected hidden size (", size.directions, ", ",
+                  input.size(1), ", ", size.state, "), got ", size.batch, " batch rows");
+  }
+  size.steps = static_cast<int64_t>(active.size());
+  FASTRNN_CHECK(size.steps > 0, "Expected sequence length to be larger than 0 in RNN");
+  for (int64_t t = 0; t < size.steps; ++t) {
+    FASTRNN_CHECK(active[t] >= (packed ? 1 : 0) && active[t] <= (t ? active[t - 1] : size.batch),
+                  "batch_sizes must be positive and must not increase");
+    offset.push_back(size.rows);
+    size.rows += active[t];
+  }
+  FASTRNN_CHECK(active[0] == size.batch, "h0 has ", size.batch, " batch rows, the input ",
+                active[0]);
+  FASTRNN_CHECK(!packed || size.rows == input.size(0), "batch_sizes add up to ", size.rows,
+                ", the packed input has ", input.size(0), " rows");
+  size.active = active.data();
+  size.offset = offset.data();
+
+  FASTRNN_CHECK(c0_.has_value() == info.has_c, "c0 belongs to an LSTM, and only there");
+  FASTRNN_CHECK(size.projected || size.state == size.hidden, "h0 has ", size.state,
+                " columns, hidden_size is ", size.hidden);
+  check_type("h0", h0);
+  if (c0_) {
+    check("c0", *c0_, {size.directions, size.batch, size.hidden});
+    c0 = torch::stable::contiguous(*c0_);
+  }
+  const int64_t gated = info.gates * size.hidden;
+  for (size_t i = 0; i < weights_.size(); ++i) {
+    const int64_t which = static_cast<int64_t>(i) % per_direction;
+    if (which == 0) {
+      check("w_ih", weights_[i], {gated, size.input});
+    } else if (which == 1) {
+      check("w_hh", weights_[i], {gated, size.state});
+    } else if (bias && which < 4) {
+      check("bias", weights_[i], {gated});
+    } else {
+      check("w_hr", weights_[i], {size.state, size.hidden});
+    }
+    weights.push_back(torch::stable::contiguous(weights_[i]));
+  }
+}
+
+}  // namespace fastrnn

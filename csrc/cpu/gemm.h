@@ -1,0 +1,309 @@
+// Matrix products over packed panels.
+//
+// A panel holds NV registers' worth of columns of the right-hand matrix, k-major: row k of a panel
+// is NV kLanes consecutive numbers. A micro-kernel keeps R x NV accumulators in registers and runs
+// down a panel once for R rows of the left-hand matrix. Every element of a result is summed over k
+// in ascending order, with the same operations whatever R is, so a row's result depends neither on
+// the rows beside it nor on how rows are given to threads.
+#pragma once
+
+#include <cstdlib>
+
+#include "cpu/isa.h"
+#include "cpu/vec.h"
+
+namespace FASTRNN_NAMESPACE {
+
+FASTRNN_FN int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+FASTRNN_FN int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+FASTRNN_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+FASTRNN_FN int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+struct Range {
+  int64_t first, last;
+  int64_t count() const { return last - first; }
+};
+
+// 32 registers: 24 accumulators, NV weights, some broadcasts. 16 registers: 12, and one weight.
+inline constexpr int kAccumulators = FASTRNN_REGISTERS == 32 ? 24 : 12;
+template <int NV>
+inline constexpr int kTileRows = kAccumulators / NV;
+template <class T, int NV>
+inline constexpr int kWidth = NV * kLanes<T>;
+// Bytes of a panel that a micro-kernel runs over at once: half of the first-level cache.
+inline constexpr int64_t kPanelBytes = 16 * 1024;
+// Vectors a panel has in products that belong to no cell.
+inline constexpr int kPlain = 2;
+
+// Memory for one call, aligned to a cache line.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) {
+    if (count <= 0) return;
+    const size_t bytes = static_cast<size_t>(round_up(count * int64_t{sizeof(T)}, 64));
+    data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+    if (data_ == nullptr) std::abort();
+    if (fastrnn::cpu::poison) memset(data_, 0xff, bytes);
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  operator T*() const { return data_; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+// out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows. Rows of a are lda apart, or, with Packed,
+// a is k-major with R numbers a step. out may be init.
+template <class T, int NV, int R, bool Packed>
+void micro(const T* a, int64_t lda, const T* panel, int64_t k, const T* init, int64_t ld_init,
+           T* out, int64_t ld_out) {
+  using V = Vec<T>;
+  constexpr int kLane = kLanes<T>;
+  V acc[R][NV];
+  FASTRNN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < NV; ++v) acc[r][v] = load<V>(init + r * ld_init + v * kLane);
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    // The shorter side stays in registers while the other passes by: one register for it.
+    const auto left = [&](int r) { return set1<V>(Packed ? a[r] : a[r * lda]); };
+    const auto right = [&](int v) { return load<V>(panel + v * kLane); };
+    if constexpr (R >= NV) {
+      V w[NV];
+      FASTRNN_UNROLL
+      for (int v = 0; v < NV; ++v) w[v] = right(v);
+      FASTRNN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const V x = left(r);
+        FASTRNN_UNROLL
+        for (int v = 0; v < NV; ++v) acc[r][v] += x * w[v];
+      }
+    } else {
+      V x[R];
+      FASTRNN_UNROLL
+      for (int r = 0; r < R; ++r) x[r] = left(r);
+      FASTRNN_UNROLL
+      for (int v = 0; v < NV; ++v) {
+        const V w = right(v);
+        FASTRNN_UNROLL
+        for (int r = 0; r < R; ++r) acc[r][v] += x[r] * w;
+      }
+    }
+    a += Packed ? R : 1;
+    panel += NV * kLane;
+  }
+  FASTRNN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    FASTRNN_UNROLL
+    for (int v = 0; v < NV; ++v) store<V>(out + r * ld_out + v * kLane, acc[r][v]);
+  }
+}
+
+template <class T>
+using Micro = void(const T*, int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t);
+
+template <class T, int NV, int... R>
+constexpr auto micro_table(std::integer_sequence<int, R...>) {
+  struct Table {
+    Micro<T>* by_rows[sizeof...(R)];
+  };
+  return Table{{&micro<T, NV, R + 1, false>...}};
+}
+
+// Streams the rows [0, m) of a [*, k] through one panel and hands each finished tile of at most
+// kTileRows<NV> rows to done(tile, first_row, rows), tile being [rows, kWidth]. init [kWidth] is
+// where every row starts; partial [m, kWidth] is scratch.
+template <class T, int NV, class Done>
+void product(const T* a, int64_t lda, int64_t m, int64_t k, const T* panel, const T* init,
+             T* partial, Done&& done) {
+  static constexpr auto kMicro =
+      micro_table<T, NV>(std::make_integer_sequence<int, kTileRows<NV>>{});
+  constexpr int64_t kLd = kWidth<T, NV>;
+  alignas(64) T tile[kTileRows<NV> * kLd];
+  const int64_t blocks = max(1, k * kLd * int64_t{sizeof(T)} / kPanelBytes);
+  const int64_t k_block = ceil_div(k, blocks);
+  for (int64_t from = 0; from < k; from += k_block) {
+    const int64_t count = min(k_block, k - from);
+    const bool last = from + count == k;
+    for (int64_t i = 0; i < m; i += kTileRows<NV>) {
+      const int64_t rows = min(kTileRows<NV>, m - i);
+      T* const out = last ? tile : partial + i * kLd;
+      const T* const start = from == 0 ? init : partial + i * kLd;
+      kMicro.by_rows[rows - 1](a + i * lda + from, lda, panel + from * kLd, count, start,
+                               from == 0 ? 0 : kLd, out, kLd);
+      if (last) done(static_cast<const T*>(tile), i, rows);
+    }
+  }
+}
+
+// A right-hand matrix and its panels. `Transposed` says how it lies: the columns of the product
+// are rows of w [columns, k] (a weight in a forward product), or columns of w [k, columns].
+// Groups > 1 interleaves: a panel takes NV / Groups registers from each of Groups blocks of
+// `columns` columns, so that all gates of the same units meet in one tile.
+// keep = false packs a panel each time it is asked for, into the caller's scratch [stride()]:
+// cheaper when every panel is used once.
+template <class T, int NV, int Groups, bool Transposed>
+struct Panels {
+  static constexpr int kLane = kLanes<T>;
+  static constexpr int kPerGroup = NV / Groups;
+  static constexpr int64_t kUnits = kPerGroup * kLane;  // columns of each group in a panel
+
+  const T* const w;
+  const int64_t k, columns;  // rows of w are `ld` apart
+  const int64_t ld;
+  Buffer<T> packed;  // [count(), k, kWidth], or null
+
+  Panels(const T* weight, int64_t depth, int64_t width, bool keep)
+      : w(weight),
+        k(depth),
+        columns(width),
+        ld(Transposed ? depth : width),
+        packed(keep ? count() * stride() : 0) {}
+
+  int64_t count() const { return w ? ceil_div(columns, kUnits) : 0; }
+  int64_t stride() const { return k * kWidth<T, NV>; }
+  int64_t scratch() const { return packed ? 0 : stride(); }
+
+  const T* get(int64_t panel, T* scratch) const {
+    if (packed) return packed + panel * stride();
+    pack(panel, scratch);
+    return scratch;
+  }
+  void keep(int64_t panel) { pack(panel, packed + panel * stride()); }
+
+  void pack(int64_t panel, T* out) const {
+    if (w == nullptr) return void(memset(out, 0, stride() * sizeof(T)));
+    for (int g = 0; g < Groups; ++g)
+      for (int u = 0; u < kPerGroup; ++u) {
+        const int64_t column = panel * kUnits + u * kLane;
+        const int64_t valid = max(0, min(kLane, columns - column));
+        pack_register(g * columns + column, valid, out + (g * kPerGroup + u) * kLane);
+      }
+  }
+
+ private:
+  // One register's worth of columns, all k, zero beyond the valid ones.
+  void pack_register(int64_t column, int64_t valid, T* out) const {
+    using V = Vec<T>;
+    constexpr int64_t kOut = kWidth<T, NV>;
+    int64_t i = 0;
+    if (valid == kLane) {
+      if constexpr (Transposed) {
+        const T* const from = w + column * ld;
+        for (; i + kLane <= k; i += kLane) {
+          V block[kLane];
+          FASTRNN_UNROLL
+          for (int l = 0; l < kLane; ++l) block[l] = load<V>(from + l * ld + i);
+          transpose<T>(block);
+          FASTRNN_UNROLL
+          for (int l = 0; l < kLane; ++l) store<V>(out + (i + l) * kOut, block[l]);
+        }
+      } else {
+        for (; i < k; ++i) store<V>(out + i * kOut, load<V>(w + i * ld + column));
+      }
+    }
+    for (; i < k; ++i)
+      for (int64_t l = 0; l < kLane; ++l) {
+        const int64_t at = Transposed ? (column + l) * ld + i : i * ld + column + l;
+        out[i * kOut + l] = l < valid ? w[at] : T(0);
+      }
+  }
+};
+
+// c[i, j] = sum over k of a(k)[i] b(k)[j], k in [0, depth), for a range of i and all j in [0, n):
+// the gradient of a weight. a and b return the row k of the left and right matrix.
+template <class T, class RowsA, class RowsB>
+void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c) {
+  using V = Vec<T>;
+  const auto [first, last] = range;
+  const int64_t ldc = n;
+  constexpr int64_t kRows = kTileRows<kPlain>;
+  constexpr int64_t kLd = kWidth<T, kPlain>;
+  constexpr int64_t kDepth = kPanelBytes / (kLd * sizeof(T));
+  constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
+  if (k == 0) {
+    for (int64_t i = first; i < last; ++i) memset(c + i * ldc, 0, n * sizeof(T));
+    return;
+  }
+  const int64_t panels = ceil_div(n, kLd);
+  Buffer<T> right(panels * kDepth * kLd), left(kBlock * kDepth);
+  alignas(64) T tile[kRows * kLd];
+  for (int64_t from = 0; from < k; from += kDepth) {
+    const int64_t depth = min(kDepth, k - from);
+    for (int64_t i = 0; i < depth; ++i) {
+      const T* row = b(from + i);
+      for (int64_t p = 0; p < panels; ++p) {
+        T* out = right + (p * kDepth + i) * kLd;
+        const int64_t valid = min(kLd, n - p * kLd);
+        if (valid == kLd) {
+          FASTRNN_UNROLL
+          for (int v = 0; v < kPlain; ++v)
+            store<V>(out + v * kLanes<T>, load<V>(row + p * kLd + v * kLanes<T>));
+        } else {
+          for (int64_t l = 0; l < kLd; ++l) out[l] = l < valid ? row[p * kLd + l] : T(0);
+        }
+      }
+    }
+    for (int64_t block = first; block < last; block += kBlock) {
+      const int64_t block_rows = min(kBlock, last - block);
+      for (int64_t i = 0; i < depth; ++i) {
+        const T* row = a(from + i) + block;
+        for (int64_t r = 0; r < block_rows; r += kRows) {
+          T* out = left + (r * kDepth) + i * kRows;
+          if (r + kRows <= block_rows) {
+            FASTRNN_UNROLL
+            for (int l = 0; l < kRows; ++l) out[l] = row[r + l];
+          } else {
+            for (int64_t l = 0; l < kRows; ++l) out[l] = r + l < block_rows ? row[r + l] : T(0);
+          }
+        }
+      }
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t columns = min(kLd, n - p * kLd);
+        for (int64_t r = 0; r < block_rows; r += kRows) {
+          const int64_t rows = min(kRows, block_rows - r);
+          T* const out = c + (block + r) * ldc + p * kLd;
+          const bool whole = rows == kRows && columns == kLd;
+          if (from == 0 || !whole) memset(tile, 0, sizeof(tile));
+          if (from != 0 && !whole)
+            for (int64_t i = 0; i < rows; ++i)
+              memcpy(tile + i * kLd, out + i * ldc, columns * sizeof(T));
+          const bool direct = whole && from != 0;
+          micro<T, kPlain, kRows, true>(left + r * kDepth, 0, right + p * kDepth * kLd, depth,
+                                        direct ? out : tile, direct ? ldc : kLd,
+                                        whole ? out : tile, whole ? ldc : kLd);
+          if (!whole)
+            for (int64_t i = 0; i < rows; ++i)
+              memcpy(out + i * ldc, tile + i * kLd, columns * sizeof(T));
+        }
+      }
+    }
+  }
+}
+
+// sum[i] = sum over k of a(k)[i], k in [0, depth), for a range of i: the gradient of a bias.
+template <class T, class Rows>
+void column_sums(int64_t k, Range range, Rows&& a, T* sum) {
+  using V = Vec<T>;
+  constexpr int kRegisters = 4;
+  constexpr int64_t kColumns = kRegisters * kLanes<T>;
+  for (int64_t i = range.first; i < range.last; i += kColumns) {
+    T lanes[kColumns] = {};
+    if (i + kColumns <= range.last) {
+      V acc[kRegisters] = {};
+      for (int64_t row = 0; row < k; ++row)
+        for (int v = 0; v < kRegisters; ++v) acc[v] += load<V>(a(row) + i + v * kLanes<T>);
+      memcpy(lanes, acc, sizeof(acc));
+    } else {
+      for (int64_t row = 0; row < k; ++row)
+        for (int64_t l = 0; l < range.last - i; ++l) lanes[l] += a(row)[i + l];
+    }
+    memcpy(sum + i, lanes, min(kColumns, range.last - i) * sizeof(T));
+  }
+}
+
+}  // namespace FASTRNN_NAMESPACE

@@ -1,0 +1,24 @@
+// The instruction sets that this build holds and this CPU offers, and the one in use.
+#pragma once
+
+#include "layer.h"
+
+namespace fastrnn::cpu {
+
+// One function per isa_*.cpp: its kernels, or null where the compiler does not target it.
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx2();
+const Kernels* kernels_portable();
+
+int isa_count();
+const char* isa_name(int i);  // best first, i in [0, isa_count())
+const char* isa_current();
+bool isa_select(const char* name);  // false if this CPU or this build lacks it
+
+const Kernels& kernels();  // of the current one
+
+// Tests set it: memory that kernels allocate starts as NaN, to catch reads of what was never
+// written.
+extern bool poison;
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,31 @@
+// x86 with AVX2 and FMA: Intel since Haswell (2013), AMD since Excavator (2015).
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "cpu/isa.h"
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#define FASTRNN_NAMESPACE fastrnn::cpu::avx2
+#define FASTRNN_ISA_NAME "avx2"
+#define FASTRNN_BYTES 32
+#define FASTRNN_REGISTERS 16
+#include "cpu/table.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#define FASTRNN_TABLE &avx2::kTable
+#else
+#define FASTRNN_TABLE nullptr
+#endif
+
+namespace fastrnn::cpu {
+const Kernels* kernels_avx2() { return FASTRNN_TABLE; }
+}  // namespace fastrnn::cpu

@@ -1,0 +1,31 @@
+// x86 with AVX-512 F, VL, DQ and BW: Intel since Skylake-SP (2017), AMD since Zen 4 (2022).
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "cpu/isa.h"
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
+#endif
+#define FASTRNN_NAMESPACE fastrnn::cpu::avx512
+#define FASTRNN_ISA_NAME "avx512"
+#define FASTRNN_BYTES 64
+#define FASTRNN_REGISTERS 32
+#include "cpu/table.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#define FASTRNN_TABLE &avx512::kTable
+#else
+#define FASTRNN_TABLE nullptr
+#endif
+
+namespace fastrnn::cpu {
+const Kernels* kernels_avx512() { return FASTRNN_TABLE; }
+}  // namespace fastrnn::cpu
