@@ -32,8 +32,10 @@ template <class T, int NV>
 inline constexpr int kWidth = NV * kLanes<T>;
 // Bytes of a panel that a micro-kernel runs over at once: half of the first-level cache.
 inline constexpr int64_t kPanelBytes = 16 * 1024;
-// Vectors a panel has in products that belong to no cell.
-inline constexpr int kPlain = 2;
+// Registers of a panel. Inside the loop over time it is wide, so that even a single row has enough
+// independent sums to hide the latency of an FMA; products over all rows waste less at the edges
+// when it is narrow.
+inline constexpr int kWide = 4, kNarrow = 2;
 
 // Memory for one call, aligned to a cache line.
 template <class T>
@@ -106,37 +108,46 @@ void micro(const T* a, int64_t lda, const T* panel, int64_t k, const T* init, in
 template <class T>
 using Micro = void(const T*, int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t);
 
-template <class T, int NV, int... R>
-constexpr auto micro_table(std::integer_sequence<int, R...>) {
-  struct Table {
-    Micro<T>* by_rows[sizeof...(R)];
-  };
-  return Table{{&micro<T, NV, R + 1, false>...}};
+template <class T, int NV>
+struct Micros {
+  Micro<T>* by_rows[kTileRows<NV>];  // for 1, 2, ... rows
+
+  template <int... R>
+  static constexpr Micros all(std::integer_sequence<int, R...>) {
+    return {{&micro<T, NV, R + 1, false>...}};
+  }
+};
+template <class T, int NV>
+inline constexpr Micros<T, NV> kMicros =
+    Micros<T, NV>::all(std::make_integer_sequence<int, kTileRows<NV>>{});
+
+// Height of the next tile when m rows are left: all tiles about equally high.
+template <int NV>
+FASTRNN_INLINE int64_t tile_rows(int64_t m) {
+  return ceil_div(m, ceil_div(m, kTileRows<NV>));
 }
 
-// Streams the rows [0, m) of a [*, k] through one panel and hands each finished tile of at most
-// kTileRows<NV> rows to done(tile, first_row, rows), tile being [rows, kWidth]. init [kWidth] is
-// where every row starts; partial [m, kWidth] is scratch.
-template <class T, int NV, class Done>
-void product(const T* a, int64_t lda, int64_t m, int64_t k, const T* panel, const T* init,
-             T* partial, Done&& done) {
-  static constexpr auto kMicro =
-      micro_table<T, NV>(std::make_integer_sequence<int, kTileRows<NV>>{});
-  constexpr int64_t kLd = kWidth<T, NV>;
-  alignas(64) T tile[kTileRows<NV> * kLd];
-  const int64_t blocks = max(1, k * kLd * int64_t{sizeof(T)} / kPanelBytes);
-  const int64_t k_block = ceil_div(k, blocks);
-  for (int64_t from = 0; from < k; from += k_block) {
-    const int64_t count = min(k_block, k - from);
-    const bool last = from + count == k;
-    for (int64_t i = 0; i < m; i += kTileRows<NV>) {
-      const int64_t rows = min(kTileRows<NV>, m - i);
-      T* const out = last ? tile : partial + i * kLd;
-      const T* const start = from == 0 ? init : partial + i * kLd;
-      kMicro.by_rows[rows - 1](a + i * lda + from, lda, panel + from * kLd, count, start,
-                               from == 0 ? 0 : kLd, out, kLd);
-      if (last) done(static_cast<const T*>(tile), i, rows);
+// Depth that a panel is cut into, so that a piece stays in the first-level cache for all rows.
+template <class T, int NV>
+FASTRNN_INLINE int64_t panel_depth(int64_t k) {
+  return ceil_div(k, max(1, k * kWidth<T, NV> * int64_t{sizeof(T)} / kPanelBytes));
+}
+
+// out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being kWidth wide. ld_init may be
+// 0, one row for all. out may be init.
+template <class T, int NV>
+void multiply(const T* a, int64_t lda, int64_t m, int64_t k, const T* panel, const T* init,
+              int64_t ld_init, T* out, int64_t ld_out) {
+  const int64_t depth = panel_depth<T, NV>(k);
+  for (int64_t from = 0; from < k; from += depth) {
+    for (int64_t i = 0, rows; i < m; i += rows) {
+      rows = tile_rows<NV>(m - i);
+      kMicros<T, NV>.by_rows[rows - 1](a + i * lda + from, lda, panel + from * kWidth<T, NV>,
+                                       min(depth, k - from), init + i * ld_init, ld_init,
+                                       out + i * ld_out, ld_out);
     }
+    init = out;
+    ld_init = ld_out;
   }
 }
 
@@ -214,21 +225,20 @@ struct Panels {
   }
 };
 
-// c[i, j] = sum over k of a(k)[i] b(k)[j], k in [0, depth), for a range of i and all j in [0, n):
-// the gradient of a weight. a and b return the row k of the left and right matrix.
+// c[i, j] (+)= sum over k of a(k)[i] b(k)[j], k in [0, depth), for a range of i and all j in [0, n):
+// the gradient of a weight. a and b return the row k of the left and right matrix; `add` keeps what
+// c holds.
 template <class T, class RowsA, class RowsB>
-void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c) {
+void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c,
+           bool add) {
   using V = Vec<T>;
   const auto [first, last] = range;
   const int64_t ldc = n;
-  constexpr int64_t kRows = kTileRows<kPlain>;
-  constexpr int64_t kLd = kWidth<T, kPlain>;
+  constexpr int64_t kRows = kTileRows<kNarrow>;
+  constexpr int64_t kLd = kWidth<T, kNarrow>;
   constexpr int64_t kDepth = kPanelBytes / (kLd * sizeof(T));
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
-  if (k == 0) {
-    for (int64_t i = first; i < last; ++i) memset(c + i * ldc, 0, n * sizeof(T));
-    return;
-  }
+  if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
   const int64_t panels = ceil_div(n, kLd);
   Buffer<T> right(panels * kDepth * kLd), left(kBlock * kDepth);
   alignas(64) T tile[kRows * kLd];
@@ -241,7 +251,7 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c) {
         const int64_t valid = min(kLd, n - p * kLd);
         if (valid == kLd) {
           FASTRNN_UNROLL
-          for (int v = 0; v < kPlain; ++v)
+          for (int v = 0; v < kNarrow; ++v)
             store<V>(out + v * kLanes<T>, load<V>(row + p * kLd + v * kLanes<T>));
         } else {
           for (int64_t l = 0; l < kLd; ++l) out[l] = l < valid ? row[p * kLd + l] : T(0);
@@ -268,12 +278,13 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c) {
           const int64_t rows = min(kRows, block_rows - r);
           T* const out = c + (block + r) * ldc + p * kLd;
           const bool whole = rows == kRows && columns == kLd;
-          if (from == 0 || !whole) memset(tile, 0, sizeof(tile));
-          if (from != 0 && !whole)
+          const bool keep = add || from > 0;
+          if (!keep || !whole) memset(tile, 0, sizeof(tile));
+          if (keep && !whole)
             for (int64_t i = 0; i < rows; ++i)
               memcpy(tile + i * kLd, out + i * ldc, columns * sizeof(T));
-          const bool direct = whole && from != 0;
-          micro<T, kPlain, kRows, true>(left + r * kDepth, 0, right + p * kDepth * kLd, depth,
+          const bool direct = whole && keep;
+          micro<T, kNarrow, kRows, true>(left + r * kDepth, 0, right + p * kDepth * kLd, depth,
                                         direct ? out : tile, direct ? ldc : kLd,
                                         whole ? out : tile, whole ? ldc : kLd);
           if (!whole)
@@ -285,24 +296,27 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c) {
   }
 }
 
-// sum[i] = sum over k of a(k)[i], k in [0, depth), for a range of i: the gradient of a bias.
+// sum[i] (+)= sum over k of a(k)[i], k in [0, depth), for a range of i: the gradient of a bias.
 template <class T, class Rows>
-void column_sums(int64_t k, Range range, Rows&& a, T* sum) {
+void column_sums(int64_t k, Range range, Rows&& a, T* sum, bool add) {
   using V = Vec<T>;
   constexpr int kRegisters = 4;
   constexpr int64_t kColumns = kRegisters * kLanes<T>;
   for (int64_t i = range.first; i < range.last; i += kColumns) {
     T lanes[kColumns] = {};
-    if (i + kColumns <= range.last) {
-      V acc[kRegisters] = {};
+    const int64_t columns = min(kColumns, range.last - i);
+    if (add) memcpy(lanes, sum + i, columns * sizeof(T));
+    if (columns == kColumns) {
+      V acc[kRegisters];
+      memcpy(acc, lanes, sizeof(acc));
       for (int64_t row = 0; row < k; ++row)
         for (int v = 0; v < kRegisters; ++v) acc[v] += load<V>(a(row) + i + v * kLanes<T>);
       memcpy(lanes, acc, sizeof(acc));
     } else {
       for (int64_t row = 0; row < k; ++row)
-        for (int64_t l = 0; l < range.last - i; ++l) lanes[l] += a(row)[i + l];
+        for (int64_t l = 0; l < columns; ++l) lanes[l] += a(row)[i + l];
     }
-    memcpy(sum + i, lanes, min(kColumns, range.last - i) * sizeof(T));
+    memcpy(sum + i, lanes, columns * sizeof(T));
   }
 }
 

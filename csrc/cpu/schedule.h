@@ -1,11 +1,11 @@
 // How a CPU runs a layer.
 //
-// Forward, for one chunk of time steps after the other, small enough to stay in the cache:
-// the input part of the pre-activations of all its rows in one product, then the loop over time,
-// in which the recurrent product of a step and the cell's arithmetic meet in one tile: when the
-// micro-kernel has run down a panel, all gates of its units are in hand. Backward runs the loop
-// in the opposite order, with the cell's derivatives in the tile, and ends with one product each,
-// over all rows, for the gradients of the input and of every weight.
+// Both passes go through time in chunks of steps that stay in the cache. Forward: the input part of
+// the pre-activations of all rows of a chunk in one product, then its steps one after the other;
+// when a micro-kernel has run down a panel of W_hh, all gates of its units are in one tile, and the
+// cell's arithmetic follows at once. Backward: the steps of a chunk in the opposite order, each the
+// cell's derivatives along the rows and then the product that carries them to the step before, and
+// after the chunk one product each for the gradients of its inputs and of every weight.
 //
 // Work is given to threads by direction and by batch rows, which never meet; products over all
 // rows are split by rows of their result.
@@ -19,9 +19,10 @@ namespace FASTRNN_NAMESPACE {
 using fastrnn::Parallel;
 using fastrnn::Sizes;
 
-// Rows of a left-hand matrix that pass through one panel together.
-inline constexpr int64_t kRowBlock = 120;
-// A chunk's pre-activations take half of a second-level cache.
+// Rows of a left-hand matrix that pass through one panel together, and the least rows of a forward
+// chunk; a backward chunk has as many as a weight's gradient sums at a time.
+inline constexpr int64_t kRowBlock = 120, kBackwardRows = 256;
+// A forward chunk's pre-activations take half of a second-level cache, if they are not fewer rows.
 inline constexpr int64_t kChunkBytes = 256 * 1024;
 // Below this many multiplications a layer runs on one thread: waking another costs as much.
 inline constexpr int64_t kThreadWork = 1 << 19;
@@ -67,7 +68,7 @@ template <class Cell, class T>
 struct Layer {
   using V = Vec<T>;
   static constexpr int64_t G = Cell::kGates, S = Cell::kSaved;
-  static constexpr int kUnitRegisters = G == 1 ? 2 : 1;
+  static constexpr int kUnitRegisters = G == 1 ? kWide : 1;
   static constexpr int kGated = G * kUnitRegisters;  // registers of a panel of gates
   static constexpr int64_t kPad = 64 / sizeof(T);
 
@@ -88,8 +89,8 @@ struct Layer {
         P(s.state),
         D(s.directions),
         N(s.batch),
-        ld_cell(round_up(H, kPlain * kLanes<T>) + kPad),
-        ld_state(round_up(P, kPlain * kLanes<T>) + kPad),
+        ld_cell(round_up(H, kWidth<T, kWide>) + kPad),
+        ld_state(round_up(P, kWidth<T, kWide>) + kPad),
         parallel{s.rows * G * H * (I + P) < kThreadWork ? 1 : threads.threads, threads.run},
         blocks(max(1, min(ceil_div(parallel.threads, D), N / 2))) {}
 
@@ -122,6 +123,14 @@ struct Layer {
     return range;
   }
 
+  // Steps of a chunk that has at least `rows` rows where the batch is full.
+  int64_t chunk(int64_t rows) const { return min(s.steps, ceil_div(rows, max(1, N))); }
+  // Rows of the matrices that a range of steps owns.
+  Range rows_of(int64_t d, Range steps) const {
+    const int64_t a = time(d, steps.first), b = time(d, steps.last - 1);
+    return {s.offset[min(a, b)], s.offset[max(a, b)] + s.active[max(a, b)]};
+  }
+
   T* gates(int64_t d, int64_t row) const { return f.gates + (d * s.rows + row) * S * H; }
   T* cells(int64_t d, int64_t row) const { return f.cells + (d * s.rows + row) * H; }
   T* hidden(int64_t d, int64_t row) const { return f.hidden + (d * s.rows + row) * H; }
@@ -135,25 +144,24 @@ class ForwardPass : Layer<Cell, T> {
   using Base = Layer<Cell, T>;
   using typename Base::V;
   using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::kGated,
-      Base::ld_cell, Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::s, Base::S;
+      Base::kUnitRegisters, Base::ld_cell, Base::ld_state, Base::N, Base::P, Base::parallel,
+      Base::row, Base::rows_of, Base::s, Base::S;
   using Gated = Panels<T, kGated, int(Base::G), true>;
-  using Plain = Panels<T, kPlain, 1, true>;
+  using Projection = Panels<T, kWide, 1, true>;
   static constexpr int64_t kLd = kWidth<T, kGated>;
 
   struct Direction {
     Gated ih, hh;
-    Plain hr;
-    Buffer<T> b_ih, b_hh;  // [panels, kLd], interleaved like the panels
-    Buffer<T> x_part;      // [rows of a chunk, x_row] unless it lives in `gates`
+    Projection hr;
+    Buffer<T> b_ih, b_hh;  // [panels, kLd] interleaved like the panels
+    Buffer<T> x_part;      // [panels, rows of a chunk, kLd] W_ih x + b, tile by tile
     Buffer<T> h;           // [2, N, ld_state] h of the last step and of this one
     Buffer<T> c;           // [N, ld_cell]
     Buffer<T> m;           // [N, ld_cell] o tanh(c), before the projection
   };
 
   const bool keep_;      // packed weights; a single step uses every panel once
-  const bool in_place_;  // saved planes take the place of the pre-activations they come from
   const int64_t chunk_;  // time steps
-  const int64_t x_row_, x_plane_;
   Direction direction_[2];
   Buffer<T> zero_;
 
@@ -163,10 +171,10 @@ class ForwardPass : Layer<Cell, T> {
     const int64_t panels = ceil_div(H, Gated::kUnits);
     return {Gated(w.w_ih, I, H, used && keep_),
             Gated(w.w_hh, P, H, used && keep_),
-            Plain(w.w_hr, H, P, used && keep_),
+            Projection(w.w_hr, H, P, used && keep_),
             Buffer<T>(used ? panels * kLd : 0),
             Buffer<T>(used ? panels * kLd : 0),
-            Buffer<T>(used && !in_place_ ? chunk_ * N * x_row_ : 0),
+            Buffer<T>(used ? panels * chunk_ * N * kLd : 0),
             Buffer<T>(used ? 2 * N * ld_state : 0),
             Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
             Buffer<T>(used && s.projected ? N * ld_cell : 0)};
@@ -176,16 +184,11 @@ class ForwardPass : Layer<Cell, T> {
   ForwardPass(const fastrnn::Forward<T>& forward, const Parallel& threads)
       : Base(forward, threads),
         keep_(s.steps > 1),
-        in_place_(f.save && Cell::kSaved >= Cell::kGates),
-        chunk_(min(s.steps, max(kChunkBytes / (max(1, N) * G * H * int64_t{sizeof(T)}),
-                                ceil_div(kRowBlock, max(1, N))))),
-        x_row_(in_place_ ? S * H : G * ld_cell),
-        x_plane_(in_place_ ? H : ld_cell),
+        chunk_(this->chunk(max(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)})))),
         direction_{make(0), make(1)},
-        zero_(kWidth<T, kPlain>) {}
+        zero_(kLd > kWidth<T, kWide> ? kLd : kWidth<T, kWide>) {}
 
   void operator()() {
-    memset(zero_, 0, kWidth<T, kPlain> * sizeof(T));
     prepare();
     for (int64_t from = 0; from < s.steps; from += chunk_) {
       const Range steps{from, min(s.steps, from + chunk_)};
@@ -200,9 +203,10 @@ class ForwardPass : Layer<Cell, T> {
  private:
   // Packs weights and biases, and copies the initial states.
   void prepare() {
-    const int64_t gated = direction_[0].ih.count(), plain = direction_[0].hr.count();
+    memset(zero_, 0, max(kLd, kWidth<T, kWide>) * sizeof(T));
+    const int64_t gated = direction_[0].ih.count(), projection = direction_[0].hr.count();
     if (keep_)
-      run(parallel, D * (2 * gated + plain), [&](int64_t task) {
+      run(parallel, D * (2 * gated + projection), [&](int64_t task) {
         Direction& w = direction_[task % D];
         const int64_t panel = task / D;
         if (panel < gated) {
@@ -220,6 +224,9 @@ class ForwardPass : Layer<Cell, T> {
         b_ih.pack(p, w.b_ih + p * kLd);
         b_hh.pack(p, w.b_hh + p * kLd);
       }
+      // Where the cell only sees x + u, the recurrent product starts from x_part, both biases in.
+      if constexpr (!Cell::kSplit)
+        for (int64_t i = 0; i < gated * kLd; ++i) w.b_ih[i] += w.b_hh[i];
       for (int64_t n = 0; n < N; ++n) {
         // Both halves: a row of the reverse direction may enter at an odd step.
         memcpy(w.h + n * ld_state, f.h0 + (d * N + n) * P, P * sizeof(T));
@@ -230,135 +237,110 @@ class ForwardPass : Layer<Cell, T> {
     }
   }
 
-  // Rows of the matrices that a chunk of steps owns.
-  Range rows_of(int64_t d, Range steps) const {
-    const int64_t first = min(this->time(d, steps.first), this->time(d, steps.last - 1));
-    const int64_t last = max(this->time(d, steps.first), this->time(d, steps.last - 1));
-    return {s.offset[first], s.offset[last] + s.active[last]};
-  }
-  T* x_part(int64_t d, int64_t row, Range steps) {
-    return in_place_ ? this->gates(d, row)
-                     : direction_[d].x_part + (row - rows_of(d, steps).first) * x_row_;
+  T* x_part(int64_t d, int64_t panel, int64_t chunk_row) {
+    return direction_[d].x_part + (panel * chunk_ * N + chunk_row) * kLd;
   }
 
-  // x_part = x W_ih^T + b_ih for one thread's share of a chunk's rows.
+  // x_part = x W_ih^T + bias for one thread's share of a chunk's rows.
   void input_product(int64_t task, Range steps) {
     const int64_t d = task % D;
     const Direction& w = direction_[d];
     const Range all = rows_of(d, steps);
     const Range rows = piece(all.count(), task / D, parallel.threads, kTileRows<kGated>);
-    const int64_t block = min(kRowBlock, rows.count());
-    const Buffer<T> partial(block * kLd), scratch(w.ih.scratch());
+    const Buffer<T> scratch(w.ih.scratch());
     for (int64_t p = 0; p < w.ih.count(); ++p) {
       const T* const panel = w.ih.get(p, scratch);
-      for (int64_t i = rows.first; i < rows.last; i += block) {
-        T* const out = x_part(d, all.first + i, steps);
-        product<T, kGated>(f.x + (all.first + i) * I, I, min(block, rows.last - i), I, panel,
-                           w.b_ih + p * kLd, partial,
-                           [&](const T* tile, int64_t first, int64_t count) {
-                             for_each_lane(p, [&](int u, Lane<T> lane) {
-                               for (int64_t r = 0; r < count; ++r)
-                                 for (int g = 0; g < G; ++g)
-                                   lane.store_to(out + (first + r) * x_row_ + g * x_plane_,
-                                                 tile_at(tile, r, g, u));
-                             });
-                           });
-      }
+      for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
+        multiply<T, kGated>(f.x + (all.first + i) * I, I, min(kRowBlock, rows.last - i), I, panel,
+                            w.b_ih + p * kLd, 0, x_part(d, p, i), kLd);
     }
   }
+
+  // One step of one batch block.
+  struct Step {
+    int64_t d, row, chunk_row, rows;  // first row of the matrices and of x_part, their number
+    const T* h_prev;                  // [rows, ld_state]
+    T *h, *c, *m;                     // h [rows, ld_state], c and m [rows, ld_cell]
+  };
 
   void time_loop(int64_t d, Range batch, Range steps) {
     Direction& w = direction_[d];
     const Buffer<T> partial(batch.count() * kLd), scratch(max(w.hh.scratch(), w.hr.scratch()));
     for (int64_t step = steps.first; step < steps.last; ++step) {
-      const int64_t rows = active(d, step, batch);
-      T* const h_prev = w.h + ((step & 1) * N + batch.first) * ld_state;
-      T* const h = w.h + ((~step & 1) * N + batch.first) * ld_state;
-      const int64_t row = this->row(d, step) + batch.first;
-      const Step now{h_prev,
-                     h,
+      const int64_t first = row(d, step) + batch.first;
+      const Step now{d,
+                     first,
+                     first - rows_of(d, steps).first,
+                     active(d, step, batch),
+                     w.h + ((step & 1) * N + batch.first) * ld_state,
+                     w.h + ((~step & 1) * N + batch.first) * ld_state,
                      Cell::kState ? w.c + batch.first * ld_cell : nullptr,
-                     s.projected ? w.m + batch.first * ld_cell : nullptr,
-                     rows > 0 ? x_part(d, row, steps) : nullptr,
-                     d,
-                     row};
+                     s.projected ? w.m + batch.first * ld_cell : nullptr};
       for (int64_t p = 0; p < w.hh.count(); ++p)
-        product<T, kGated>(h_prev, ld_state, rows, P, w.hh.get(p, scratch), w.b_hh + p * kLd,
-                           partial, [&](const T* tile, int64_t first, int64_t count) {
-                             cell(now, p, tile, first, count);
-                           });
+        recurrent_product(now, p, w.hh.get(p, scratch), partial);
       for (int64_t p = 0; p < w.hr.count(); ++p)
-        product<T, kPlain>(now.m, ld_cell, rows, H, w.hr.get(p, scratch), zero_, partial,
-                           [&](const T* tile, int64_t first, int64_t count) {
-                             project(now, p, tile, first, count);
-                           });
+        multiply<T, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p, scratch), zero_, 0,
+                           now.h + p * kWidth<T, kWide>, ld_state);
+      for (int64_t n = 0; n < now.rows && s.projected; ++n)
+        memcpy(f.y + this->at_y(d, first + n), now.h + n * ld_state, P * sizeof(T));
       // Rows whose last step this was.
-      for (int64_t n = active(d, step + 1, batch); n < rows; ++n) {
+      for (int64_t n = active(d, step + 1, batch); n < now.rows; ++n) {
         const int64_t to = d * N + batch.first + n;
-        memcpy(f.h_n + to * P, h + n * ld_state, P * sizeof(T));
+        memcpy(f.h_n + to * P, now.h + n * ld_state, P * sizeof(T));
         if constexpr (Cell::kState) memcpy(f.c_n + to * H, now.c + n * ld_cell, H * sizeof(T));
       }
     }
   }
 
-  struct Step {
-    const T* h_prev;  // [rows, ld_state]
-    T *h, *c, *m;     // h [rows, ld_state], c and m [rows, ld_cell]
-    const T* x;       // [rows, x_row_]
-    int64_t d, row;
-  };
-
-  // The cell's arithmetic on the recurrent products of `count` rows in one panel.
-  void cell(const Step& now, int64_t panel, const T* tile, int64_t first, int64_t count) {
-    for_each_lane(panel, [&](int u, Lane<T> lane) {
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t n = first + r;
-        V x[G], u_part[G], saved[S > 0 ? S : 1], c{};
-        V h = s.projected ? V{} : load<V>(now.h_prev + n * ld_state + lane.at);
-        for (int g = 0; g < G; ++g) {
-          x[g] = lane.load_from(now.x + n * x_row_ + g * x_plane_);
-          u_part[g] = tile_at(tile, r, g, u);
-        }
-        if constexpr (Cell::kState) c = load<V>(now.c + n * ld_cell + lane.at);
-        Cell::forward(x, u_part, h, c, saved);
-        if constexpr (Cell::kState) store<V>(now.c + n * ld_cell + lane.at, c);
-        if (f.save) {
-          for (int i = 0; i < S; ++i)
-            lane.store_to(this->gates(now.d, now.row + n) + i * H, saved[i]);
-          if constexpr (Cell::kState) lane.store_to(this->cells(now.d, now.row + n), c);
-          if (s.projected) lane.store_to(this->hidden(now.d, now.row + n), h);
-        }
-        if (s.projected) {
-          store<V>(now.m + n * ld_cell + lane.at, h);
-        } else {
-          store<V>(now.h + n * ld_state + lane.at, h);
-          lane.store_to(f.y + this->at_y(now.d, now.row + n), h);
-        }
-      }
-    });
-  }
-
-  void project(const Step& now, int64_t panel, const T* tile, int64_t first, int64_t count) {
-    for (int v = 0; v < kPlain; ++v) {
-      const Lane<T> lane(panel * kWidth<T, kPlain> + v * kLanes<T>, P);
-      for (int64_t r = 0; r < count && lane.valid > 0; ++r) {
-        const V h = load<V>(tile + r * kWidth<T, kPlain> + v * kLanes<T>);
-        store<V>(now.h + (first + r) * ld_state + lane.at, h);
-        lane.store_to(f.y + this->at_y(now.d, now.row + first + r), h);
+  // u = W_hh h_{t-1} + bias for the units of one panel, tile by tile, each followed by the cell.
+  void recurrent_product(const Step& now, int64_t p, const T* panel, T* partial) {
+    alignas(64) T tile[kTileRows<kGated> * kLd];
+    const T* const x = x_part(now.d, p, now.chunk_row);
+    const T* init = Cell::kSplit ? direction_[now.d].b_hh + p * kLd : x;
+    int64_t ld_init = Cell::kSplit ? 0 : kLd;
+    const int64_t depth = panel_depth<T, kGated>(P), head = (P - 1) / depth * depth;
+    if (head > 0) {
+      multiply<T, kGated>(now.h_prev, ld_state, now.rows, head, panel, init, ld_init, partial, kLd);
+      init = partial;
+      ld_init = kLd;
+    }
+    for (int64_t i = 0, rows; i < now.rows; i += rows) {
+      rows = tile_rows<kGated>(now.rows - i);
+      kMicros<T, kGated>.by_rows[rows - 1](now.h_prev + i * ld_state + head, ld_state,
+                                           panel + head * kLd, P - head, init + i * ld_init,
+                                           ld_init, tile, kLd);
+      for (int u = 0; u < kUnitRegisters; ++u) {
+        const Lane<T> lane(p * Gated::kUnits + u * kLanes<T>, H);
+        for (int64_t r = 0; r < rows && lane.valid > 0; ++r)
+          cell(now, i + r, lane, x + (i + r) * kLd + u * kLanes<T>,
+               tile + r * kLd + u * kLanes<T>);
       }
     }
   }
 
-  // Calls body(u, lane) for the registers of units in a panel of gates.
-  template <class F>
-  FASTRNN_INLINE void for_each_lane(int64_t panel, F&& body) {
-    for (int u = 0; u < Base::kUnitRegisters; ++u) {
-      const Lane<T> lane(panel * Gated::kUnits + u * kLanes<T>, H);
-      if (lane.valid > 0) body(u, lane);
+  // The cell's arithmetic for one register of units of row n: x and u point at its first gate.
+  FASTRNN_INLINE void cell(const Step& now, int64_t n, Lane<T> lane, const T* x, const T* u) {
+    V x_part[G], u_part[G], saved[S > 0 ? S : 1], c{};
+    V h = s.projected ? V{} : load<V>(now.h_prev + n * ld_state + lane.at);
+    for (int g = 0; g < G; ++g) {
+      const V product = load<V>(u + g * kUnitRegisters * kLanes<T>);
+      x_part[g] = Cell::kSplit ? load<V>(x + g * kUnitRegisters * kLanes<T>) : product;
+      u_part[g] = Cell::kSplit ? product : V{};
     }
-  }
-  static V tile_at(const T* tile, int64_t r, int g, int u) {
-    return load<V>(tile + r * kLd + (g * Base::kUnitRegisters + u) * kLanes<T>);
+    if constexpr (Cell::kState) c = load<V>(now.c + n * ld_cell + lane.at);
+    Cell::forward(x_part, u_part, h, c, saved);
+    if constexpr (Cell::kState) store<V>(now.c + n * ld_cell + lane.at, c);
+    if (f.save) {
+      for (int i = 0; i < S; ++i) lane.store_to(this->gates(now.d, now.row + n) + i * H, saved[i]);
+      if constexpr (Cell::kState) lane.store_to(this->cells(now.d, now.row + n), c);
+      if (s.projected) lane.store_to(this->hidden(now.d, now.row + n), h);
+    }
+    if (s.projected) {
+      store<V>(now.m + n * ld_cell + lane.at, h);
+    } else {
+      store<V>(now.h + n * ld_state + lane.at, h);
+      lane.store_to(f.y + this->at_y(now.d, now.row + n), h);
+    }
   }
 };
 
@@ -369,36 +351,41 @@ class BackwardPass : Layer<Cell, T> {
   using Base = Layer<Cell, T>;
   using typename Base::V;
   using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell,
-      Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::s, Base::S;
-  using Plain = Panels<T, kPlain, 1, false>;
-  static constexpr int64_t kLd = kWidth<T, kPlain>;
+      Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of, Base::s, Base::S;
+  using Wide = Panels<T, kWide, 1, false>;
+  using Narrow = Panels<T, kNarrow, 1, false>;
 
   struct Direction {
-    Plain ih, hh, hr;
-    Buffer<T> d_x;            // [rows, G H] gradient of the input part of the pre-activations
-    Buffer<T> d_u;            // [rows, G H] of the hidden part, where it differs
-    Buffer<T> d_y;            // [rows, P] complete gradient of h, with a projection
-    Buffer<T> carry_h;        // [N, ld_state] gradient of h_{t-1} that passes W_hh by
-    Buffer<T> carry_c;        // [N, ld_cell] gradient of c_{t-1}
-    Buffer<int64_t> previous; // [rows] row of the step before, or ~n: initial state of batch row n
+    Narrow ih;
+    Wide hh, hr;
+    Buffer<T> d_x;             // [rows of a chunk, G H] gradient of x, the input part
+    Buffer<T> d_u;             // [rows of a chunk, G H] gradient of u, where it differs
+    Buffer<T> d_y;             // [rows of a chunk, P] complete gradient of h, with a projection
+    Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
+    Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
+    Buffer<T> d_c;             // [N, ld_cell] gradient of c_t from later steps
+    Buffer<int64_t> previous;  // [rows] row of the step before; ~n for batch row n's first step
 
-    const T* d_hidden() const { return Cell::kSplit ? d_u : d_x; }
+    T* d_hidden() const { return Cell::kSplit ? d_u : d_x; }
   };
 
   const fastrnn::Backward<T>& b_;
   const bool keep_;
+  const int64_t chunk_;  // time steps
   Direction direction_[2];
-  Buffer<T> zero_;  // a tile of zeros
+  Buffer<T> zero_;
 
   Direction make(int64_t d) {
     const bool used = d < D;
     const fastrnn::Weights<T>& w = f.weights[used ? d : 0];
-    return {Plain(w.w_ih, G * H, I, used && keep_ && b_.dx),
-            Plain(w.w_hh, G * H, P, used && keep_),
-            Plain(w.w_hr, P, H, used && keep_),
-            Buffer<T>(used ? s.rows * G * H : 0),
-            Buffer<T>(used && Cell::kSplit ? s.rows * G * H : 0),
-            Buffer<T>(used && s.projected ? s.rows * P : 0),
+    const int64_t rows = used ? chunk_ * N : 0;
+    return {Narrow(w.w_ih, G * H, I, used && keep_ && b_.dx),
+            Wide(w.w_hh, G * H, P, used && keep_),
+            Wide(w.w_hr, P, H, used && keep_),
+            Buffer<T>(rows * G * H),
+            Buffer<T>(Cell::kSplit ? rows * G * H : 0),
+            Buffer<T>(s.projected ? rows * P : 0),
+            Buffer<T>(used && s.projected ? N * ld_cell : 0),
             Buffer<T>(used ? N * ld_state : 0),
             Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
             Buffer<int64_t>(used ? s.rows : 0)};
@@ -409,23 +396,36 @@ class BackwardPass : Layer<Cell, T> {
       : Base(backward.forward, threads),
         b_(backward),
         keep_(s.steps > 1),
+        chunk_(this->chunk(kBackwardRows)),
         direction_{make(0), make(1)},
-        zero_(kTileRows<kPlain> * kLd) {}
+        zero_(kWidth<T, kWide>) {}
 
   void operator()() {
-    memset(zero_, 0, kTileRows<kPlain> * kLd * sizeof(T));
     prepare();
-    run(parallel, D * blocks, [&](int64_t task) {
-      const Range batch = this->block(task / D);
-      if (batch.count() > 0) time_loop(task % D, batch);
-    });
-    if (b_.dx) run(parallel, parallel.threads, [&](int64_t task) { input_gradient(task); });
-    if (b_.need_weights)
-      run(parallel, parallel.threads, [&](int64_t task) { weight_gradients(task); });
+    for (int64_t last = s.steps; last > 0; last -= min(last, chunk_)) {
+      const Range steps{max(0, last - chunk_), last};
+      run(parallel, D * blocks, [&](int64_t task) {
+        const Range batch = this->block(task / D);
+        if (batch.count() > 0) time_loop(task % D, batch, steps);
+      });
+      for (int64_t d = 0; d < D && b_.dx; ++d)
+        run(parallel, parallel.threads,
+            [&](int64_t task) { input_gradient(task, d, steps); });
+      if (b_.need_weights)
+        run(parallel, parallel.threads,
+            [&](int64_t task) { weight_gradients(task, steps, last < s.steps); });
+    }
+    for (int64_t i = 0; i < D * N; ++i) {
+      const Direction& w = direction_[i / N];
+      if (b_.dh0) memcpy(b_.dh0 + i * P, w.d_h + i % N * ld_state, P * sizeof(T));
+      if constexpr (Cell::kState)
+        if (b_.dc0) memcpy(b_.dc0 + i * H, w.d_c + i % N * ld_cell, H * sizeof(T));
+    }
   }
 
  private:
   void prepare() {
+    memset(zero_, 0, kWidth<T, kWide> * sizeof(T));
     const int64_t ih = b_.dx ? direction_[0].ih.count() : 0;
     const int64_t hh = direction_[0].hh.count(), hr = direction_[0].hr.count();
     if (keep_)
@@ -443,9 +443,9 @@ class BackwardPass : Layer<Cell, T> {
     for (int64_t d = 0; d < D; ++d) {
       Direction& w = direction_[d];
       for (int64_t n = 0; n < N; ++n) {
-        copy_or_zero(w.carry_h + n * ld_state, b_.dh_n, (d * N + n) * P, P, ld_state);
+        copy_or_zero(w.d_h + n * ld_state, b_.dh_n, (d * N + n) * P, P, ld_state);
         if constexpr (Cell::kState)
-          copy_or_zero(w.carry_c + n * ld_cell, b_.dc_n, (d * N + n) * H, H, ld_cell);
+          copy_or_zero(w.d_c + n * ld_cell, b_.dc_n, (d * N + n) * H, H, ld_cell);
       }
       for (int64_t step = 0; step < s.steps; ++step)
         for (int64_t n = 0; n < active(d, step); ++n)
@@ -466,147 +466,121 @@ class BackwardPass : Layer<Cell, T> {
     return at >= 0 ? this->cells(d, at) : f.c0 + (d * N + ~at) * H;
   }
 
-  void time_loop(int64_t d, Range batch) {
+  void time_loop(int64_t d, Range batch, Range steps) {
     Direction& w = direction_[d];
-    const Buffer<T> partial(batch.count() * kLd), scratch(max(w.hh.scratch(), w.hr.scratch()));
-    // `later` rows were active in the step processed before, which is the later one in the
-    // direction's own time; they start at row `after`.
-    int64_t later = 0, after = 0;
-    for (int64_t step = s.steps - 1; step >= -1; --step) {
-      const int64_t rows = active(d, step, batch);
-      const int64_t row = step < 0 ? 0 : this->row(d, step) + batch.first;
-      if (later > 0 && (step >= 0 || b_.dh0))
+    const Buffer<T> scratch(max(w.hh.scratch(), w.hr.scratch()));
+    T* const d_h = w.d_h + batch.first * ld_state;
+    for (int64_t step = steps.last - 1; step >= steps.first; --step) {
+      const int64_t rows = active(d, step, batch), first = row(d, step) + batch.first;
+      const int64_t chunk_row = first - rows_of(d, steps).first;
+      if (s.projected) {
+        for (int64_t n = 0; n < rows; ++n)
+          for (int64_t p = 0; p < P; p += kLanes<T>) {
+            const Lane<T> lane(p, P);
+            lane.store_to(w.d_y + (chunk_row + n) * P,
+                          take(d_h + n * ld_state, d, first + n, lane));
+          }
+        for (int64_t p = 0; p < w.hr.count(); ++p)
+          multiply<T, kWide>(w.d_y + chunk_row * P, P, rows, P, w.hr.get(p, scratch), zero_, 0,
+                             w.d_m + batch.first * ld_cell + p * kWidth<T, kWide>, ld_cell);
+      }
+      for (int64_t n = 0; n < rows; ++n) cell(d, batch.first + n, first + n, chunk_row + n);
+      if (step > 0 || b_.dh0)
         for (int64_t p = 0; p < w.hh.count(); ++p)
-          product<T, kPlain>(w.d_hidden() + after * G * H, G * H, later, G * H,
-                             w.hh.get(p, scratch), zero_, partial,
-                             [&](const T* tile, int64_t first, int64_t count) {
-                               const int64_t here = max(0, min(count, rows - first));
-                               arrive(d, batch, row, p, tile, first, here);
-                               initial(d, batch, p, tile + here * kLd, first + here, count - here);
-                             });
-      for (int64_t first = later; first < rows; first += kTileRows<kPlain>)
-        for (int64_t p = 0; p < w.hh.count(); ++p)
-          arrive(d, batch, row, p, zero_, first, min(kTileRows<kPlain>, rows - first));
-      for (int64_t p = 0; p < w.hr.count(); ++p)
-        product<T, kPlain>(w.d_y + row * P, P, rows, P, w.hr.get(p, scratch), zero_, partial,
-                           [&](const T* tile, int64_t first, int64_t count) {
-                             cell(d, batch, row, p, tile, first, count);
-                           });
-      if constexpr (Cell::kState)
-        if (b_.dc0)
-          for (int64_t n = rows; n < later; ++n)
-            memcpy(b_.dc0 + (d * N + batch.first + n) * H,
-                   w.carry_c + (batch.first + n) * ld_cell, H * sizeof(T));
-      later = rows;
-      after = row;
+          multiply<T, kWide>(w.d_hidden() + chunk_row * G * H, G * H, rows, G * H,
+                             w.hh.get(p, scratch), d_h + p * kWidth<T, kWide>, ld_state,
+                             d_h + p * kWidth<T, kWide>, ld_state);
     }
   }
 
-  // tile holds, for `count` rows in one panel of columns of h, what reaches h_t through W_hh.
-  void arrive(int64_t d, Range batch, int64_t row, int64_t panel, const T* tile, int64_t first,
-              int64_t count) {
-    if (!s.projected) return cell(d, batch, row, panel, tile, first, count);
-    for (int v = 0; v < kPlain; ++v) {
-      const Lane<T> lane(panel * kLd + v * kLanes<T>, P);
-      for (int64_t r = 0; r < count && lane.valid > 0; ++r)
-        lane.store_to(direction_[d].d_y + (row + first + r) * P,
-                      complete(d, batch, row, lane, tile + r * kLd + v * kLanes<T>, first + r));
-    }
-  }
-
-  // Gradient of h_t: through W_hh, past it, and from y.
-  V complete(int64_t d, Range batch, int64_t row, Lane<T> lane, const T* tile, int64_t n) {
-    T* const carry = direction_[d].carry_h + (batch.first + n) * ld_state + lane.at;
-    V dh = load<V>(tile) + load<V>(carry);
-    if (b_.dy) dh += lane.load_from(b_.dy + this->at_y(d, row + n));
-    store<V>(carry, V{});
+  // The complete gradient of h_t: from later steps, of which nothing is left, and of y.
+  V take(T* d_h, int64_t d, int64_t row, Lane<T> lane) {
+    V dh = load<V>(d_h + lane.at);
+    if (b_.dy) dh += lane.load_from(b_.dy + this->at_y(d, row));
+    store<V>(d_h + lane.at, V{});
     return dh;
   }
 
-  void initial(int64_t d, Range batch, int64_t panel, const T* tile, int64_t first,
-               int64_t count) {
-    for (int v = 0; v < kPlain && b_.dh0; ++v) {
-      const Lane<T> lane(panel * kLd + v * kLanes<T>, P);
-      for (int64_t r = 0; r < count && lane.valid > 0; ++r) {
-        const int64_t n = batch.first + first + r;
-        lane.store_to(b_.dh0 + (d * N + n) * P,
-                      load<V>(tile + r * kLd + v * kLanes<T>) +
-                          load<V>(direction_[d].carry_h + n * ld_state + lane.at));
-      }
-    }
-  }
-
-  // The cell's derivatives. With a projection tile is the gradient of o tanh(c), complete.
-  void cell(int64_t d, Range batch, int64_t row, int64_t panel, const T* tile, int64_t first,
-            int64_t count) {
+  // The cell's derivatives along one row: batch row n, `row` of the matrices, `to` of the chunk's.
+  void cell(int64_t d, int64_t n, int64_t row, int64_t to) {
     Direction& w = direction_[d];
-    for (int v = 0; v < kPlain; ++v) {
-      const Lane<T> lane(panel * kLd + v * kLanes<T>, H);
-      for (int64_t r = 0; r < count && lane.valid > 0; ++r) {
-        const int64_t n = batch.first + first + r, at = row + first + r;
-        const T* const from = tile + r * kLd + v * kLanes<T>;
-        V saved[S > 0 ? S : 1], dx[G], du[G], h_prev{}, h{}, c_prev{}, c{}, dc{};
-        for (int i = 0; i < S; ++i) saved[i] = lane.load_from(this->gates(d, at) + i * H);
-        if constexpr (Cell::kSplit) h_prev = lane.load_from(previous_h(d, at));
-        if constexpr (S == 0) h = lane.load_from(f.y + this->at_y(d, at));
-        if constexpr (Cell::kState) {
-          c_prev = lane.load_from(previous_c(d, at));
-          c = lane.load_from(this->cells(d, at));
-          dc = load<V>(w.carry_c + n * ld_cell + lane.at);
-        }
-        const V dh = s.projected ? load<V>(from) : complete(d, batch, row, lane, from, first + r);
-        const V past = Cell::backward(saved, h_prev, h, c_prev, c, dh, dc, dx, du);
-        if constexpr (Cell::kSplit) store<V>(w.carry_h + n * ld_state + lane.at, past);
-        if constexpr (Cell::kState) store<V>(w.carry_c + n * ld_cell + lane.at, dc);
-        for (int g = 0; g < G; ++g) {
-          lane.store_to(w.d_x + (at * G + g) * H, dx[g]);
-          if constexpr (Cell::kSplit) lane.store_to(w.d_u + (at * G + g) * H, du[g]);
-        }
+    T* const d_h = w.d_h + n * ld_state;
+    for (int64_t at = 0; at < H; at += kLanes<T>) {
+      const Lane<T> lane(at, H);
+      V saved[S > 0 ? S : 1], dx[G], du[G], h_prev{}, h{}, c_prev{}, c{}, dc{};
+      for (int i = 0; i < S; ++i) saved[i] = lane.load_from(this->gates(d, row) + i * H);
+      if constexpr (Cell::kSplit) h_prev = lane.load_from(previous_h(d, row));
+      if constexpr (S == 0) h = lane.load_from(f.y + this->at_y(d, row));
+      if constexpr (Cell::kState) {
+        c_prev = lane.load_from(previous_c(d, row));
+        c = lane.load_from(this->cells(d, row));
+        dc = load<V>(w.d_c + n * ld_cell + at);
+      }
+      const V dh = s.projected ? load<V>(w.d_m + n * ld_cell + at) : take(d_h, d, row, lane);
+      const V past = Cell::backward(saved, h_prev, h, c_prev, c, dh, dc, dx, du);
+      if constexpr (Cell::kSplit) store<V>(d_h + at, past);
+      if constexpr (Cell::kState) store<V>(w.d_c + n * ld_cell + at, dc);
+      for (int g = 0; g < G; ++g) {
+        lane.store_to(w.d_x + (to * G + g) * H, dx[g]);
+        if constexpr (Cell::kSplit) lane.store_to(w.d_u + (to * G + g) * H, du[g]);
       }
     }
   }
 
-  // dx = sum over directions of d_x W_ih, for one thread's share of the rows.
-  void input_gradient(int64_t task) {
-    const Range rows = piece(s.rows, task, parallel.threads, kTileRows<kPlain>);
-    const Buffer<T> partial(min(kRowBlock, rows.count()) * kLd),
-        scratch(direction_[0].ih.scratch());
+  // dx (+)= d_x W_ih for one thread's share of a chunk's rows. The other direction meets the rows
+  // at the other end of time first: where it has been, its part is there already.
+  void input_gradient(int64_t task, int64_t d, Range steps) {
+    const Range all = rows_of(d, steps);
+    const Range rows = piece(all.count(), task, parallel.threads, kTileRows<kNarrow>);
+    const auto visited = [&](int64_t row) {
+      if (D == 1) return false;
+      // What direction 0 has done by now includes this chunk, what direction 1 has done does not.
+      const Range other = d == 1 ? rows_of(0, {steps.first, s.steps})
+                                 : rows_of(1, {min(steps.last, s.steps - 1), s.steps});
+      return (d == 1 || steps.last < s.steps) && row >= other.first && row < other.last;
+    };
+    const Direction& w = direction_[d];
+    const Buffer<T> partial(min(kRowBlock, rows.count()) * kWidth<T, kNarrow>),
+        scratch(w.ih.scratch());
     for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
-      for (int64_t d = 0; d < D; ++d)
-        for (int64_t p = 0; p < direction_[d].ih.count(); ++p)
-          product<T, kPlain>(direction_[d].d_x + i * G * H, G * H,
-                             min(kRowBlock, rows.last - i), G * H,
-                             direction_[d].ih.get(p, scratch), zero_, partial,
-                             [&](const T* tile, int64_t first, int64_t count) {
-                               for (int v = 0; v < kPlain; ++v) {
-                                 const Lane<T> lane(p * kLd + v * kLanes<T>, I);
-                                 for (int64_t r = 0; r < count && lane.valid > 0; ++r) {
-                                   T* const out = b_.dx + (i + first + r) * I;
-                                   V sum = load<V>(tile + r * kLd + v * kLanes<T>);
-                                   if (d > 0) sum += lane.load_from(out);
-                                   lane.store_to(out, sum);
-                                 }
-                               }
-                             });
+      for (int64_t p = 0; p < w.ih.count(); ++p) {
+        const int64_t count = min(kRowBlock, rows.last - i);
+        multiply<T, kNarrow>(w.d_x + i * G * H, G * H, count, G * H, w.ih.get(p, scratch), zero_, 0,
+                             partial, kWidth<T, kNarrow>);
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t row = all.first + i + r;
+          const bool add = visited(row);
+          for (int v = 0; v < kNarrow; ++v) {
+            const Lane<T> lane(p * kWidth<T, kNarrow> + v * kLanes<T>, I);
+            if (lane.valid == 0) break;
+            V sum = load<V>(partial + r * kWidth<T, kNarrow> + v * kLanes<T>);
+            if (add) sum += lane.load_from(b_.dx + row * I);
+            lane.store_to(b_.dx + row * I, sum);
+          }
+        }
+      }
   }
 
-  // One thread's share of the rows of every weight's gradient.
-  void weight_gradients(int64_t task) {
-    const Range gates = piece(G * H, task, parallel.threads, kTileRows<kPlain>);
-    const Range states = piece(P, task, parallel.threads, kTileRows<kPlain>);
+  // One thread's share of the rows of every weight's gradient, summed over a chunk's rows.
+  void weight_gradients(int64_t task, Range steps, bool add) {
+    const Range gates = piece(G * H, task, parallel.threads, kTileRows<kNarrow>);
+    const Range states = piece(P, task, parallel.threads, kTileRows<kNarrow>);
     for (int64_t d = 0; d < D; ++d) {
       const Direction& w = direction_[d];
       const auto& out = b_.dweights[d];
+      const auto [first, last] = rows_of(d, steps);
+      const int64_t rows = last - first, from = first;
       const auto d_x = [&](int64_t k) { return w.d_x + k * G * H; };
       const auto d_u = [&](int64_t k) { return w.d_hidden() + k * G * H; };
-      outer(s.rows, gates, I, d_x, [&](int64_t k) { return f.x + k * I; }, out.w_ih);
-      outer(s.rows, gates, P, d_u, [&](int64_t k) { return previous_h(d, k); }, out.w_hh);
+      const auto h = [&](int64_t k) { return previous_h(d, from + k); };
+      outer(rows, gates, I, d_x, [&](int64_t k) { return f.x + (from + k) * I; }, out.w_ih, add);
+      outer(rows, gates, P, d_u, h, out.w_hh, add);
       if (s.projected)
-        outer(s.rows, states, H, [&](int64_t k) { return w.d_y + k * P; },
-              [&](int64_t k) { return this->hidden(d, k); }, out.w_hr);
+        outer(rows, states, H, [&](int64_t k) { return w.d_y + k * P; },
+              [&](int64_t k) { return this->hidden(d, from + k); }, out.w_hr, add);
       if (out.b_ih) {
-        column_sums(s.rows, gates, d_x, out.b_ih);
-        column_sums(s.rows, gates, d_u, out.b_hh);
+        column_sums(rows, gates, d_x, out.b_ih, add);
+        column_sums(rows, gates, d_u, out.b_hh, add);
       }
     }
   }

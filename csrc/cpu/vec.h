@@ -95,6 +95,12 @@ FASTRNN_INLINE void store_part(Scalar<V>* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lane[i];
 }
 
+FASTRNN_FN void prefetch([[maybe_unused]] const void* p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p);
+#endif
+}
+
 template <class To, class From>
 FASTRNN_INLINE To bit_cast(From from) {
   To to;
