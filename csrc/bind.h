@@ -97,9 +97,9 @@ inline Arguments::Arguments(const Tensor& input_, const OptionalTensor& batch_si
                 size.directions);
   per_direction = static_cast<int64_t>(weights_.size()) / size.directions;
   size.projected = info.has_c && per_direction == (bias ? 5 : 3);
-  FASTRNN_CHECK(static_cast<int64_t>(weights_.size()) ==
-                    size.directions * (2 + 2 * bias + size.projected),
-                "wrong number of weights: ", weights_.size());
+  FASTRNN_CHECK(
+      static_cast<int64_t>(weights_.size()) == size.directions * (2 + 2 * bias + size.projected),
+      "wrong number of weights: ", weights_.size());
   FASTRNN_CHECK(weights_[0].dim() == 2 && weights_[0].size(0) % info.gates == 0,
                 "w_ih must be (gates * hidden_size, input_size)");
   size.hidden = weights_[0].size(0) / info.gates;

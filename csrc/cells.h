@@ -130,7 +130,8 @@ struct RnnRelu {
 
 }  // namespace FASTRNN_NAMESPACE
 
-// The list of cells, X(Type, "name"): every instantiation, in C++ and in its tests, comes from here.
+// The list of cells, X(Type, "name"): every instantiation, in C++ and in its tests, comes from
+// here.
 #define FASTRNN_CELLS(X) \
   X(Lstm, "lstm")        \
   X(Gru, "gru")          \

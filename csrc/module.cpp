@@ -52,7 +52,7 @@ void set_isa(const std::string& name) {
   throw py::value_error("instruction set '" + name + "' is not offered here, only " + offered);
 }
 
-} // namespace
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() =

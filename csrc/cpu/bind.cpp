@@ -81,13 +81,12 @@ Results forward(const Arguments& a, bool save) {
   check_dtype(a);
   const Sizes& s = a.size;
   const bool c = a.info.has_c;
-  const Results r{
-      a.empty(a.output_shape()),
-      a.empty({s.directions, s.batch, s.state}),
-      c ? a.empty({s.directions, s.batch, s.hidden}) : a.empty({0}),
-      save ? a.empty({s.directions, s.rows, a.info.saved, s.hidden}) : a.empty({0}),
-      save && c ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0}),
-      save && s.projected ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0})};
+  const Results r{a.empty(a.output_shape()),
+                  a.empty({s.directions, s.batch, s.state}),
+                  c ? a.empty({s.directions, s.batch, s.hidden}) : a.empty({0}),
+                  save ? a.empty({s.directions, s.rows, a.info.saved, s.hidden}) : a.empty({0}),
+                  save && c ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0}),
+                  save && s.projected ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0})};
   if (a.dtype() == ScalarType::Float) {
     cpu::kernels().forward_float[a.cell](pointers<float>(a, r, save), parallel());
   } else {
@@ -117,9 +116,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
 OptionalTensor checked(const Arguments& a, const char* what, const OptionalTensor& t,
                        int64_t numel) {
   if (!t) return std::nullopt;
-  FASTRNN_CHECK(t->numel() == numel && t->scalar_type() == a.dtype() &&
-                    t->device() == a.input.device(),
-                what, " does not fit the other arguments");
+  FASTRNN_CHECK(
+      t->numel() == numel && t->scalar_type() == a.dtype() && t->device() == a.input.device(), what,
+      " does not fit the other arguments");
   return torch::stable::contiguous(*t);
 }
 
@@ -172,11 +171,11 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   const OptionalTensor dh_n = checked(a, "grad_h_n", grad_h_n, h_numel);
   const OptionalTensor dc_n = c ? checked(a, "grad_c_n", grad_c_n, c_numel) : std::nullopt;
 
-  const auto like = [&](const Tensor& t) {
-    return a.empty({t.sizes().begin(), t.sizes().end()});
-  };
-  Gradients out{need_input ? like(a.input) : a.empty({0}), need_state ? like(a.h0) : a.empty({0}),
-                need_state && c ? like(*a.c0) : a.empty({0}), {}};
+  const auto like = [&](const Tensor& t) { return a.empty({t.sizes().begin(), t.sizes().end()}); };
+  Gradients out{need_input ? like(a.input) : a.empty({0}),
+                need_state ? like(a.h0) : a.empty({0}),
+                need_state && c ? like(*a.c0) : a.empty({0}),
+                {}};
   if (need_weights)
     for (const Tensor& w : a.weights) out.weights.push_back(like(w));
   if (a.dtype() == ScalarType::Float) {

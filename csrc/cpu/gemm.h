@@ -9,7 +9,6 @@
 
 #include <cstdlib>
 
-#include "cpu/isa.h"
 #include "cpu/vec.h"
 
 namespace FASTRNN_NAMESPACE {
@@ -46,7 +45,6 @@ class Buffer {
     const size_t bytes = static_cast<size_t>(round_up(count * int64_t{sizeof(T)}, 64));
     data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
     if (data_ == nullptr) std::abort();
-    if (fastrnn::cpu::poison) memset(data_, 0xff, bytes);
   }
   ~Buffer() { std::free(data_); }
   Buffer(const Buffer&) = delete;
@@ -133,6 +131,15 @@ FASTRNN_INLINE int64_t panel_depth(int64_t k) {
   return ceil_div(k, max(1, k * kWidth<T, NV> * int64_t{sizeof(T)} / kPanelBytes));
 }
 
+// While rows [i, i + rows) of m are worked on, fetches their share of the numbers that follow.
+template <class T>
+FASTRNN_INLINE void prefetch_share(const T* next, int64_t count, int64_t i, int64_t rows,
+                                   int64_t m) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t lines = ceil_div(count, kLine);
+  for (int64_t l = i * lines / m; l < (i + rows) * lines / m; ++l) prefetch(next + l * kLine);
+}
+
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being kWidth wide. ld_init may be
 // 0, one row for all. out may be init.
 template <class T, int NV>
@@ -140,8 +147,10 @@ void multiply(const T* a, int64_t lda, int64_t m, int64_t k, const T* panel, con
               int64_t ld_init, T* out, int64_t ld_out) {
   const int64_t depth = panel_depth<T, NV>(k);
   for (int64_t from = 0; from < k; from += depth) {
+    const T* const next = panel + (from + depth) * kWidth<T, NV>;
     for (int64_t i = 0, rows; i < m; i += rows) {
       rows = tile_rows<NV>(m - i);
+      prefetch_share(next, depth * kWidth<T, NV>, i, rows, m);
       kMicros<T, NV>.by_rows[rows - 1](a + i * lda + from, lda, panel + from * kWidth<T, NV>,
                                        min(depth, k - from), init + i * ld_init, ld_init,
                                        out + i * ld_out, ld_out);
@@ -225,12 +234,11 @@ struct Panels {
   }
 };
 
-// c[i, j] (+)= sum over k of a(k)[i] b(k)[j], k in [0, depth), for a range of i and all j in [0, n):
-// the gradient of a weight. a and b return the row k of the left and right matrix; `add` keeps what
-// c holds.
+// c[i, j] (+)= sum over k of a(k)[i] b(k)[j], k in [0, depth), for a range of i and all j in [0,
+// n): the gradient of a weight. a and b return the row k of the left and right matrix; `add` keeps
+// what c holds.
 template <class T, class RowsA, class RowsB>
-void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c,
-           bool add) {
+void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool add) {
   using V = Vec<T>;
   const auto [first, last] = range;
   const int64_t ldc = n;
@@ -285,8 +293,8 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c,
               memcpy(tile + i * kLd, out + i * ldc, columns * sizeof(T));
           const bool direct = whole && keep;
           micro<T, kNarrow, kRows, true>(left + r * kDepth, 0, right + p * kDepth * kLd, depth,
-                                        direct ? out : tile, direct ? ldc : kLd,
-                                        whole ? out : tile, whole ? ldc : kLd);
+                                         direct ? out : tile, direct ? ldc : kLd,
+                                         whole ? out : tile, whole ? ldc : kLd);
           if (!whole)
             for (int64_t i = 0; i < rows; ++i)
               memcpy(out + i * ldc, tile + i * kLd, columns * sizeof(T));

@@ -4,8 +4,6 @@
 
 namespace fastrnn::cpu {
 
-bool poison = false;
-
 namespace {
 
 struct Offered {

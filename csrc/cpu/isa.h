@@ -17,8 +17,4 @@ bool isa_select(const char* name);  // false if this CPU or this build lacks it
 
 const Kernels& kernels();  // of the current one
 
-// Tests set it: memory that kernels allocate starts as NaN, to catch reads of what was never
-// written.
-extern bool poison;
-
 }  // namespace fastrnn::cpu

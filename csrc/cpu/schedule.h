@@ -142,10 +142,10 @@ struct Layer {
 template <class Cell, class T>
 class ForwardPass : Layer<Cell, T> {
   using Base = Layer<Cell, T>;
-  using typename Base::V;
   using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::kGated,
       Base::kUnitRegisters, Base::ld_cell, Base::ld_state, Base::N, Base::P, Base::parallel,
       Base::row, Base::rows_of, Base::s, Base::S;
+  using typename Base::V;
   using Gated = Panels<T, kGated, int(Base::G), true>;
   using Projection = Panels<T, kWide, 1, true>;
   static constexpr int64_t kLd = kWidth<T, kGated>;
@@ -312,8 +312,7 @@ class ForwardPass : Layer<Cell, T> {
       for (int u = 0; u < kUnitRegisters; ++u) {
         const Lane<T> lane(p * Gated::kUnits + u * kLanes<T>, H);
         for (int64_t r = 0; r < rows && lane.valid > 0; ++r)
-          cell(now, i + r, lane, x + (i + r) * kLd + u * kLanes<T>,
-               tile + r * kLd + u * kLanes<T>);
+          cell(now, i + r, lane, x + (i + r) * kLd + u * kLanes<T>, tile + r * kLd + u * kLanes<T>);
       }
     }
   }
@@ -349,9 +348,9 @@ class ForwardPass : Layer<Cell, T> {
 template <class Cell, class T>
 class BackwardPass : Layer<Cell, T> {
   using Base = Layer<Cell, T>;
-  using typename Base::V;
   using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell,
       Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of, Base::s, Base::S;
+  using typename Base::V;
   using Wide = Panels<T, kWide, 1, false>;
   using Narrow = Panels<T, kNarrow, 1, false>;
 
@@ -409,8 +408,7 @@ class BackwardPass : Layer<Cell, T> {
         if (batch.count() > 0) time_loop(task % D, batch, steps);
       });
       for (int64_t d = 0; d < D && b_.dx; ++d)
-        run(parallel, parallel.threads,
-            [&](int64_t task) { input_gradient(task, d, steps); });
+        run(parallel, parallel.threads, [&](int64_t task) { input_gradient(task, d, steps); });
       if (b_.need_weights)
         run(parallel, parallel.threads,
             [&](int64_t task) { weight_gradients(task, steps, last < s.steps); });
@@ -576,8 +574,9 @@ class BackwardPass : Layer<Cell, T> {
       outer(rows, gates, I, d_x, [&](int64_t k) { return f.x + (from + k) * I; }, out.w_ih, add);
       outer(rows, gates, P, d_u, h, out.w_hh, add);
       if (s.projected)
-        outer(rows, states, H, [&](int64_t k) { return w.d_y + k * P; },
-              [&](int64_t k) { return this->hidden(d, from + k); }, out.w_hr, add);
+        outer(
+            rows, states, H, [&](int64_t k) { return w.d_y + k * P; },
+            [&](int64_t k) { return this->hidden(d, from + k); }, out.w_hr, add);
       if (out.b_ih) {
         column_sums(rows, gates, d_x, out.b_ih, add);
         column_sums(rows, gates, d_u, out.b_hh, add);

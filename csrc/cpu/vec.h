@@ -97,7 +97,7 @@ FASTRNN_INLINE void store_part(Scalar<V>* p, V v, int64_t n) {
 
 FASTRNN_FN void prefetch([[maybe_unused]] const void* p) {
 #if defined(__GNUC__)
-  __builtin_prefetch(p);
+  __builtin_prefetch(p, 0, 2);
 #endif
 }
 
@@ -138,11 +138,11 @@ struct Exp<double> {
   static constexpr double kLn2Hi = 0.693147180369123816490, kLn2Lo = 1.90821492927058770002e-10;
   static constexpr double kMin = -708.0, kMax = 710.0;
   static constexpr double kTanhMax = 40.0;
-  static constexpr double q[] = {
-      0.50000000000000051999,      0.16666666666666588971,     0.041666666666576467946,
-      0.0083333333333897315368,    0.0013888888931667063308,   0.00019841269718713399977,
-      0.000024801505142769802868,  2.7557407684618090492e-6,   2.7626092799694720393e-7,
-      2.5053775956831306591e-8};
+  static constexpr double q[] = {0.50000000000000051999,     0.16666666666666588971,
+                                 0.041666666666576467946,    0.0083333333333897315368,
+                                 0.0013888888931667063308,   0.00019841269718713399977,
+                                 0.000024801505142769802868, 2.7557407684618090492e-6,
+                                 2.7626092799694720393e-7,   2.5053775956831306591e-8};
 };
 
 // exp(x) = scale (1 + tail) for kMin <= x <= kMax; a NaN reaches tail.
@@ -205,17 +205,17 @@ FASTRNN_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
   if constexpr (kCount > 1) {
 #if defined(FASTRNN_SHUFFLE)
     // Swaps the off-diagonal blocks of size B inside every block of size 2B; B = 1, 2, 4, ...
-    const auto stage = [&]<int B, int... L>(std::integral_constant<int, B>,
-                                            std::integer_sequence<int, L...>)
-        __attribute__((always_inline)) {
-          FASTRNN_UNROLL
-          for (int i = 0; i < kCount; ++i) {
-            if (i & B) continue;
-            const Vec<T> a = v[i], b = v[i + B];
-            v[i] = __builtin_shufflevector(a, b, (L & B ? kCount + L - B : L)...);
-            v[i + B] = __builtin_shufflevector(a, b, (L & B ? kCount + L : L + B)...);
-          }
-        };
+    const auto stage =
+        [&]<int B, int... L>(std::integral_constant<int, B>, std::integer_sequence<int, L...>)
+            __attribute__((always_inline)) {
+              FASTRNN_UNROLL
+              for (int i = 0; i < kCount; ++i) {
+                if (i & B) continue;
+                const Vec<T> a = v[i], b = v[i + B];
+                v[i] = __builtin_shufflevector(a, b, (L & B ? kCount + L - B : L)...);
+                v[i + B] = __builtin_shufflevector(a, b, (L & B ? kCount + L : L + B)...);
+              }
+            };
     constexpr auto lanes = std::make_integer_sequence<int, kCount>{};
     stage(std::integral_constant<int, 1>{}, lanes);
     if constexpr (kCount > 2) stage(std::integral_constant<int, 2>{}, lanes);

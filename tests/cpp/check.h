@@ -10,13 +10,13 @@
 inline int failures = 0;
 
 // Reports at most a few failures; printf-style context says where.
-#define CHECK(condition, ...)                                         \
-  do {                                                                \
-    if (!(condition) && ++failures <= 20) {                           \
+#define CHECK(condition, ...)                                           \
+  do {                                                                  \
+    if (!(condition) && ++failures <= 20) {                             \
       std::printf("%s:%d: not (%s): ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                       \
-      std::printf("\n");                                              \
-    }                                                                 \
+      std::printf(__VA_ARGS__);                                         \
+      std::printf("\n");                                                \
+    }                                                                   \
   } while (false)
 
 inline int report(const char* name) {
