@@ -306,6 +306,7 @@ class ForwardPass : Layer<Cell, T> {
     }
     for (int64_t i = 0, rows; i < now.rows; i += rows) {
       rows = tile_rows<kGated>(now.rows - i);
+      prefetch_share(panel + P * kLd, depth * kLd, i, rows, now.rows);  // the next panel's first
       kMicros<T, kGated>.by_rows[rows - 1](now.h_prev + i * ld_state + head, ld_state,
                                            panel + head * kLd, P - head, init + i * ld_init,
                                            ld_init, tile, kLd);
