@@ -1,0 +1,89 @@
+# make bench     time fastrnn against torch.nn and print a table
+# make test      run the test suite
+# make lint      check style: ruff, clang-format
+# make build     compile the extension in place (incremental)
+# make sanitize  run the C++ tests under the address and undefined-behaviour sanitizers
+# make clean     remove everything that these made, .venv included
+#
+# The first call sets up .venv; later ones install and compile only what changed. Variables:
+#   PYTHON         the interpreter that .venv is made of
+#   TORCH          what pip installs as torch; it may carry pip's options, to choose a CPU build say
+#   FASTRNN_BUILD  auto, none, cpu or cuda (see setup.py)
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+FASTRNN_BUILD ?= auto
+export FASTRNN_BUILD
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find csrc -type f)
+CPP_TESTS := $(wildcard tests/cpp/*.cpp)
+CPP_STYLED := $(SOURCES) $(shell find tests/cpp -name '*.h' -o -name '*.cpp' 2>/dev/null)
+
+# Empty files that date the last installation and the last compilation.
+INSTALLED := $(VENV)/installed
+BUILT := $(VENV)/built-$(FASTRNN_BUILD)
+
+.PHONY: bench test lint build sanitize clean
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+bench: $(BUILT)
+	$(BIN)/python -m bench
+
+# Two processes of one thread each; tests of threading set their own number. A file is not divided,
+# so that what its fixtures build is built once.
+test: $(BUILT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP_STYLED)
+
+build: $(BUILT)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so
+	find . -name __pycache__ -type d -prune -exec rm -r {} +
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit("fastrnn needs Python >= 3.11: set PYTHON" \
+	    if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone: nothing after it may choose another build of it. The package itself
+# is installed as a link to this folder; the extension is compiled into it below.
+$(INSTALLED): pyproject.toml Makefile | $(VENV)/pyvenv.cfg
+	$(PIP) $(TORCH)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
+	    ["build-system"]["requires"], sep="\n")' > $(VENV)/build-requires.txt
+	$(PIP) --requirement $(VENV)/build-requires.txt
+	FASTRNN_BUILD=none $(PIP) --no-build-isolation --editable '.[test,bench,dev]'
+	touch $@
+
+# Not through pip, which compiles in a fresh folder each time: this one lets ninja see what changed.
+$(BUILT): $(INSTALLED) setup.py $(SOURCES)
+	rm -f $(VENV)/built-* fastrnn/*.so
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+SANITIZE := -std=c++20 -O1 -g -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc \
+    -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread
+ISA_OBJECTS := $(patsubst csrc/cpu/%.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/isa*.cpp))
+PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS))
+
+sanitize: $(PROGRAMS)
+	@set -e; for program in $(PROGRAMS); do echo $$program; $$program; done
+
+build/sanitize/%.o: csrc/cpu/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -MMD -c $< -o $@
+
+build/sanitize/%: tests/cpp/%.cpp $(ISA_OBJECTS) Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -MMD -MF $@.d $< $(ISA_OBJECTS) -o $@
+
+-include $(wildcard build/sanitize/*.d)

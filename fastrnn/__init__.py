@@ -1,0 +1,25 @@
+"""LSTM, GRU and RNN as in `torch.nn`, computed by fused kernels."""
+
+from importlib import metadata
+
+from . import functional
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNBase, RNNCell
+from .ops import backend, backends
+
+try:
+    __version__ = metadata.version("fastrnn")
+except metadata.PackageNotFoundError:  # a checkout on the path that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "GRU",
+    "GRUCell",
+    "LSTM",
+    "LSTMCell",
+    "RNN",
+    "RNNBase",
+    "RNNCell",
+    "backend",
+    "backends",
+    "functional",
+]

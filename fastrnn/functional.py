@@ -1,0 +1,199 @@
+"""The stack: layers on top of each other with dropout between them, over flat lists of weights.
+
+Weights are listed as `torch.nn` orders them: per layer, per direction: w_ih (G*H, in), w_hh
+(G*H, P), then b_ih and b_hh (G*H,) if `bias`, then w_hr (P, H) if an LSTM is projected. Here
+`in` is the input size for the first layer and D*P for the others, D is 1 or 2 directions, P is
+the projection size or H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import ops
+
+__all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
+
+
+def _stack(
+    cell: str,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    bias: bool,
+    num_layers: int,
+    dropout: float,
+    training: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, h_n, c_n) of all layers."""
+    directions = 2 if bidirectional else 1
+    if batch_sizes is None:
+        if batch_first:
+            input = input.transpose(0, 1)
+        if input.size(0) == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+
+    if num_layers == 1:
+        if h0.size(0) != directions:
+            raise RuntimeError(f"h0 must have {directions} states, got {h0.size(0)}")
+        output, h_n, c_n = ops.layer(input, batch_sizes, h0, c0, weights, cell, bias)
+    else:
+        if h0.size(0) != num_layers * directions or len(weights) % num_layers:
+            raise RuntimeError(
+                f"{num_layers} layers of {directions} directions cannot take {h0.size(0)} "
+                f"initial states and {len(weights)} weights"
+            )
+        h0s = h0.split(directions)
+        c0s = (None,) * num_layers if c0 is None else c0.split(directions)
+        count = len(weights) // num_layers
+        output, finals = input, []
+        for k, (h, c) in enumerate(zip(h0s, c0s, strict=True)):
+            if k and training and dropout:
+                output = F.dropout(output, dropout)
+            layer_weights = weights[k * count : (k + 1) * count]
+            output, *final = ops.layer(output, batch_sizes, h, c, layer_weights, cell, bias)
+            finals.append(final)
+        h_n, c_n = (torch.cat(states) for states in zip(*finals, strict=True))
+
+    if batch_first and batch_sizes is None:
+        output = output.transpose(0, 1)
+    return output, h_n, c_n
+
+
+def _run(
+    cell: str,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    *options,
+    keep_dtype: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The stack; under autocast it computes in float32, and in float64 what is float64.
+
+    It then returns the dtypes of `torch.nn` on the CPU: LSTM and RNN the autocast dtype; GRU, or
+    any cell with `keep_dtype`, that of the initial state.
+    """
+    if not _autocast(input):
+        return _stack(cell, input, h0, c0, weights, *options)
+    device = input.device.type
+    dtype = h0.dtype if keep_dtype or cell == "gru" else torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=False):
+        tensors = [_full(t) for t in (input, h0, *weights)]
+        c0 = None if c0 is None else _full(c0)
+        results = _stack(cell, tensors[0], tensors[1], c0, tensors[2:], *options)
+    if results[0].dtype == torch.float64:
+        return results
+    return tuple(result.to(dtype) for result in results)
+
+
+def _autocast(input: Tensor) -> bool:
+    return (
+        torch._C._is_any_autocast_enabled()
+        and not input.is_meta
+        and torch.is_autocast_enabled(input.device.type)
+    )
+
+
+def _full(tensor: Tensor) -> Tensor:
+    """float32 instead of float16 and bfloat16."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def step(
+    cell: str, input: Tensor, h: Tensor, c: Tensor | None, weights: Sequence[Tensor], bias: bool
+) -> tuple[Tensor, ...]:
+    """One time step of one layer: (h',) or, for lstm, (h', c').
+
+    Args:
+        input: (N, in).
+        h, c: (N, H); c is None but for lstm.
+        weights: w_ih, w_hh, then b_ih and b_hh if `bias`.
+
+    Raises:
+        RuntimeError: ranks, sizes, dtypes or devices do not fit.
+    """
+    input, h = input.unsqueeze(0), h.unsqueeze(0)
+    c = None if c is None else c.unsqueeze(0)
+    if _autocast(input):
+        options = (bias, 1, 0.0, False, False, False, None)
+        results = _run(cell, input, h, c, weights, *options, keep_dtype=cell == "lstm")
+    else:
+        results = ops.layer(input, None, h, c, weights, cell, bias)
+    _, h_n, c_n = results
+    return (h_n.squeeze(0),) if c is None else (h_n.squeeze(0), c_n.squeeze(0))
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor],
+    weights: Sequence[Tensor],
+    bias: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    training: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A stack of LSTM layers: (output, h_n, c_n).
+
+    Args:
+        input: (T, N, in), (N, T, in) if `batch_first`, or (rows, in) with `batch_sizes`.
+        hx: h0 (num_layers*D, N, P) and c0 (num_layers*D, N, H).
+        weights: flat, in the order of `torch.nn`.
+        dropout: probability of zeroing an element between layers, if `training`.
+        batch_sizes: (T,) int64 on the CPU for the data of a PackedSequence; `hx` and the final
+            states are then in its sorted order, and `batch_first` has no meaning.
+
+    Returns:
+        output (T, N, D*P), (N, T, D*P) or (rows, D*P); h_n and c_n in the shape of `hx`.
+
+    Raises:
+        RuntimeError: ranks, sizes, dtypes or devices do not fit, or there is no time step.
+    """
+    if len(hx) != 2:
+        raise RuntimeError("lstm expects two hidden states")
+    return _run(
+        "lstm", input, hx[0], hx[1], weights, bias, num_layers, dropout, training, bidirectional,
+        batch_first, batch_sizes,
+    )  # fmt: skip
+
+
+def _without_cell_state(cell: str, title: str):
+    def function(
+        input: Tensor,
+        h0: Tensor,
+        weights: Sequence[Tensor],
+        bias: bool = True,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        training: bool = False,
+        bidirectional: bool = False,
+        batch_first: bool = False,
+        batch_sizes: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return _run(
+            cell, input, h0, None, weights, bias, num_layers, dropout, training, bidirectional,
+            batch_first, batch_sizes,
+        )[:2]  # fmt: skip
+
+    function.__name__ = function.__qualname__ = cell
+    function.__doc__ = f"""A stack of {title} layers: (output, h_n).
+
+    Arguments, results and errors as in `lstm`, with h0 (num_layers*D, N, H) alone for a state.
+    """
+    return function
+
+
+gru = _without_cell_state("gru", "GRU")
+rnn_tanh = _without_cell_state("rnn_tanh", "RNN (tanh)")
+rnn_relu = _without_cell_state("rnn_relu", "RNN (ReLU)")

@@ -1,0 +1,453 @@
+"""RNN, LSTM, GRU and their cells, as in `torch.nn`: same parameters, results and errors.
+
+Construction, parameter bookkeeping and pickling are those of `torch.nn.RNNBase`. The modules do
+not derive from `torch.nn.LSTM` and its siblings, because `torch.compile` refuses any instance of
+these.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNBase", "RNNCell"]
+
+DIFFERENCES = """\
+Where torch.nn accepts a mistake, or fails somewhere inside, the modules raise and say why:
+- A weight of a wrong shape raises RuntimeError; torch.nn's LSTM may compute with it.
+- hx is checked before it is permuted into the order of a PackedSequence, so a batch larger than
+  the sequence's raises RuntimeError; torch.nn takes some of its rows.
+- An LSTM given a PackedSequence checks the input, and that hx is a pair of the right sizes, as it
+  does for a tensor (a wrong dtype stays a RuntimeError).
+- batch_sizes that increase, or hold a zero, or do not sum to the rows raise RuntimeError.
+- GRU and RNN refuse a proj_size by position as by keyword; torch.nn builds a projection that it
+  does not use. In that place they take `device`, as documented.
+- Tensors of different dtypes or devices raise RuntimeError that names both.
+- A cell raises RuntimeError for an unbatched hx with batched input, and the reverse, and an
+  LSTMCell for an hx that is not a pair.
+Where torch.nn is limited, they work: vmap and per-sample gradients, forward-mode AD of the float32
+LSTM, torch.compile(fullgraph=True), a bidirectional that is not a bool.
+Under autocast on the CPU they compute in float32, and return the dtypes of torch.nn.
+"""
+
+_PROJ_SIZE = "proj_size argument is only supported for LSTM, not RNN or GRU"
+
+
+class RNNBase(torch.nn.RNNBase):
+    """What RNN, LSTM and GRU share: the way from user input to the stack of layers.
+
+    Derived classes are told apart by `mode`: LSTM, GRU, RNN_TANH or RNN_RELU.
+    """
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels take parameters wherever they lie."""
+
+    def _update_flat_weights(self) -> None:
+        parameters = self._parameters
+        for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):
+            if parameters.get(name) is not weight:
+                super()._update_flat_weights()
+                return
+
+    def _zero_state(self, input: Tensor, batch: int):
+        layers = self.num_layers * (2 if self.bidirectional else 1)
+        return input.new_zeros(layers, batch, self.hidden_size)
+
+    def _check_state_rank(self, hx: Tensor, batched: bool) -> None:
+        if hx.dim() != (3 if batched else 2):
+            kind, rank = ("batched 3-D", 3) if batched else ("unbatched 2-D", 2)
+            raise RuntimeError(
+                f"For {kind} input, hx should also be {rank}-D but got {hx.dim()}-D tensor"
+            )
+
+    def _unsqueeze_state(self, hx: Tensor) -> Tensor:
+        return hx.unsqueeze(1)
+
+    def _squeeze_state(self, hx: Tensor) -> Tensor:
+        return hx.squeeze(1)
+
+    def _run(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None):
+        """(output, state) of the stack."""
+        return getattr(functional, self.mode.lower())(
+            input,
+            hx,
+            self._flat_weights,
+            self.bias,
+            self.num_layers,
+            self.dropout,
+            self.training,
+            self.bidirectional,
+            self.batch_first,
+            batch_sizes,
+        )
+
+    def forward(self, input: Tensor | PackedSequence, hx=None):
+        """Runs all layers over all time steps.
+
+        Args:
+            input: (T, N, input_size), (N, T, input_size) if `batch_first`, (T, input_size)
+                unbatched, or a PackedSequence.
+            hx: initial state, zeros if None: (num_layers*D, N, H), without N if unbatched, in
+                the order of the user's batch; D is 1 or 2 directions. An LSTM takes a pair
+                (h, c), and its h has width `proj_size` if that is not 0.
+
+        Returns:
+            output, in the form of `input` with D*H features (D*proj_size for a projected LSTM;
+            a transposed view if `batch_first`), and the final state, in the form of `hx`.
+
+        Raises:
+            ValueError: input has a wrong rank, or another dtype than the weights.
+            RuntimeError: another size, dtype or device does not fit, or there is no time step.
+        """
+        self._update_flat_weights()
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx)
+        if input.dim() not in (2, 3):
+            tensor = " tensor" if self.mode.startswith("RNN") else ""
+            raise ValueError(
+                f"{self.mode.split('_')[0]}: Expected input to be 2D or 3D, "
+                f"got {input.dim()}D{tensor} instead"
+            )
+        batched = input.dim() == 3
+        batch_dim = 0 if self.batch_first else 1
+        if not batched:
+            input = input.unsqueeze(batch_dim)
+        if hx is None:
+            self.check_input(input, None)
+            hx = self._zero_state(input, input.size(batch_dim))
+        else:
+            self._check_state_rank(hx, batched)
+            if not batched:
+                hx = self._unsqueeze_state(hx)
+            self.check_forward_args(input, hx, None)
+        output, state = self._run(input, hx, None)
+        if not batched:
+            output, state = output.squeeze(batch_dim), self._squeeze_state(state)
+        return output, state
+
+    def _forward_packed(self, packed: PackedSequence, hx):
+        input, batch_sizes, sorted_indices, unsorted_indices = packed
+        if hx is None:
+            self.check_input(input, batch_sizes)
+            hx = self._zero_state(input, int(batch_sizes[0]))
+        else:
+            self.check_forward_args(input, hx, batch_sizes)
+            hx = self.permute_hidden(hx, sorted_indices)
+        output, state = self._run(input, hx, batch_sizes)
+        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return output, self.permute_hidden(state, unsorted_indices)
+
+
+class RNN(RNNBase):
+    """Elman network, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with ReLU; as `torch.nn.RNN`.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device=None,
+        dtype=None,
+        **kwargs,
+    ) -> None:
+        if "proj_size" in kwargs or isinstance(device, int):
+            raise ValueError(_PROJ_SIZE)
+        self.nonlinearity = nonlinearity
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **kwargs,
+        )
+
+
+class GRU(RNNBase):
+    """Gated recurrent unit, reset after the product; as `torch.nn.GRU`.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device=None,
+        dtype=None,
+        **kwargs,
+    ) -> None:
+        if "proj_size" in kwargs or isinstance(device, int):
+            raise ValueError(_PROJ_SIZE)
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **kwargs,
+        )
+
+
+class LSTM(RNNBase):
+    """Long short-term memory, optionally with a projection of h; as `torch.nn.LSTM`.
+
+    Raises:
+        ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """The size of c: (num_layers*D, N, H)."""
+        layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return layers, batch, self.hidden_size
+
+    def check_forward_args(
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        """Raises as `RNNBase.check_forward_args`, for a pair of states."""
+        if len(hidden) != 2:
+            raise RuntimeError("lstm expects two hidden states")
+        self.check_input(input, batch_sizes)
+        expected = self.get_expected_hidden_size(input, batch_sizes)
+        self.check_hidden_size(hidden[0], expected, "Expected hidden[0] size {}, got {}")
+        expected = self.get_expected_cell_size(input, batch_sizes)
+        self.check_hidden_size(hidden[1], expected, "Expected hidden[1] size {}, got {}")
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """Raises as `RNNBase.check_input`; for packed input a wrong dtype is a RuntimeError."""
+        if batch_sizes is None:
+            super().check_input(input, batch_sizes)
+            return
+        try:
+            super().check_input(input, batch_sizes)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
+
+    def permute_hidden(
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The pair of states with its batch in the order of `permutation`."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
+
+    def _zero_state(self, input: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        c = super()._zero_state(input, batch)
+        return c[..., : self.proj_size] if self.proj_size else c, c
+
+    def _check_state_rank(self, hx: tuple[Tensor, Tensor], batched: bool) -> None:
+        rank = 3 if batched else 2
+        h, c = hx[0].dim(), hx[1].dim()
+        if h != rank or c != rank:
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {kind} input, hx and cx should also be {rank}-D but got ({h}-D, {c}-D) "
+                "tensors"
+            )
+
+    def _unsqueeze_state(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return hx[0].unsqueeze(1), hx[1].unsqueeze(1)
+
+    def _squeeze_state(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return hx[0].squeeze(1), hx[1].squeeze(1)
+
+    def _run(self, input: Tensor, hx: tuple[Tensor, Tensor], batch_sizes: Tensor | None):
+        output, *state = super()._run(input, hx, batch_sizes)
+        return output, tuple(state)
+
+
+class _CellBase(torch.nn.RNNCellBase):
+    """What the cells share: a cell is a layer of one time step."""
+
+    def _step(self, name: str, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
+        """The states after one step of `cell`; zeros if None. `name` is the class in messages."""
+        rank = input.dim()
+        if rank not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {rank}D instead")
+        weights, bias = self._weights()
+        if states is not None:
+            self._check_state_ranks(name, states, rank)
+        if rank == 1:
+            input = input.unsqueeze(0)
+            states = states and tuple(state.unsqueeze(0) for state in states)
+        batch, width = input.shape
+        if width != weights[0].size(1):
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {width} expected {weights[0].size(1)}"
+            )
+        if states is None:
+            h = input.new_zeros(batch, self.hidden_size)
+            c = h if cell == "lstm" else None
+        else:
+            for k, state in enumerate(states):
+                self._check_state_sizes(k, state, batch)
+            h, c = states if cell == "lstm" else (*states, None)
+        states = functional.step(cell, input, h, c, weights, bias)
+        return states if rank == 2 else tuple(state.squeeze(0) for state in states)
+
+    def _weights(self) -> tuple[list[Tensor], bool]:
+        """The weights in the order of the op, and whether there are biases."""
+        p = self._parameters
+        try:
+            w_ih, w_hh, b_ih, b_hh = p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"]
+        except KeyError:  # a parametrization, or a plain tensor in place of the parameter
+            w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        return ([w_ih, w_hh], False) if b_ih is None else ([w_ih, w_hh, b_ih, b_hh], True)
+
+    def _check_state_ranks(self, name: str, states: tuple[Tensor, ...], rank: int) -> None:
+        """ValueError for ranks that no input has, RuntimeError if not that of this input."""
+        for k, state in enumerate(states):
+            if state.dim() not in (1, 2):
+                hx = f"hx[{k}]" if name == "LSTMCell" else "hidden"
+                raise ValueError(
+                    f"{name}: Expected {hx} to be 1D or 2D, got {state.dim()}D instead"
+                )
+        if name == "LSTMCell" and len(states) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
+        for k, state in enumerate(states):
+            if state.dim() != rank:
+                raise RuntimeError(
+                    f"{name}: For {rank}D input, hidden{k} should also be {rank}D, "
+                    f"got {state.dim()}D"
+                )
+
+    def _check_state_sizes(self, k: int, state: Tensor, batch: int) -> None:
+        if state.size(0) != batch:
+            raise RuntimeError(
+                f"Input batch size {batch} doesn't match hidden{k} batch size {state.size(0)}"
+            )
+        if state.size(1) != self.hidden_size:
+            raise RuntimeError(
+                f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, "
+                f"expected {self.hidden_size}"
+            )
+
+
+class RNNCell(_CellBase):
+    """One step of RNN: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.RNNCell`."""
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """h' (N, H), or (H,) for input (input_size,). hx is zeros if None.
+
+        Raises:
+            ValueError: a wrong rank.
+            RuntimeError: a size, dtype or device does not fit, or the nonlinearity is unknown.
+        """
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        cell = f"rnn_{self.nonlinearity}"
+        return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
+
+
+class GRUCell(_CellBase):
+    """One step of GRU: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.GRUCell`."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """h' (N, H), or (H,) for input (input_size,). hx is zeros if None.
+
+        Raises:
+            ValueError: a wrong rank.
+            RuntimeError: a size, dtype or device does not fit.
+        """
+        return self._step("GRUCell", "gru", input, None if hx is None else (hx,))[0]
+
+
+class LSTMCell(_CellBase):
+    """One step of LSTM: (N, input_size), (h, c) -> (h', c'), each (N, H); `torch.nn.LSTMCell`."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(h', c'), each (N, H), or (H,) for input (input_size,). hx is zeros if None.
+
+        Raises:
+            ValueError: a wrong rank.
+            RuntimeError: a size, dtype or device does not fit.
+        """
+        return self._step("LSTMCell", "lstm", input, hx)

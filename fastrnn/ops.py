@@ -1,0 +1,296 @@
+"""The custom ops: schemas, fake kernels, autograd, and the choice of backend.
+
+The extension `fastrnn._C` registers kernels for the three ops on import. Without it the functions
+of `reference` of the same names are registered in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import reference
+
+_ARGUMENTS = (
+    "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, "
+    "Tensor[] weights, str cell, bool bias"
+)
+_SCHEMAS = {
+    "layer_inference": f"({_ARGUMENTS}) -> (Tensor output, Tensor h_n, Tensor c_n)",
+    "layer_forward": f"({_ARGUMENTS}) -> "
+    "(Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor hidden)",
+    "layer_backward": "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
+    "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, "
+    "Tensor output, Tensor gates, Tensor cells, Tensor hidden, str cell, bool bias, "
+    "bool need_input, bool need_state, bool need_weights) -> "
+    "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
+}
+
+_library = torch.library.Library("fastrnn", "DEF")
+for _name, _schema in _SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+try:
+    importlib.import_module("fastrnn._C")
+    _not_built = None
+except ImportError as error:
+    _not_built = f"fastrnn._C cannot be imported ({error})"
+    warnings.warn(f"{_not_built}: fastrnn runs on the reference path", stacklevel=4)
+    for _name in _SCHEMAS:
+        _library.impl(_name, getattr(reference, _name), "CPU")
+
+_inference = torch.ops.fastrnn.layer_inference.default
+_forward = torch.ops.fastrnn.layer_forward.default
+_backward = torch.ops.fastrnn.layer_backward.default
+
+
+# Fake kernels: shapes and dtypes of the results, without data.
+
+
+@torch.library.register_fake("fastrnn::layer_inference")
+def _(input, batch_sizes, h0, c0, weights, cell, bias):
+    size = reference.sizes(input, batch_sizes, h0, c0, weights, cell, bias)
+    return (
+        input.new_empty(size.output(batch_sizes)),
+        input.new_empty(size.D, size.N, size.P),
+        input.new_empty((size.D, size.N, size.H) if c0 is not None else 0),
+    )
+
+
+@torch.library.register_fake("fastrnn::layer_forward")
+def _(input, batch_sizes, h0, c0, weights, cell, bias):
+    size = reference.sizes(input, batch_sizes, h0, c0, weights, cell, bias)
+    per_row = (size.D, size.rows, size.H)
+    projected = c0 is not None and size.per_direction % 2
+    return (
+        input.new_empty(size.output(batch_sizes)),
+        input.new_empty(size.D, size.N, size.P),
+        input.new_empty((size.D, size.N, size.H) if c0 is not None else 0),
+        input.new_empty(size.D, size.rows, reference.CELLS[cell].saved, size.H),
+        input.new_empty(per_row if c0 is not None else 0),
+        input.new_empty(per_row if projected else 0),
+    )
+
+
+@torch.library.register_fake("fastrnn::layer_backward")
+def _(
+    grad_output,
+    grad_h_n,
+    grad_c_n,
+    input,
+    batch_sizes,
+    h0,
+    c0,
+    weights,
+    output,
+    gates,
+    cells,
+    hidden,
+    cell,
+    bias,
+    need_input,
+    need_state,
+    need_weights,
+):
+    return (
+        input.new_empty(input.shape if need_input else 0),
+        input.new_empty(h0.shape if need_state else 0),
+        input.new_empty(c0.shape if need_state and c0 is not None else 0),
+        [w.new_empty(w.shape) for w in weights] if need_weights else [],
+    )
+
+
+# Autograd. Two ways to one backward: compiled graphs need the op's own autograd formula; eager
+# calls take a Function, which costs less and does not return what only the backward needs.
+
+
+def _save(ctx, inputs, output):
+    input, batch_sizes, h0, c0, weights, ctx.cell, ctx.bias = inputs
+    y, _, _, gates, cells, hidden = output
+    ctx.save_for_backward(input, batch_sizes, h0, c0, y, gates, cells, hidden, *weights)
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, grads, need_input: bool, need_state: bool, need_weights: bool):
+    """Gradients of input, h0, c0 and the weights; None for those not needed."""
+    input, batch_sizes, h0, c0, output, gates, cells, hidden, *weights = ctx.saved_tensors
+    grads = grads if c0 is not None else (*grads[:2], None)  # the empty c_n has no gradient
+    if all(grad is None for grad in grads):
+        return None, None, None, [None] * len(weights)
+    if torch.is_grad_enabled():
+        return _differentiable_gradients(ctx, grads, input, batch_sizes, h0, c0, weights)
+    grad_input, grad_h0, grad_c0, grad_weights = _backward(
+        *grads, input, batch_sizes, h0, c0, weights, output, gates, cells, hidden,
+        ctx.cell, ctx.bias, need_input, need_state, need_weights,
+    )  # fmt: skip
+    return (
+        grad_input if need_input else None,
+        grad_h0 if need_state else None,
+        grad_c0 if need_state and c0 is not None else None,
+        grad_weights if need_weights else [None] * len(weights),
+    )
+
+
+def _differentiable_gradients(ctx, grads, input, batch_sizes, h0, c0, weights):
+    """The same under `create_graph=True`: through the reference, which can be derived again."""
+
+    def layer(input, h0, *rest):
+        c, w = (None, rest) if c0 is None else (rest[0], rest[1:])
+        results = reference.layer(input, batch_sizes, h0, c, w, ctx.cell, ctx.bias)
+        return tuple(r for r, g in zip(results, grads, strict=True) if g is not None)
+
+    primals = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
+    _, vjp = torch.func.vjp(layer, *primals)
+    grad_input, grad_h0, *rest = vjp(tuple(g for g in grads if g is not None))
+    grad_c0 = None if c0 is None else rest.pop(0)
+    return grad_input, grad_h0, grad_c0, rest
+
+
+class _Layer(torch.autograd.Function):
+    """`layer` in eager mode: (input, batch_sizes, h0, c0, cell, bias, *weights)."""
+
+    @staticmethod
+    def forward(ctx, input, batch_sizes, h0, c0, cell, bias, *weights):
+        with torch._C._AutoDispatchBelowAutograd():
+            result = _forward(input, batch_sizes, h0, c0, weights, cell, bias)
+        _save(ctx, (input, batch_sizes, h0, c0, weights, cell, bias), result)
+        return result[:3]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        need_input, _, need_h0, need_c0, _, _, *need_weights = ctx.needs_input_grad
+        grad_input, grad_h0, grad_c0, grad_weights = _gradients(
+            ctx, grads, need_input, need_h0 or need_c0, any(need_weights)
+        )
+        return grad_input, None, grad_h0, grad_c0, None, None, *grad_weights
+
+
+def _op_setup_context(ctx, inputs, output):
+    _save(ctx, inputs, output)
+    ctx.mark_non_differentiable(*output[3:])
+
+
+def _op_backward(ctx, *grads):
+    need_input, _, need_h0, need_c0, need_weights, _, _ = ctx.needs_input_grad
+    grad_input, grad_h0, grad_c0, grad_weights = _gradients(
+        ctx, grads[:3], need_input, need_h0 or need_c0, any(need_weights)
+    )
+    return grad_input, None, grad_h0, grad_c0, grad_weights, None, None
+
+
+torch.library.register_autograd(
+    "fastrnn::layer_forward", _op_backward, setup_context=_op_setup_context
+)
+
+
+# Choice of backend.
+
+_BACKENDS = ("auto", "reference", "cpu")
+_chosen = "auto"
+
+
+def backends() -> dict[str, str]:
+    """Each backend by name, with "usable" or the reason why it is not."""
+    return {"cpu": _not_built or "usable", "reference": "usable"}
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Context manager that chooses what computes the layers, in every thread of the process.
+
+    Args:
+        name: "auto", the fastest that can run; "cpu", the compiled kernels, for float32 and
+            float64 on the CPU; or "reference", plain PyTorch.
+
+    Raises:
+        ValueError: there is no such backend.
+        RuntimeError: the backend cannot run: here, on entering, or in a call whose tensors it
+            does not take.
+    """
+    global _chosen
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown backend '{name}'. Select from {', '.join(_BACKENDS)}")
+    if name == "cpu" and _not_built:
+        raise RuntimeError(f"backend 'cpu' cannot run: {_not_built}")
+    before, _chosen = _chosen, name
+    try:
+        yield
+    finally:
+        _chosen = before
+
+
+def _obstacle(input: Tensor, h0: Tensor, compiling: bool) -> str | None:
+    """Why the kernels cannot take this call, or None."""
+    if not (input.is_cpu or (input.is_meta and _chosen == "auto")):
+        return f"tensors are on {input.device}"
+    if input.dtype not in (torch.float32, torch.float64):
+        return f"dtype is {input.dtype}, the kernels take torch.float32 and torch.float64"
+    if not (input.size(-1) and h0.size(-1)):
+        return "there are no features"
+    # An op sees neither: jvp of one gives zero and vmap fails. Compiled code asks this as well.
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "torch.func transforms and forward-mode AD go through the reference"
+    return None if compiling else _not_built
+
+
+def _raise_mixed(input: Tensor, tensors: Sequence[Tensor]) -> None:
+    """RuntimeError if the tensors do not share one dtype and one device."""
+    for tensor in tensors:
+        if tensor.dtype != input.dtype:
+            raise RuntimeError(
+                f"input, hx and weights must have the same dtype, but got "
+                f"{input.dtype} and {tensor.dtype}"
+            )
+        if tensor.device != input.device:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two "
+                f"devices, {input.device} and {tensor.device}!"
+            )
+
+
+def layer(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    cell: str,
+    bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer in all its directions, on the backend chosen: (output, h_n, c_n).
+
+    Arguments and results as in `reference.layer`; all tensors but batch_sizes share one dtype
+    and one device. Differentiable, and to any order.
+
+    Raises:
+        RuntimeError: ranks, sizes, dtypes or devices do not fit, or the backend that was forced
+            cannot run.
+    """
+    dtype = input.dtype
+    on_cpu, requires_grad = True, False
+    tensors = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
+    for tensor in tensors:
+        if tensor.dtype is not dtype:
+            _raise_mixed(input, tensors)
+        on_cpu = on_cpu and tensor.is_cpu
+        requires_grad = requires_grad or tensor.requires_grad
+    if not on_cpu:
+        _raise_mixed(input, tensors)
+
+    compiling = torch.compiler.is_compiling()
+    obstacle = _obstacle(input, h0, compiling)
+    if _chosen == "cpu" and obstacle:
+        raise RuntimeError(f"backend 'cpu' cannot run: {obstacle}")
+    if _chosen == "reference" or obstacle:
+        return reference.layer(input, batch_sizes, h0, c0, weights, cell, bias)
+    if not (requires_grad and torch.is_grad_enabled()):
+        return _inference(input, batch_sizes, h0, c0, weights, cell, bias)
+    if compiling:
+        return _forward(input, batch_sizes, h0, c0, weights, cell, bias)[:3]
+    return _Layer.apply(input, batch_sizes, h0, c0, cell, bias, *weights)

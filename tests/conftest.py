@@ -1,0 +1,87 @@
+"""What the tests share: tolerances, comparison with float64, poisoned memory, kernel variants."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+
+import pytest
+import torch
+from torch import Tensor
+
+# The only tolerances: dtype -> (rtol, atol). A result is compared with the float64 result of the
+# same formulas, and atol counts in units of the largest element expected (at least 1), since an
+# element of a product is rounded in units of its terms, not of their sum. The longest sum in the
+# tests is a weight gradient over 513 * 33 rows: sqrt(17000) roundings of half an ULP are 8e-6 in
+# float32 and 1.4e-14 in float64, which is also what the kernels show. Two formulas that differ in
+# the order of sums, ours and torch's, may err in opposite directions.
+# float16 and bfloat16 round at every operation of every step: a few ULP (1e-3, 8e-3).
+TOLERANCE = {
+    torch.float64: (1e-12, 1e-13),
+    torch.float32: (2e-5, 2e-5),
+    torch.float16: (5e-3, 5e-3),
+    torch.bfloat16: (4e-2, 4e-2),
+    torch.complex64: (2e-5, 2e-5),
+}
+
+try:
+    KERNELS = importlib.import_module("fastrnn._C")
+except ImportError:
+    KERNELS = None
+
+
+def assert_matches(actual: Tensor, expected: Tensor, what: str = "") -> None:
+    """actual equals expected within the tolerance of actual's dtype.
+
+    Equal infinities match, and so do NaNs.
+    """
+    assert actual.shape == expected.shape, f"{what}: {actual.shape}, expected {expected.shape}"
+    rtol, atol = TOLERANCE[actual.dtype]
+    wide = torch.complex128 if actual.is_complex() else torch.float64
+    actual, expected = actual.detach().to(wide), expected.detach().to(wide)
+    finite = expected[expected.isfinite()].abs()
+    scale = max(1.0, finite.max().item()) if finite.numel() else 1.0
+    torch.testing.assert_close(
+        actual,
+        expected,
+        rtol=rtol,
+        atol=atol * scale,
+        equal_nan=True,
+        msg=lambda text: f"{what}: {text}",
+    )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def poisoned_memory():
+    """Fills what is allocated: torch.empty with NaN, malloc with huge numbers where glibc can.
+
+    A kernel that reads what nobody wrote then gives NaN or numbers that no comparison passes.
+    """
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    libc = ctypes.CDLL(None)
+    perturb = -6  # M_PERTURB of malloc.h; memory is filled with the complement, 0x7f7f7f7f
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(perturb, 0x80)
+    yield
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(perturb, 0)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test draws the same numbers, alone or in a run of all."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=KERNELS.cpu_features() if KERNELS else ["reference"])
+def isa(request):
+    """Each instruction set that the CPU offers, in turn; the reference where none is built."""
+    if KERNELS is None:
+        yield request.param
+        return
+    before = KERNELS.isa()
+    KERNELS.set_isa(request.param)
+    yield request.param
+    KERNELS.set_isa(before)

@@ -1,0 +1,163 @@
+"""The stack of layers against torch's own functions over flat lists of weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_matches
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from fastrnn import functional
+
+T, N, I, H = 5, 4, 3, 6
+CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
+
+
+def flat_weights(cell: str, layers=1, bias=True, bidirectional=False, proj_size=0) -> list[Tensor]:
+    module = torch.nn.RNNBase(
+        cell.upper(), I, H, layers, bias, bidirectional=bidirectional, proj_size=proj_size
+    )
+    return [p.detach().double().requires_grad_() for p in module.parameters()]
+
+
+def states(cell: str, count: int, width: int = H):
+    """hx of `count` layers and directions; of an lstm a pair."""
+    h = torch.randn(count, N, width, dtype=torch.float64)
+    return (h, torch.randn(count, N, H, dtype=torch.float64)) if cell == "lstm" else h
+
+
+def assert_same(ours, theirs, weights: list[Tensor]) -> None:
+    """Two calls give the same results and gradients from the same state of the generator."""
+    runs = []
+    for call in (ours, theirs):
+        torch.manual_seed(1)
+        results = call()
+        loss = sum(result.square().sum() for result in results)
+        runs.append([*results, *torch.autograd.grad(loss, weights)])
+    for actual, wanted in zip(*runs, strict=True):
+        assert_matches(actual, wanted)
+
+
+@pytest.mark.parametrize(
+    ("layers", "bias", "bidirectional", "batch_first", "dropout"),
+    [
+        (1, True, False, False, 0.0),
+        (2, True, True, True, 0.5),
+        (3, False, False, False, 0.2),
+        (2, False, True, False, 1.0),
+    ],
+)
+@pytest.mark.parametrize("cell", [*CELLS, "lstm_proj"])
+def test_equals_torch(cell, layers, bias, bidirectional, batch_first, dropout):
+    proj_size = 2 if cell == "lstm_proj" else 0
+    cell = cell.removesuffix("_proj")
+    weights = flat_weights(cell, layers, bias, bidirectional, proj_size)
+    hx = states(cell, layers * (2 if bidirectional else 1), proj_size or H)
+    ours, theirs = getattr(functional, cell), getattr(torch, cell)
+    for training in (False, True):
+        options = (bias, layers, dropout, training, bidirectional)
+        input = torch.randn(T, N, I, dtype=torch.float64)
+        args = (input.transpose(0, 1) if batch_first else input, hx, weights, *options, batch_first)
+        assert_same(lambda: ours(*args), lambda: theirs(*args), weights)  # noqa: B023
+
+        data, sizes, *_ = pack_padded_sequence(input, [5, 3, 3, 1])
+        assert_same(
+            lambda: ours(data, hx, weights, *options, batch_sizes=sizes),  # noqa: B023
+            lambda: theirs(data, sizes, hx, weights, *options),  # noqa: B023
+            weights,
+        )
+
+
+def test_dropout_is_off_by_default():
+    weights = flat_weights("gru", 2)
+    input, hx = torch.randn(T, N, I, dtype=torch.float64), states("gru", 2)
+    plain = functional.gru(input, hx, weights, num_layers=2)
+    for actual, wanted in zip(
+        functional.gru(input, hx, weights, num_layers=2, dropout=0.5), plain, strict=True
+    ):
+        assert torch.equal(actual, wanted)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bad_arguments_raise(cell):
+    function = getattr(functional, cell)
+    weights, input = flat_weights(cell, 2), torch.randn(T, N, I, dtype=torch.float64)
+    hx = states(cell, 2)
+    options = {"num_layers": 2}
+    function(input, hx, weights, **options)
+    for bad_input, bad_hx, bad_weights, bad_options in [
+        (input[:0], hx, weights, options),
+        (input, states(cell, 1), weights, options),
+        (input, states(cell, 4), weights, options),
+        (input, hx, weights[:-1], options),
+        (input, hx, weights[:4], options),
+        (input, hx, weights, {"num_layers": 1}),
+        (input, hx, weights, {"num_layers": 2, "bias": False}),
+        (input, hx, weights, {"num_layers": 2, "bidirectional": True}),
+        (input, states(cell, 2, H - 1), weights, options),
+    ]:
+        with pytest.raises(RuntimeError):
+            function(bad_input, bad_hx, bad_weights, **bad_options)
+    with pytest.raises(RuntimeError, match="larger than 0"):
+        function(input[:0].transpose(0, 1), hx, weights, batch_first=True, **options)
+
+
+def test_lstm_needs_a_pair():
+    weights, input = flat_weights("lstm"), torch.randn(T, N, I, dtype=torch.float64)
+    h, c = states("lstm", 1)
+    with pytest.raises(RuntimeError, match="lstm expects two hidden states"):
+        functional.lstm(input, (h, c, c), weights)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_step_is_a_layer_of_one_time_step(cell):
+    weights, input = flat_weights(cell), torch.randn(1, N, I, dtype=torch.float64)
+    hx = states(cell, 1)
+    _, *wanted = getattr(functional, cell)(input, hx, weights)
+    h, c = hx if cell == "lstm" else (hx, None)
+    actual = functional.step(cell, input[0], h[0], None if c is None else c[0], weights, True)
+    for a, e in zip(actual, wanted, strict=True):
+        assert torch.equal(a, e[0])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", CELLS)
+def test_autocast(cell, dtype, wide):
+    """float32 arithmetic, results in the dtypes of torch.nn; float64 stays as it is."""
+    given = torch.float64 if wide else torch.float32
+    weights = [w.detach().to(given).requires_grad_() for w in flat_weights(cell)]
+    input = torch.randn(T, N, I, dtype=given if wide else dtype)
+    hx = states(cell, 1)
+    hx = tuple(s.to(given) for s in hx) if cell == "lstm" else hx.to(given)
+    full = input.to(given)
+    wanted = getattr(functional, cell)(full, hx, weights)
+    with torch.autocast("cpu", dtype):
+        results = getattr(functional, cell)(input, hx, weights)
+    low = dtype if not wide and cell != "gru" else given
+    for actual, value in zip(results, wanted, strict=True):
+        assert actual.dtype == low
+        assert torch.equal(actual, value.to(low))
+    sum(r.sum() for r in results).backward()
+    assert all(w.grad.dtype == given for w in weights)
+
+    h, c = hx if cell == "lstm" else (hx, None)
+    with torch.autocast("cpu", dtype):
+        stepped = functional.step(cell, input[0], h[0], None if c is None else c[0], weights, True)
+    keeps = cell in ("lstm", "gru")
+    assert all(s.dtype == (given if keeps else low) for s in stepped)
+
+
+def test_autocast_equals_torch_in_dtypes():
+    """torch's LSTM under autocast needs a CPU with bfloat16; GRU and RNN run everywhere."""
+    for cell in ("gru", "rnn_tanh"):
+        weights = [w.detach().float() for w in flat_weights(cell)]
+        for dtype in (torch.float32, torch.bfloat16):
+            input, h0 = torch.randn(T, N, I).to(dtype), torch.randn(1, N, H)
+            with torch.autocast("cpu", torch.bfloat16):
+                ours = getattr(functional, cell)(input, h0, weights)
+                theirs = getattr(torch, cell)(input, h0, weights, True, 1, 0.0, False, False, False)
+            for actual, wanted in zip(ours, theirs, strict=True):
+                assert actual.dtype == wanted.dtype
+                assert_matches(actual.bfloat16(), wanted)

@@ -1,0 +1,640 @@
+"""The three ops against the op contract: on every instruction set, in float32 and float64."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import KERNELS, assert_matches
+from torch import Tensor
+
+from fastrnn import ops, reference
+
+FORWARD = ["output", "h_n", "c_n", "gates", "cells", "hidden"]
+ops_of = torch.ops.fastrnn
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer call. "lstm_proj" is the cell lstm with a projection."""
+
+    cell: str = "lstm"
+    H: int = 17
+    N: int = 7
+    T: int = 5
+    I: int = 6
+    D: int = 2
+    packed: bool = False
+    bias: bool = True
+    dtype: torch.dtype = torch.float64
+
+    def __str__(self) -> str:
+        sizes = f"T{self.T}-N{self.N}-I{self.I}-H{self.H}-D{self.D}"
+        options = "-packed" * self.packed + "-nobias" * (not self.bias)
+        return f"{self.cell}-{sizes}{options}-{str(self.dtype)[6:]}"
+
+
+AXES = {
+    "cell": ["lstm", "lstm_proj", "gru", "rnn_tanh", "rnn_relu"],
+    "H": [1, 3, 17, 33, 63, 100, 257],
+    "N": [1, 2, 7, 33],
+    "T": [1, 2, 50, 513],
+    "I": [1, 5, 64],
+    "D": [1, 2],
+    "packed": [False, True],
+    "bias": [False, True],
+    "dtype": [torch.float32, torch.float64],
+}
+
+
+def covering(axes: dict[str, list]) -> list[Case]:
+    """Cases in which every pair of values of two axes appears: greedy, and always the same."""
+    choose = random.Random(0)
+    names = list(axes)
+
+    def pairs(values: tuple) -> set:
+        return set(itertools.combinations(zip(names, values, strict=True), 2))
+
+    def candidate() -> tuple:
+        return tuple(choose.choice(axis) for axis in axes.values())
+
+    missing = {
+        ((a, x), (b, y))
+        for a, b in itertools.combinations(names, 2)
+        for x, y in itertools.product(axes[a], axes[b])
+    }
+    cases = []
+    while missing:
+        best = max((candidate() for _ in range(50)), key=lambda v: len(pairs(v) & missing))
+        if pairs(best) & missing:
+            missing -= pairs(best)
+            cases.append(Case(**dict(zip(names, best, strict=True))))
+    return cases
+
+
+CASES = covering(AXES)
+SMALL = [
+    Case(cell, D=D, packed=packed, bias=bias)
+    for cell, (D, packed, bias) in itertools.product(
+        AXES["cell"], [(1, False, True), (2, True, True), (2, False, False)]
+    )
+]
+
+
+TINY = [
+    Case(cell, H=3, N=2, T=3, I=2, D=D, packed=packed)
+    for cell, (D, packed) in zip(
+        AXES["cell"] * 2, itertools.cycle([(1, False), (2, True), (2, False)]), strict=False
+    )
+]
+
+
+def arguments(case: Case) -> tuple:
+    """(input, batch_sizes, h0, c0, weights, cell, bias) of `case`, drawn from its own stream."""
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.rand(shape, generator=generator, dtype=torch.float64)
+        return ((2 * values - 1) * scale).to(case.dtype)
+
+    cell = "lstm" if case.cell == "lstm_proj" else case.cell
+    T, N, I, H, D = case.T, case.N, case.I, case.H, case.D
+    P = (H + 1) // 2 if case.cell == "lstm_proj" else H
+    GH = reference.CELLS[cell].gates * H
+    batch_sizes, shape = None, (T, N, I)
+    if case.packed:
+        lengths = torch.randint(1, T + 1, (N,), generator=generator)
+        lengths[0] = T
+        batch_sizes = (lengths > torch.arange(T)[:, None]).sum(1)
+        shape = (int(batch_sizes.sum()), I)
+    scale = H**-0.5
+    weights = []
+    for _ in range(D):
+        weights += [uniform(GH, I, scale=scale), uniform(GH, P, scale=scale)]
+        if case.bias:
+            weights += [uniform(GH, scale=scale), uniform(GH, scale=scale)]
+        if P != H or case.cell == "lstm_proj":
+            weights.append(uniform(P, H, scale=scale))
+    input, h0 = uniform(*shape), uniform(D, N, P)
+    if cell == "rnn_relu":
+        # The derivative jumps at 0, where rounding may choose either side: the first feature is
+        # constant and drives every unit clearly on or off.
+        input[..., 0] = 1
+        per_direction = len(weights) // D
+        for d in range(0, len(weights), per_direction):
+            w_ih, w_hh = weights[d : d + 2]
+            w_ih *= 0.1
+            w_hh *= 0.1
+            w_ih[:, 0] = 3 * w_ih[:, 0].sign()
+    c0 = uniform(D, N, H) if cell == "lstm" else None
+    return input, batch_sizes, h0, c0, weights, cell, case.bias
+
+
+def converted(args: tuple, dtype: torch.dtype) -> tuple:
+    """The arguments with every tensor but batch_sizes in `dtype`."""
+    input, batch_sizes, h0, c0, weights, cell, bias = args
+    input, h0, c0 = (None if t is None else t.to(dtype) for t in (input, h0, c0))
+    return input, batch_sizes, h0, c0, [w.to(dtype) for w in weights], cell, bias
+
+
+def cotangents(results: tuple) -> list[Tensor | None]:
+    """A random gradient for each of output, h_n and c_n; None for an empty c_n."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r.dtype)
+        if r.numel()
+        else None
+        for r in results[:3]
+    ]
+
+
+@functools.cache
+def expected(case: Case) -> tuple[tuple, tuple]:
+    """What layer_forward and layer_backward must give, from the reference in float64."""
+    args = converted(arguments(case), torch.float64)
+    results = reference.layer_forward(*args)
+    # the gradients are rounded as the kernel receives them
+    grads = [None if g is None else g.to(case.dtype).double() for g in cotangents(results)]
+    return results, backward(reference.layer_backward, args, results, grads)
+
+
+def backward(function, args: tuple, results: tuple, grads, needs=(True, True, True)) -> tuple:
+    """Calls a layer_backward with what belongs to one forward call."""
+    output, _, _, *saved = results
+    return function(*grads, *args[:5], output, *saved, *args[5:], *needs)
+
+
+def assert_gradients(actual: tuple, wanted: tuple) -> None:
+    names = ["input", "h0", "c0"]
+    for name, a, e in zip(names, actual[:3], wanted[:3], strict=True):
+        assert_matches(a, e, f"gradient of {name}")
+    for k, (a, e) in enumerate(zip(actual[3], wanted[3], strict=True)):
+        assert_matches(a, e, f"gradient of weight {k}")
+
+
+def test_cases_cover_every_value():
+    for axis, values in AXES.items():
+        assert {getattr(case, axis) for case in CASES} == set(values)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_matches_float64(case, isa):
+    args = arguments(case)
+    wanted, wanted_gradients = expected(case)
+    results = ops_of.layer_forward(*args)
+    for name, actual, value in zip(FORWARD, results, wanted, strict=True):
+        assert actual.dtype == case.dtype and actual.is_contiguous()
+        assert_matches(actual, value, name)
+    for name, actual, value in zip(FORWARD, ops_of.layer_inference(*args), wanted, strict=False):
+        assert actual.is_contiguous()
+        assert_matches(actual, value, f"{name} of inference")
+    grads = cotangents(results)
+    assert_gradients(backward(ops_of.layer_backward, args, results, grads), wanted_gradients)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_missing_gradients_are_zero(case, isa):
+    args = arguments(case)
+    results = ops_of.layer_forward(*args)
+    grads = cotangents(results)
+    for present in itertools.product([False, True], repeat=3):
+        some = [g if p else None for g, p in zip(grads, present, strict=True)]
+        wanted = backward(reference.layer_backward, args, results, some)
+        assert_gradients(backward(ops_of.layer_backward, args, results, some), wanted)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_gradients_not_needed_are_empty(case, isa):
+    args = arguments(case)
+    results = ops_of.layer_forward(*args)
+    grads = cotangents(results)
+    full = backward(ops_of.layer_backward, args, results, grads)
+    for needs in itertools.product([False, True], repeat=3):
+        some = backward(ops_of.layer_backward, args, results, grads, needs)
+        state = needs[1], needs[1] and args[3] is not None
+        for need, a, e in zip((needs[0], *state), some[:3], full[:3], strict=True):
+            assert torch.equal(a, e) if need else a.shape == (0,)
+        assert len(some[3]) == (len(full[3]) if needs[2] else 0)
+        assert all(map(torch.equal, some[3], full[3]))
+
+
+def scattered(tensor: Tensor | None) -> Tensor | None:
+    """The same values with every stride larger than it need be, the last dimension outermost."""
+    if tensor is None or not tensor.dim():
+        return tensor
+    wide = torch.full((*tensor.shape[::-1], 3), float("nan"), dtype=tensor.dtype)
+    view = wide[..., 1].permute(*reversed(range(tensor.dim())))
+    return view.copy_(tensor)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_any_strides(case, isa):
+    input, batch_sizes, h0, c0, weights, cell, bias = args = arguments(case)
+    if batch_sizes is not None:
+        batch_sizes = torch.stack([batch_sizes, batch_sizes * 0], 1)[:, 0]
+    strided = (
+        scattered(input),
+        batch_sizes,
+        scattered(h0),
+        scattered(c0),
+        [scattered(w) for w in weights],
+        cell,
+        bias,
+    )
+    wanted, wanted_gradients = expected(case)
+    results = ops_of.layer_forward(*strided)
+    for name, actual, value in zip(FORWARD, results, wanted, strict=True):
+        assert_matches(actual, value, name)
+    for name, actual, value in zip(FORWARD, ops_of.layer_inference(*strided), wanted, strict=False):
+        assert_matches(actual, value, name)
+    grads = [scattered(g) for g in cotangents(results)]
+    gradients = backward(ops_of.layer_backward, strided, results, grads)
+    assert_gradients(gradients, wanted_gradients)
+    assert all(map(torch.equal, weights, args[4]))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_expanded_state_and_gradients(case, isa):
+    """Stride 0: an hx made by expand, and the gradient of a sum."""
+    input, batch_sizes, h0, c0, weights, cell, bias = arguments(case)
+    h0 = h0[:, :1].expand_as(h0)
+    c0 = None if c0 is None else c0[:, :1].expand_as(c0)
+    args = (input, batch_sizes, h0, c0, weights, cell, bias)
+    results = ops_of.layer_forward(*args)
+    for actual, value in zip(results, reference.layer_forward(*args), strict=True):
+        assert_matches(actual, value)
+    grads = [None if g is None else g.new_ones(()).expand_as(g) for g in cotangents(results)]
+    wanted = backward(reference.layer_backward, args, results, grads)
+    assert_gradients(backward(ops_of.layer_backward, args, results, grads), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cell", AXES["cell"])
+def test_zero_batch(cell, dtype, isa):
+    args = arguments(Case(cell, N=0, dtype=dtype))
+    results = ops_of.layer_forward(*args)
+    wanted = reference.layer_forward(*args)
+    assert [r.shape for r in results] == [r.shape for r in wanted]
+    inference = ops_of.layer_inference(*args)
+    assert [r.shape for r in inference] == [r.shape for r in wanted[:3]]
+    grads = [torch.zeros_like(r) for r in results[:2]] + [None]
+    gradients = backward(ops_of.layer_backward, args, results, grads)
+    assert_gradients(gradients, backward(reference.layer_backward, args, results, grads))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
+@pytest.mark.parametrize("cell", AXES["cell"])
+def test_special_values_stay_in_their_row(cell, value, isa):
+    """NaN, inf and huge numbers give what the formulas give, in the rows they belong to."""
+    for dtype in (torch.float32, torch.float64):
+        args = arguments(Case(cell, D=1, dtype=dtype))
+        args[0][2, 3, 1] = value
+        args[2][0, 5, 0] = value
+        wanted = reference.layer_forward(*args)
+        for name, actual, target in zip(FORWARD, ops_of.layer_forward(*args), wanted, strict=True):
+            assert_matches(actual, target, name)
+        for name, actual, target in zip(
+            FORWARD, ops_of.layer_inference(*args), wanted, strict=False
+        ):
+            assert_matches(actual, target, name)
+        clean = [row for row in range(7) if row not in (3, 5)]
+        assert wanted[0][:, clean].isfinite().all()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.T <= 50][:12], ids=str)
+def test_results_do_not_depend_on_threads(case, isa):
+    if KERNELS is None:  # torch's own products promise no such thing
+        return
+    args = arguments(case)
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results = ops_of.layer_forward(*args)
+            gradients = backward(ops_of.layer_backward, args, results, cotangents(results))
+            inference = ops_of.layer_inference(*args)
+            runs.append([*results, *inference, *gradients[:3], *gradients[3]])
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(map(torch.equal, runs[0], run))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cell", AXES["cell"])
+def test_rows_do_not_depend_on_their_batch(cell, dtype, isa):
+    if KERNELS is None:  # torch's own products promise no such thing
+        return
+    input, _, h0, c0, weights, *options = args = arguments(Case(cell, N=33, H=100, dtype=dtype))
+    whole = ops_of.layer_forward(*args)
+    assert all(map(torch.equal, ops_of.layer_inference(*args), whole))
+    for rows in ([0], [3, 4], [7, 5, 6], list(range(1, 18))):
+        c = None if c0 is None else c0[:, rows]
+        part = (input[:, rows], None, h0[:, rows], c, weights, *options)
+        for op in (ops_of.layer_forward, ops_of.layer_inference):
+            output, h_n, _, *_ = op(*part)
+            assert torch.equal(output, whole[0][:, rows])
+            assert torch.equal(h_n, whole[1][:, rows])
+
+
+def broken(case: Case) -> dict[str, tuple]:
+    """Calls that do not fit together, by what is wrong with them."""
+    input, batch_sizes, h0, c0, weights, cell, bias = arguments(case)
+
+    def call(**changes) -> tuple:
+        good = {"input": input, "batch_sizes": batch_sizes, "h0": h0, "c0": c0}
+        good |= {"weights": weights, "cell": cell, "bias": bias} | changes
+        return tuple(good.values())
+
+    def weight(k: int, tensor: Tensor) -> tuple:
+        return call(weights=[*weights[:k], tensor, *weights[k + 1 :]])
+
+    calls = {
+        "cell": call(cell="elman"),
+        "rank": call(input=input[0]),
+        "width": call(input=input[..., :-1]),
+        "batch": call(h0=h0[:, :-1]),
+        "hidden": call(h0=h0[..., :-1]),
+        "directions": call(h0=torch.cat([h0, h0])),
+        "rank of h0": call(h0=h0[0]),
+        "missing weight": call(weights=weights[:-1]),
+        "no weights": call(weights=[]),
+        "no bias": call(bias=not bias),
+        "w_ih rows": weight(0, weights[0][1:]),
+        "w_ih rank": weight(0, weights[0][0]),
+        "w_hh columns": weight(1, weights[1][:, 1:]),
+        "w_hh empty": weight(1, weights[1][:0]),
+        "scalar": weight(1, weights[1][0, 0]),
+        "last": weight(len(weights) - 1, weights[-1][1:]),
+    }
+    if c0 is None:
+        calls["c0"] = call(c0=h0)
+    else:
+        calls |= {"no c0": call(c0=None), "size of c0": call(c0=c0[:, 1:])}
+    if batch_sizes is None:
+        calls["no time step"] = call(input=input[:0])
+    else:
+        more = batch_sizes.clone()
+        more[0] += 1
+        calls |= {
+            "rows": call(input=input[1:]),
+            "sum": call(batch_sizes=batch_sizes[:-1]),
+            "first": call(batch_sizes=more),
+            "rising": call(batch_sizes=batch_sizes.flip(0)),
+            "zero": call(batch_sizes=torch.cat([batch_sizes, batch_sizes.new_zeros(1)])),
+            "negative": call(batch_sizes=torch.cat([batch_sizes, torch.tensor([1, -1])])),
+            "huge": call(batch_sizes=batch_sizes + 2**62),
+            "none": call(batch_sizes=batch_sizes[:0], input=input[:0]),
+            "int32": call(batch_sizes=batch_sizes.int()),
+            "matrix": call(batch_sizes=batch_sizes[None]),
+        }
+    return calls
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("cell", AXES["cell"])
+def test_bad_calls_raise(cell, packed, isa):
+    for dtype in (torch.float32, torch.float64):
+        for name, args in broken(Case(cell, packed=packed, dtype=dtype)).items():
+            for op in (ops_of.layer_inference, ops_of.layer_forward):
+                with pytest.raises(RuntimeError):
+                    op(*args)
+                    pytest.fail(f"{op} accepted: {name}")
+
+
+@pytest.mark.parametrize("cell", AXES["cell"])
+def test_backward_checks_what_was_saved(cell, isa):
+    args = arguments(Case(cell))
+    results = ops_of.layer_forward(*args)
+    grads = cotangents(results)
+    if KERNELS is None:  # the reference computes again and reads nothing that was saved
+        return
+    for k in (0, 3, 4, 5):
+        if results[k].numel():
+            cut = [*results[:k], results[k][:, 1:], *results[k + 1 :]]
+            with pytest.raises(RuntimeError):
+                backward(ops_of.layer_backward, args, cut, grads)
+    for k in range(3):
+        if grads[k] is not None:
+            cut = [*grads[:k], grads[k][:, 1:], *grads[k + 1 :]]
+            with pytest.raises(RuntimeError):
+                backward(ops_of.layer_backward, args, results, cut)
+
+
+@pytest.mark.parametrize("case", TINY[:5], ids=str)
+def test_opcheck(case):
+    args = arguments(case)
+    results = ops_of.layer_forward(*args)
+    needs = (True, True, True)
+    output, _, _, *saved = results
+    backward_args = (*cotangents(results), *args[:5], output, *saved, *args[5:], *needs)
+    torch.library.opcheck(ops_of.layer_inference, args)
+    torch.library.opcheck(ops_of.layer_backward, backward_args)
+    torch.library.opcheck(ops_of.layer_backward, (*backward_args[:-3], False, True, False))
+    input, batch_sizes, h0, c0, weights, cell, bias = args
+    wanted = [t.requires_grad_() for t in (input, h0, *weights)]
+    assert all(t.is_leaf for t in wanted)
+    torch.library.opcheck(ops_of.layer_forward, args)
+
+
+def leaves(args: tuple) -> list[Tensor]:
+    """The differentiable arguments, as tensors that require grad."""
+    input, _, h0, c0, weights, _, _ = args
+    return [t.requires_grad_() for t in (input, h0, c0, *weights) if t is not None]
+
+
+def layer_of(args: tuple, layer=ops.layer):
+    """`layer` as a function of its differentiable arguments, of results that are not empty."""
+    _, batch_sizes, _, c0, _, cell, bias = args
+
+    def function(input, h0, *rest):
+        c, weights = (None, rest) if c0 is None else (rest[0], rest[1:])
+        results = layer(input, batch_sizes, h0, c, weights, cell, bias)
+        return results if c0 is not None else results[:2]
+
+    return function
+
+
+@pytest.mark.parametrize("case", TINY, ids=str)
+def test_gradcheck(case, isa):
+    args = arguments(case)
+    assert torch.autograd.gradcheck(layer_of(args), leaves(args), check_undefined_grad=True)
+
+
+@pytest.mark.parametrize("case", TINY[:5], ids=str)
+def test_second_derivatives(case):
+    args = arguments(case)
+    assert torch.autograd.gradgradcheck(layer_of(args), leaves(args), fast_mode=True)
+
+
+@pytest.mark.parametrize("case", TINY[:5], ids=str)
+def test_forward_mode(case):
+    args = arguments(case)
+    primals = tuple(t.detach() for t in leaves(args))
+    tangents = tuple(map(torch.randn_like, primals))
+    actual = torch.func.jvp(layer_of(args), primals, tangents)
+    wanted = torch.func.jvp(layer_of(args, reference.layer), primals, tangents)
+    for a, e in zip(actual[0] + actual[1], wanted[0] + wanted[1], strict=True):
+        assert_matches(a, e)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(primals[0], tangents[0])
+        output = layer_of(args)(dual, *primals[1:])[0]
+        tangent = torch.autograd.forward_ad.unpack_dual(output).tangent
+    alone = (tangents[0], *map(torch.zeros_like, tangents[1:]))
+    _, wanted = torch.func.jvp(layer_of(args, reference.layer), primals, alone)
+    assert_matches(tangent, wanted[0])
+
+
+@pytest.mark.parametrize("case", TINY[:5], ids=str)
+def test_function_transforms(case):
+    args = arguments(case)
+    primals = tuple(t.detach() for t in leaves(args))
+    layer = layer_of(args)
+
+    def loss(*inputs):
+        return sum(result.sin().sum() for result in layer(*inputs))
+
+    every = tuple(range(len(primals)))
+    gradients = torch.func.grad(loss, every)(*primals)
+    attached = [t.clone().requires_grad_() for t in primals]
+    for a, e in zip(gradients, torch.autograd.grad(loss(*attached), attached), strict=True):
+        assert_matches(a, e)
+
+    batches = tuple(torch.stack([t, 0.5 * t, -t]) for t in primals)
+    batched = torch.vmap(layer)(*batches)
+    per_sample = torch.vmap(torch.func.grad(loss, every))(*batches)
+    for k in range(3):
+        one = tuple(t[k] for t in batches)
+        for a, e in zip(batched, layer(*one), strict=True):
+            assert_matches(a[k], e)
+        for a, e in zip(per_sample, torch.func.grad(loss, every)(*one), strict=True):
+            assert_matches(a[k], e)
+
+
+@pytest.mark.parametrize("case", TINY[:5], ids=str)
+def test_only_what_requires_grad_gets_one(case):
+    args = arguments(case)
+    everything = leaves(args)
+    full = torch.autograd.grad(sum(r.sum() for r in layer_of(args)(*everything)), everything)
+    for wanted in range(len(everything)):
+        some = [t.detach().requires_grad_(k == wanted) for k, t in enumerate(everything)]
+        sum(r.sum() for r in layer_of(args)(*some)).backward()
+        for k, tensor in enumerate(some):
+            assert tensor.grad is None if k != wanted else torch.equal(tensor.grad, full[k])
+
+
+def test_nothing_is_saved_where_no_gradient_is_wanted():
+    args = arguments(Case())
+    inputs = leaves(args)
+    with torch.no_grad():
+        assert not layer_of(args)(*inputs)[0].requires_grad
+    with torch.inference_mode():
+        assert layer_of(args)(*inputs)[0].is_inference()
+    assert not layer_of(args)(*(t.detach() for t in inputs))[0].requires_grad
+
+
+def test_in_place_change_of_what_was_saved_is_noticed():
+    args = arguments(Case())
+    inputs = leaves(args)
+    output = layer_of(args)(*inputs)[0]
+    with torch.no_grad():
+        inputs[4].mul_(2)  # w_hh
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_op_has_a_derivative_of_its_own(case):
+    """Compiled graphs call layer_forward itself, not the Function of eager mode."""
+    args = arguments(case)
+    inputs = leaves(args)
+    results = ops_of.layer_forward(*args)[: 3 if args[3] is not None else 2]
+    grads = [g for g in cotangents(results) if g is not None]
+    actual = torch.autograd.grad(results, inputs, grads)
+    wanted = torch.autograd.grad(layer_of(args)(*inputs), inputs, grads)
+    for a, e in zip(actual, wanted, strict=True):
+        assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64], ids=str)
+@pytest.mark.parametrize("cell", ["lstm", "lstm_proj", "gru", "rnn_tanh"])
+def test_other_dtypes_take_the_reference(cell, dtype):
+    args = converted(arguments(Case(cell)), dtype)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    wanted = reference.layer(*converted(args, wide))
+    inputs = leaves(args)
+    results = layer_of(args)(*inputs)
+    for actual, value in zip(results, wanted, strict=False):
+        assert_matches(actual, value)
+    sum(r.abs().sum() for r in results).backward()
+    assert all(t.grad.isfinite().all() for t in inputs)
+
+
+def test_meta():
+    for case in SMALL:
+        args = arguments(case)
+        real = reference.layer(*args)
+        input, batch_sizes, h0, c0, weights, cell, bias = args
+        c0 = None if c0 is None else c0.to("meta")
+        weights = [w.to("meta").requires_grad_() for w in weights]
+        meta = (input.to("meta"), batch_sizes, h0.to("meta"), c0, weights, cell, bias)
+        results = ops.layer(*meta)
+        for r, e in zip(results, real, strict=True):
+            assert (r.shape, r.dtype, r.device.type) == (e.shape, e.dtype, "meta")
+        results[0].sum().backward()
+        assert all(w.grad.shape == w.shape for w in weights)
+
+
+def test_mixed_dtypes_and_devices_raise():
+    input, batch_sizes, h0, c0, weights, cell, bias = arguments(Case())
+    for change in (torch.Tensor.float, lambda t: t.to("meta")):
+        mixed = [
+            (change(input), batch_sizes, h0, c0, weights, cell, bias),
+            (input, batch_sizes, change(h0), c0, weights, cell, bias),
+            (input, batch_sizes, h0, change(c0), weights, cell, bias),
+            (input, batch_sizes, h0, c0, [*weights[:-1], change(weights[-1])], cell, bias),
+        ]
+        for args in mixed:
+            with pytest.raises(RuntimeError, match=r"must have the same dtype|on the same device"):
+                ops.layer(*args)
+
+
+def test_backend():
+    args = arguments(Case())
+    assert set(ops.backends()) == {"cpu", "reference"}
+    assert ops.backends()["reference"] == "usable"
+    with ops.backend("reference"):
+        assert "LayerBackward" not in repr(layer_of(args)(*leaves(args))[0].grad_fn)
+        with ops.backend("auto"):
+            ops.layer(*args)
+    with pytest.raises(ValueError, match="unknown backend 'gpu'"), ops.backend("gpu"):
+        pass
+    if KERNELS is None:
+        assert "fastrnn._C" in ops.backends()["cpu"]
+        with pytest.raises(RuntimeError, match="cannot be imported"), ops.backend("cpu"):
+            pass
+        return
+    assert ops.backends()["cpu"] == "usable"
+    with ops.backend("cpu"):
+        assert "LayerBackward" in repr(layer_of(args)(*leaves(args))[0].grad_fn)
+        with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot run: dtype is torch.float16"):
+            ops.layer(*converted(args, torch.float16))
+        with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: tensors are on meta"):
+            input, _, h0, c0, weights, cell, bias = (
+                a.to("meta") if isinstance(a, Tensor) else a for a in args
+            )
+            ops.layer(input, None, h0, c0, [w.to("meta") for w in weights], cell, bias)
+        with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: torch.func"):
+            torch.vmap(lambda x: ops.layer(x, *args[1:]))(args[0][None])
+    ops.layer(*converted(args, torch.float16))
+
+
+def test_backend_is_restored_after_an_error():
+    with pytest.raises(KeyError), ops.backend("reference"):
+        raise KeyError
+    assert ops._chosen == "auto"

@@ -1,0 +1,237 @@
+"""What a user installs: the sdist, both wheels, and `python -m fastrnn` in an environment that
+holds torch and nothing else.
+
+The compiled wheel is built in the checkout, where the object files of the last build are reused;
+the pure Python one from the unpacked sdist, which shows that the sdist is complete.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import fastrnn
+
+ROOT = Path(__file__).resolve().parents[1]
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+# Compares training and inference with torch.nn, then says which warnings of ours were raised.
+SMOKE = """
+import importlib.util, json, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch
+    import fastrnn
+    for name in ("LSTM", "GRU", "RNN"):
+        torch.manual_seed(0)
+        theirs = getattr(torch.nn, name)(5, 7, num_layers=2, bidirectional=True)
+        ours = getattr(fastrnn, name)(5, 7, num_layers=2, bidirectional=True)
+        ours.load_state_dict(theirs.state_dict())
+        results = []
+        for module in (theirs, ours):
+            x = torch.linspace(-1, 1, 3 * 4 * 5).view(3, 4, 5).requires_grad_()
+            module(x)[0].square().sum().backward()
+            with torch.inference_mode():
+                y = module(x)[0]
+            results.append([y, x.grad] + [p.grad for p in module.parameters()])
+        for a, b in zip(*results):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+print(json.dumps({
+    "version": fastrnn.__version__,
+    "compiled": importlib.util.find_spec("fastrnn._C") is not None,
+    "numpy": importlib.util.find_spec("numpy") is not None,
+    "warnings": [str(w.message) for w in caught if "fastrnn" in str(w.message)],
+}))
+"""
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **env: str) -> str:
+    """Standard output of a command that must succeed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where ninja is
+    result = subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PATH": path, **env}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def build_wheel(source: Path, out: Path, mode: str) -> Path:
+    command = "-m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir".split()
+    run(sys.executable, *command, out, source, FASTRNN_BUILD=mode)
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+def torch_environment(folder: Path) -> Path:
+    """The interpreter of a new virtual environment that holds torch and what torch requires.
+
+    The packages are links to the ones of this environment.
+    """
+    venv.create(folder, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    pending, seen = ["torch"], set()
+    while pending:
+        name = pending.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        package = importlib.metadata.distribution(name)
+        for top in {file.parts[0] for file in package.files if file.parts[0] != ".."}:
+            link = site / top
+            if top != "__pycache__" and not link.exists():
+                link.symlink_to(package.locate_file(top))
+        for line in package.requires or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                pending.append(requirement.name)
+    return folder / "bin" / "python"
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """The interpreter of a new environment with the wheel; pip finds its requirements fulfilled."""
+    python = torch_environment(folder)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--python", str(python)]
+    run(*pip, "install", "--no-index", wheel)
+    return python
+
+
+def names(wheel: Path) -> list[str]:
+    return zipfile.ZipFile(wheel).namelist()
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution, unpacked. Made from a copy, without what builds leave behind."""
+    folder = tmp_path_factory.mktemp("sdist")
+    generated = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so")
+    shutil.copytree(ROOT, folder / "copy", ignore=generated)
+    command = "setup.py --quiet sdist --dist-dir".split()
+    run(sys.executable, *command, folder, cwd=folder / "copy", FASTRNN_BUILD="none")
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    return folder / f"fastrnn-{VERSION}"
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(sdist, tmp_path_factory.mktemp("pure"), "none")
+
+
+@pytest.fixture(scope="module")
+def compiled_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if not shutil.which(os.environ.get("CXX", "c++")):
+        pytest.skip("needs a C++ compiler")
+    for stale in (ROOT / "build").glob("lib*"):
+        shutil.rmtree(stale)
+    return build_wheel(ROOT, tmp_path_factory.mktemp("compiled"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def pure_python(pure_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(pure_wheel, tmp_path_factory.mktemp("pure") / "env")
+
+
+@pytest.fixture(scope="module")
+def compiled_python(compiled_wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(compiled_wheel, tmp_path_factory.mktemp("compiled") / "env")
+
+
+def test_version_stands_once():
+    assert fastrnn.__version__ == importlib.metadata.version("fastrnn") == VERSION
+    assert f"## [{VERSION}]" in (ROOT / "CHANGELOG.md").read_text()
+    for path in [ROOT / "setup.py", *ROOT.glob("fastrnn/**/*.py"), *ROOT.glob("csrc/**/*.*")]:
+        assert not re.search(rf"\b{re.escape(VERSION)}\b", path.read_text()), path
+
+
+def test_sdist_holds_the_sources(sdist: Path):
+    for folder in ("csrc", "fastrnn", "tests"):
+        for path in (ROOT / folder).glob("**/*.*"):
+            if path.suffix in (".h", ".cpp", ".py"):
+                assert (sdist / path.relative_to(ROOT)).is_file(), path
+    for name in ("LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"):
+        assert (sdist / name).is_file(), name
+
+
+def test_wheels_hold_the_package_only(pure_wheel: Path, compiled_wheel: Path):
+    assert pure_wheel.name == f"fastrnn-{VERSION}-py3-none-any.whl"
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert compiled_wheel.name.startswith(f"fastrnn-{VERSION}-{tag}-{tag}-")
+    (library,) = set(names(compiled_wheel)) - set(names(pure_wheel))
+    assert re.fullmatch(r"fastrnn/_C\..*\.(so|pyd)", library)
+    python = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fastrnn/**/*.py")}
+    assert {name for name in names(pure_wheel) if ".dist-info/" not in name} == python
+    assert f"fastrnn-{VERSION}.dist-info/licenses/LICENSE" in names(pure_wheel)
+
+
+def test_compiled_wheel_works_with_torch_alone(compiled_python: Path, tmp_path: Path):
+    facts = json.loads(run(compiled_python, "-c", SMOKE, cwd=tmp_path))
+    assert facts == {"version": VERSION, "compiled": True, "numpy": False, "warnings": []}
+
+
+def test_pure_wheel_works_and_warns_once(pure_python: Path, tmp_path: Path):
+    facts = json.loads(run(pure_python, "-c", SMOKE, cwd=tmp_path))
+    (warning,) = facts.pop("warnings")
+    assert "reference" in warning
+    assert facts == {"version": VERSION, "compiled": False, "numpy": False}
+
+
+def test_command_reports_a_compiled_package(compiled_python: Path, tmp_path: Path):
+    text = run(compiled_python, "-m", "fastrnn", cwd=tmp_path)
+    assert re.search(rf"^fastrnn +{re.escape(VERSION)}$", text, re.M)
+    assert re.search(r"^torch +\d", text, re.M)
+    assert re.search(rf"^Python +{sys.version.split()[0]} ", text, re.M)
+    assert re.search(r"^build +.*C\+\+20, for torch >= 2\.11, without CUDA$", text, re.M)
+    assert re.search(r"^flags +.*-O3", text, re.M)
+    assert re.search(r"^instructions +.*\(chosen\)", text, re.M)
+    assert re.search(r"^threads +\d+$", text, re.M)
+    assert re.search(r"^(backends)? +cpu +usable$", text, re.M)
+    assert re.search(r"^(backends)? +reference +usable$", text, re.M)
+
+
+def test_command_reports_a_pure_package(pure_python: Path, tmp_path: Path):
+    text = run(pure_python, "-m", "fastrnn", cwd=tmp_path)
+    assert re.search(r"^build +pure Python$", text, re.M)
+    assert "(chosen)" not in text
+    assert re.search(r"^(backends)? +cpu +(?!usable).*fastrnn\._C", text, re.M)
+    assert re.search(r"^(backends)? +reference +usable$", text, re.M)
+
+
+def test_extension_needs_only_the_stable_abi(compiled_wheel: Path, tmp_path: Path):
+    """The C++ interface of torch changes from version to version; its `extern "C"` one does not."""
+    zipfile.ZipFile(compiled_wheel).extractall(tmp_path)
+    (library,) = tmp_path.glob("fastrnn/_C*")
+    symbols = run("nm", "--dynamic", "--undefined-only", library).split()
+    assert "torch_library_impl" in symbols or "aoti_torch_library_impl" in symbols
+    assert [s for s in symbols if re.match(r"_Z\w*?(2at|3c10|5torch)", s)] == []
+    assert b"libtorch_python" not in library.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("mode", "compiler", "code", "message"),
+    [
+        ("auto", "false", 0, "pure Python package, no kernels: false does not compile C++20"),
+        ("cpu", "no-such-compiler", 1, "FASTRNN_BUILD=cpu: the C++ compiler does not run"),
+        ("cuda", "c++", 1, "FASTRNN_BUILD=cuda: there are no CUDA sources"),
+        ("gpu", "c++", 1, "FASTRNN_BUILD must be auto, none, cpu or cuda, got 'gpu'"),
+    ],
+)
+def test_build_says_what_it_cannot_do(mode: str, compiler: str, code: int, message: str):
+    env = {**os.environ, "FASTRNN_BUILD": mode, "CXX": compiler}
+    command = [sys.executable, "setup.py", "--name"]
+    result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert result.returncode == code
+    assert message in result.stderr
