@@ -9,6 +9,8 @@
 
 #include <cstring>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -19,7 +21,22 @@ namespace fastrnn {
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-#define FASTRNN_CHECK(condition, ...) STD_TORCH_CHECK(condition, "fastrnn: ", __VA_ARGS__)
+// RuntimeError with the parts of the message joined.
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream message;
+  (message << ... << parts);
+  throw std::runtime_error(message.str());
+}
+#define FASTRNN_CHECK(condition, ...)               \
+  do {                                              \
+    if (!(condition)) ::fastrnn::fail(__VA_ARGS__); \
+  } while (false)
+
+// A call through the dispatcher costs more than many a layer of one step: none where none is due.
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
 
 struct CellInfo {
   const char* name;
@@ -82,10 +99,7 @@ inline Arguments::Arguments(const Tensor& input_, const OptionalTensor& batch_si
                             const Tensor& h0_, const OptionalTensor& c0_,
                             const std::vector<Tensor>& weights_, const std::string& cell_name,
                             bool bias_)
-    : input(torch::stable::contiguous(input_)),
-      h0(torch::stable::contiguous(h0_)),
-      bias(bias_),
-      packed(batch_sizes.has_value()) {
+    : input(dense(input_)), h0(dense(h0_)), bias(bias_), packed(batch_sizes.has_value()) {
   cell = find_cell(cell_name, info);
   FASTRNN_CHECK(cell >= 0, "unknown cell '", cell_name, "'");
   FASTRNN_CHECK(input.dim() == (packed ? 2 : 3), "input must have ", packed ? 2 : 3,
@@ -114,9 +128,9 @@ inline Arguments::Arguments(const Tensor& input_, const OptionalTensor& batch_si
     FASTRNN_CHECK(counts.is_cpu() && counts.dim() == 1 &&
                       counts.scalar_type() == torch::headeronly::ScalarType::Long,
                   "batch_sizes must be a 1-D int64 tensor on the CPU");
-    const Tensor dense = torch::stable::contiguous(counts);
-    const auto* data = static_cast<const int64_t*>(dense.const_data_ptr());
-    active.assign(data, data + dense.numel());
+    const Tensor listed = dense(counts);
+    const auto* data = static_cast<const int64_t*>(listed.const_data_ptr());
+    active.assign(data, data + listed.numel());
   } else {
     active.assign(input.size(0), size.batch);
     FASTRNN_CHECK(input.size(1) == size.batch, "Expected hidden size (", size.directions, ", ",
@@ -143,7 +157,7 @@ inline Arguments::Arguments(const Tensor& input_, const OptionalTensor& batch_si
   check_type("h0", h0);
   if (c0_) {
     check("c0", *c0_, {size.directions, size.batch, size.hidden});
-    c0 = torch::stable::contiguous(*c0_);
+    c0 = dense(*c0_);
   }
   const int64_t gated = info.gates * size.hidden;
   for (size_t i = 0; i < weights_.size(); ++i) {
@@ -157,7 +171,7 @@ inline Arguments::Arguments(const Tensor& input_, const OptionalTensor& batch_si
     } else {
       check("w_hr", weights_[i], {size.state, size.hidden});
     }
-    weights.push_back(torch::stable::contiguous(weights_[i]));
+    weights.push_back(dense(weights_[i]));
   }
 }
 

@@ -119,7 +119,7 @@ OptionalTensor checked(const Arguments& a, const char* what, const OptionalTenso
   FASTRNN_CHECK(
       t->numel() == numel && t->scalar_type() == a.dtype() && t->device() == a.input.device(), what,
       " does not fit the other arguments");
-  return torch::stable::contiguous(*t);
+  return dense(*t);
 }
 
 struct Gradients {
