@@ -2,7 +2,8 @@
 #include "cpu/vec.h"
 //
 #include "cells.h"
-#include "cpu/schedule.h"
+#include "cpu/forward.h"
+#include "cpu/backward.h"
 
 namespace FASTRNN_NAMESPACE {
 

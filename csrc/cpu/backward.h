@@ -1,0 +1,239 @@
+// A layer from the last step to the first.
+//
+// For one chunk of steps after the other: each step the cell's derivatives along the rows, then the
+// product that carries them to the step before; after the chunk one product each, over all its
+// rows, for the gradients of its inputs and of every weight.
+#pragma once
+
+#include "cpu/schedule.h"
+
+namespace FASTRNN_NAMESPACE {
+
+template <class Cell, class T>
+class BackwardPass : Layer<Cell, T> {
+  using Base = Layer<Cell, T>;
+  using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell,
+      Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of, Base::s, Base::S;
+  using typename Base::V;
+  using Wide = Panels<T, kWide, 1, false>;
+  using Narrow = Panels<T, kNarrow, 1, false>;
+
+  struct Direction {
+    Narrow ih;
+    Wide hh, hr;
+    Buffer<T> d_x;             // [rows of a chunk, G H] gradient of x, the input part
+    Buffer<T> d_u;             // [rows of a chunk, G H] gradient of u, where it differs
+    Buffer<T> d_y;             // [rows of a chunk, P] complete gradient of h, with a projection
+    Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
+    Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
+    Buffer<T> d_c;             // [N, ld_cell] gradient of c_t from later steps
+    Buffer<int64_t> previous;  // [rows] row of the step before; ~n for batch row n's first step
+
+    T* d_hidden() const { return Cell::kSplit ? d_u : d_x; }
+  };
+
+  const fastrnn::Backward<T>& b_;
+  const bool keep_;
+  const int64_t chunk_;  // time steps
+  Direction direction_[2];
+  Buffer<T> zero_;
+
+  Direction make(int64_t d) {
+    const bool used = d < D;
+    const fastrnn::Weights<T>& w = f.weights[used ? d : 0];
+    const int64_t rows = used ? chunk_ * N : 0;
+    return {Narrow(w.w_ih, G * H, I, used && keep_ && b_.dx),
+            Wide(w.w_hh, G * H, P, used && keep_),
+            Wide(w.w_hr, P, H, used && keep_),
+            Buffer<T>(rows * G * H),
+            Buffer<T>(Cell::kSplit ? rows * G * H : 0),
+            Buffer<T>(s.projected ? rows * P : 0),
+            Buffer<T>(used && s.projected ? N * ld_cell : 0),
+            Buffer<T>(used ? N * ld_state : 0),
+            Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
+            Buffer<int64_t>(used ? s.rows : 0)};
+  }
+
+ public:
+  BackwardPass(const fastrnn::Backward<T>& backward, const Parallel& threads)
+      : Base(backward.forward, threads),
+        b_(backward),
+        keep_(s.steps > 1),
+        chunk_(this->chunk(kBackwardRows)),
+        direction_{make(0), make(1)},
+        zero_(kWidth<T, kWide>) {}
+
+  void operator()() {
+    prepare();
+    for (int64_t last = s.steps; last > 0; last -= min(last, chunk_)) {
+      const Range steps{max(0, last - chunk_), last};
+      run(parallel, D * blocks, [&](int64_t task) {
+        const Range batch = this->block(task / D);
+        if (batch.count() > 0) time_loop(task % D, batch, steps);
+      });
+      for (int64_t d = 0; d < D && b_.dx; ++d)
+        run(parallel, parallel.threads, [&](int64_t task) { input_gradient(task, d, steps); });
+      if (b_.need_weights)
+        run(parallel, parallel.threads,
+            [&](int64_t task) { weight_gradients(task, steps, last < s.steps); });
+    }
+    for (int64_t i = 0; i < D * N; ++i) {
+      const Direction& w = direction_[i / N];
+      if (b_.dh0) memcpy(b_.dh0 + i * P, w.d_h + i % N * ld_state, P * sizeof(T));
+      if constexpr (Cell::kState)
+        if (b_.dc0) memcpy(b_.dc0 + i * H, w.d_c + i % N * ld_cell, H * sizeof(T));
+    }
+  }
+
+ private:
+  void prepare() {
+    memset(zero_, 0, kWidth<T, kWide> * sizeof(T));
+    this->pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
+    for (int64_t d = 0; d < D; ++d) {
+      Direction& w = direction_[d];
+      for (int64_t n = 0; n < N; ++n) {
+        copy_or_zero(w.d_h + n * ld_state, b_.dh_n, (d * N + n) * P, P, ld_state);
+        if constexpr (Cell::kState)
+          copy_or_zero(w.d_c + n * ld_cell, b_.dc_n, (d * N + n) * H, H, ld_cell);
+      }
+      for (int64_t step = 0; step < s.steps; ++step)
+        for (int64_t n = 0; n < active(d, step); ++n)
+          w.previous[row(d, step) + n] = n < active(d, step - 1) ? row(d, step - 1) + n : ~n;
+    }
+  }
+  static void copy_or_zero(T* to, const T* from, int64_t at, int64_t count, int64_t padded) {
+    memset(to, 0, padded * sizeof(T));
+    if (from) memcpy(to, from + at, count * sizeof(T));
+  }
+
+  const T* previous_h(int64_t d, int64_t row) const {
+    const int64_t at = direction_[d].previous[row];
+    return at >= 0 ? f.y + this->at_y(d, at) : f.h0 + (d * N + ~at) * P;
+  }
+  const T* previous_c(int64_t d, int64_t row) const {
+    const int64_t at = direction_[d].previous[row];
+    return at >= 0 ? this->cells(d, at) : f.c0 + (d * N + ~at) * H;
+  }
+
+  void time_loop(int64_t d, Range batch, Range steps) {
+    Direction& w = direction_[d];
+    const Buffer<T> scratch(max(w.hh.scratch(), w.hr.scratch()));
+    T* const d_h = w.d_h + batch.first * ld_state;
+    for (int64_t step = steps.last - 1; step >= steps.first; --step) {
+      const int64_t rows = active(d, step, batch), first = row(d, step) + batch.first;
+      const int64_t chunk_row = first - rows_of(d, steps).first;
+      if (s.projected) {
+        for (int64_t n = 0; n < rows; ++n)
+          for (int64_t p = 0; p < P; p += kLanes<T>) {
+            const Lane<T> lane(p, P);
+            lane.store_to(w.d_y + (chunk_row + n) * P,
+                          take(d_h + n * ld_state, d, first + n, lane));
+          }
+        for (int64_t p = 0; p < w.hr.count(); ++p)
+          multiply<T, kWide>(w.d_y + chunk_row * P, P, rows, P, w.hr.get(p, scratch), zero_, 0,
+                             w.d_m + batch.first * ld_cell + p * kWidth<T, kWide>, ld_cell);
+      }
+      for (int64_t n = 0; n < rows; ++n) cell(d, batch.first + n, first + n, chunk_row + n);
+      if (step > 0 || b_.dh0)
+        for (int64_t p = 0; p < w.hh.count(); ++p)
+          multiply<T, kWide>(w.d_hidden() + chunk_row * G * H, G * H, rows, G * H,
+                             w.hh.get(p, scratch), d_h + p * kWidth<T, kWide>, ld_state,
+                             d_h + p * kWidth<T, kWide>, ld_state);
+    }
+  }
+
+  // The complete gradient of h_t: from later steps, of which nothing is left, and of y.
+  V take(T* d_h, int64_t d, int64_t row, Lane<T> lane) {
+    V dh = load<V>(d_h + lane.at);
+    if (b_.dy) dh += lane.load_from(b_.dy + this->at_y(d, row));
+    store<V>(d_h + lane.at, V{});
+    return dh;
+  }
+
+  // The cell's derivatives along one row: batch row n, `row` of the matrices, `to` of the chunk's.
+  void cell(int64_t d, int64_t n, int64_t row, int64_t to) {
+    Direction& w = direction_[d];
+    T* const d_h = w.d_h + n * ld_state;
+    for (int64_t at = 0; at < H; at += kLanes<T>) {
+      const Lane<T> lane(at, H);
+      V saved[S > 0 ? S : 1], dx[G], du[G], h_prev{}, h{}, c_prev{}, c{}, dc{};
+      for (int i = 0; i < S; ++i) saved[i] = lane.load_from(this->gates(d, row) + i * H);
+      if constexpr (Cell::kSplit) h_prev = lane.load_from(previous_h(d, row));
+      if constexpr (S == 0) h = lane.load_from(f.y + this->at_y(d, row));
+      if constexpr (Cell::kState) {
+        c_prev = lane.load_from(previous_c(d, row));
+        c = lane.load_from(this->cells(d, row));
+        dc = load<V>(w.d_c + n * ld_cell + at);
+      }
+      const V dh = s.projected ? load<V>(w.d_m + n * ld_cell + at) : take(d_h, d, row, lane);
+      const V past = Cell::backward(saved, h_prev, h, c_prev, c, dh, dc, dx, du);
+      if constexpr (Cell::kSplit) store<V>(d_h + at, past);
+      if constexpr (Cell::kState) store<V>(w.d_c + n * ld_cell + at, dc);
+      for (int g = 0; g < G; ++g) {
+        lane.store_to(w.d_x + (to * G + g) * H, dx[g]);
+        if constexpr (Cell::kSplit) lane.store_to(w.d_u + (to * G + g) * H, du[g]);
+      }
+    }
+  }
+
+  // dx (+)= d_x W_ih for one thread's share of a chunk's rows. The other direction meets the rows
+  // at the other end of time first: where it has been, its part is there already.
+  void input_gradient(int64_t task, int64_t d, Range steps) {
+    const Range all = rows_of(d, steps);
+    const Range rows = piece(all.count(), task, parallel.threads, kTileRows<kNarrow>);
+    const auto visited = [&](int64_t row) {
+      if (D == 1) return false;
+      // What direction 0 has done by now includes this chunk, what direction 1 has done does not.
+      const Range other = d == 1 ? rows_of(0, {steps.first, s.steps})
+                                 : rows_of(1, {min(steps.last, s.steps - 1), s.steps});
+      return (d == 1 || steps.last < s.steps) && row >= other.first && row < other.last;
+    };
+    const Direction& w = direction_[d];
+    const Buffer<T> partial(min(kRowBlock, rows.count()) * kWidth<T, kNarrow>),
+        scratch(w.ih.scratch());
+    for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
+      for (int64_t p = 0; p < w.ih.count(); ++p) {
+        const int64_t count = min(kRowBlock, rows.last - i);
+        multiply<T, kNarrow>(w.d_x + i * G * H, G * H, count, G * H, w.ih.get(p, scratch), zero_, 0,
+                             partial, kWidth<T, kNarrow>);
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t row = all.first + i + r;
+          const bool add = visited(row);
+          for (int v = 0; v < kNarrow; ++v) {
+            const Lane<T> lane(p * kWidth<T, kNarrow> + v * kLanes<T>, I);
+            if (lane.valid == 0) break;
+            V sum = load<V>(partial + r * kWidth<T, kNarrow> + v * kLanes<T>);
+            if (add) sum += lane.load_from(b_.dx + row * I);
+            lane.store_to(b_.dx + row * I, sum);
+          }
+        }
+      }
+  }
+
+  // One thread's share of the rows of every weight's gradient, summed over a chunk's rows.
+  void weight_gradients(int64_t task, Range steps, bool add) {
+    const Range gates = piece(G * H, task, parallel.threads, kTileRows<kNarrow>);
+    const Range states = piece(P, task, parallel.threads, kTileRows<kNarrow>);
+    for (int64_t d = 0; d < D; ++d) {
+      const Direction& w = direction_[d];
+      const auto& out = b_.dweights[d];
+      const auto [first, last] = rows_of(d, steps);
+      const int64_t rows = last - first, from = first;
+      const auto d_x = [&](int64_t k) { return w.d_x + k * G * H; };
+      const auto d_u = [&](int64_t k) { return w.d_hidden() + k * G * H; };
+      const auto h = [&](int64_t k) { return previous_h(d, from + k); };
+      outer(rows, gates, I, d_x, [&](int64_t k) { return f.x + (from + k) * I; }, out.w_ih, add);
+      outer(rows, gates, P, d_u, h, out.w_hh, add);
+      if (s.projected)
+        outer(
+            rows, states, H, [&](int64_t k) { return w.d_y + k * P; },
+            [&](int64_t k) { return this->hidden(d, from + k); }, out.w_hr, add);
+      if (out.b_ih) {
+        column_sums(rows, gates, d_x, out.b_ih, add);
+        column_sums(rows, gates, d_u, out.b_hh, add);
+      }
+    }
+  }
+};
+
+}  // namespace FASTRNN_NAMESPACE

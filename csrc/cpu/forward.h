@@ -1,0 +1,206 @@
+// A layer from the first step to the last.
+//
+// For one chunk of steps after the other: the input part of the pre-activations of all its rows in
+// one product, then the steps. When a micro-kernel has run down a panel of W_hh, all gates of its
+// units are in one tile, and the cell's arithmetic follows at once.
+#pragma once
+
+#include "cpu/schedule.h"
+
+namespace FASTRNN_NAMESPACE {
+
+template <class Cell, class T>
+class ForwardPass : Layer<Cell, T> {
+  using Base = Layer<Cell, T>;
+  using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::kGated,
+      Base::kUnitRegisters, Base::ld_cell, Base::ld_state, Base::N, Base::P, Base::parallel,
+      Base::row, Base::rows_of, Base::s, Base::S;
+  using typename Base::V;
+  using Gated = Panels<T, kGated, int(Base::G), true>;
+  using Projection = Panels<T, kWide, 1, true>;
+  static constexpr int64_t kLd = kWidth<T, kGated>;
+
+  struct Direction {
+    Gated ih, hh;
+    Projection hr;
+    Buffer<T> b_ih, b_hh;  // [panels, kLd] interleaved like the panels
+    Buffer<T> x_part;      // [panels, rows of a chunk, kLd] W_ih x + b, tile by tile
+    Buffer<T> h;           // [2, N, ld_state] h of the last step and of this one
+    Buffer<T> c;           // [N, ld_cell]
+    Buffer<T> m;           // [N, ld_cell] o tanh(c), before the projection
+  };
+
+  const bool keep_;      // packed weights; a single step uses every panel once
+  const int64_t chunk_;  // time steps
+  Direction direction_[2];
+  Buffer<T> zero_;
+
+  Direction make(int64_t d) {
+    const bool used = d < D;
+    const fastrnn::Weights<T>& w = f.weights[used ? d : 0];
+    const int64_t panels = ceil_div(H, Gated::kUnits);
+    return {Gated(w.w_ih, I, H, used && keep_),
+            Gated(w.w_hh, P, H, used && keep_),
+            Projection(w.w_hr, H, P, used && keep_),
+            Buffer<T>(used ? panels * kLd : 0),
+            Buffer<T>(used ? panels * kLd : 0),
+            Buffer<T>(used ? panels * chunk_ * N * kLd : 0),
+            Buffer<T>(used ? 2 * N * ld_state : 0),
+            Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
+            Buffer<T>(used && s.projected ? N * ld_cell : 0)};
+  }
+
+ public:
+  ForwardPass(const fastrnn::Forward<T>& forward, const Parallel& threads)
+      : Base(forward, threads),
+        keep_(s.steps > 1),
+        chunk_(this->chunk(max(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)})))),
+        direction_{make(0), make(1)},
+        zero_(kLd > kWidth<T, kWide> ? kLd : kWidth<T, kWide>) {}
+
+  void operator()() {
+    prepare();
+    for (int64_t from = 0; from < s.steps; from += chunk_) {
+      const Range steps{from, min(s.steps, from + chunk_)};
+      run(parallel, D * parallel.threads, [&](int64_t task) { input_product(task, steps); });
+      run(parallel, D * blocks, [&](int64_t task) {
+        const Range batch = this->block(task / D);
+        if (batch.count() > 0) time_loop(task % D, batch, steps);
+      });
+    }
+  }
+
+ private:
+  // Packs weights and biases, and copies the initial states.
+  void prepare() {
+    memset(zero_, 0, max(kLd, kWidth<T, kWide>) * sizeof(T));
+    this->pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
+    for (int64_t d = 0; d < D; ++d) {
+      Direction& w = direction_[d];
+      const Gated b_ih(f.weights[d].b_ih, 1, H, false), b_hh(f.weights[d].b_hh, 1, H, false);
+      const int64_t panels = w.ih.count();
+      for (int64_t p = 0; p < panels; ++p) {
+        b_ih.pack(p, w.b_ih + p * kLd);
+        b_hh.pack(p, w.b_hh + p * kLd);
+      }
+      // Where the cell only sees x + u, the recurrent product starts from x_part, both biases in.
+      if constexpr (!Cell::kSplit)
+        for (int64_t i = 0; i < panels * kLd; ++i) w.b_ih[i] += w.b_hh[i];
+      for (int64_t n = 0; n < N; ++n) {
+        // Both halves: a row of the reverse direction may enter at an odd step.
+        memcpy(w.h + n * ld_state, f.h0 + (d * N + n) * P, P * sizeof(T));
+        memcpy(w.h + (N + n) * ld_state, f.h0 + (d * N + n) * P, P * sizeof(T));
+        if constexpr (Cell::kState)
+          memcpy(w.c + n * ld_cell, f.c0 + (d * N + n) * H, H * sizeof(T));
+      }
+    }
+  }
+
+  T* x_part(int64_t d, int64_t panel, int64_t chunk_row) {
+    return direction_[d].x_part + (panel * chunk_ * N + chunk_row) * kLd;
+  }
+
+  // x_part = x W_ih^T + bias for one thread's share of a chunk's rows.
+  void input_product(int64_t task, Range steps) {
+    const int64_t d = task % D;
+    const Direction& w = direction_[d];
+    const Range all = rows_of(d, steps);
+    const Range rows = piece(all.count(), task / D, parallel.threads, kTileRows<kGated>);
+    const Buffer<T> scratch(w.ih.scratch());
+    for (int64_t p = 0; p < w.ih.count(); ++p) {
+      const T* const panel = w.ih.get(p, scratch);
+      for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
+        multiply<T, kGated>(f.x + (all.first + i) * I, I, min(kRowBlock, rows.last - i), I, panel,
+                            w.b_ih + p * kLd, 0, x_part(d, p, i), kLd);
+    }
+  }
+
+  // One step of one batch block.
+  struct Step {
+    int64_t d, row, chunk_row, rows;  // first row of the matrices and of x_part, their number
+    const T* h_prev;                  // [rows, ld_state]
+    T *h, *c, *m;                     // h [rows, ld_state], c and m [rows, ld_cell]
+  };
+
+  void time_loop(int64_t d, Range batch, Range steps) {
+    Direction& w = direction_[d];
+    const Buffer<T> partial(batch.count() * kLd), scratch(max(w.hh.scratch(), w.hr.scratch()));
+    for (int64_t step = steps.first; step < steps.last; ++step) {
+      const int64_t first = row(d, step) + batch.first;
+      const Step now{d,
+                     first,
+                     first - rows_of(d, steps).first,
+                     active(d, step, batch),
+                     w.h + ((step & 1) * N + batch.first) * ld_state,
+                     w.h + ((~step & 1) * N + batch.first) * ld_state,
+                     Cell::kState ? w.c + batch.first * ld_cell : nullptr,
+                     s.projected ? w.m + batch.first * ld_cell : nullptr};
+      for (int64_t p = 0; p < w.hh.count(); ++p)
+        recurrent_product(now, p, w.hh.get(p, scratch), partial);
+      for (int64_t p = 0; p < w.hr.count(); ++p)
+        multiply<T, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p, scratch), zero_, 0,
+                           now.h + p * kWidth<T, kWide>, ld_state);
+      for (int64_t n = 0; n < now.rows && s.projected; ++n)
+        memcpy(f.y + this->at_y(d, first + n), now.h + n * ld_state, P * sizeof(T));
+      // Rows whose last step this was.
+      for (int64_t n = active(d, step + 1, batch); n < now.rows; ++n) {
+        const int64_t to = d * N + batch.first + n;
+        memcpy(f.h_n + to * P, now.h + n * ld_state, P * sizeof(T));
+        if constexpr (Cell::kState) memcpy(f.c_n + to * H, now.c + n * ld_cell, H * sizeof(T));
+      }
+    }
+  }
+
+  // u = W_hh h_{t-1} + bias for the units of one panel, tile by tile, each followed by the cell.
+  void recurrent_product(const Step& now, int64_t p, const T* panel, T* partial) {
+    alignas(64) T tile[kTileRows<kGated> * kLd];
+    const T* const x = x_part(now.d, p, now.chunk_row);
+    const T* init = Cell::kSplit ? direction_[now.d].b_hh + p * kLd : x;
+    int64_t ld_init = Cell::kSplit ? 0 : kLd;
+    const int64_t depth = panel_depth<T, kGated>(P), head = (P - 1) / depth * depth;
+    if (head > 0) {
+      multiply<T, kGated>(now.h_prev, ld_state, now.rows, head, panel, init, ld_init, partial, kLd);
+      init = partial;
+      ld_init = kLd;
+    }
+    for (int64_t i = 0, rows; i < now.rows; i += rows) {
+      rows = tile_rows<kGated>(now.rows - i);
+      prefetch_share(panel + P * kLd, depth * kLd, i, rows, now.rows);  // the next panel's first
+      kMicros<T, kGated>.by_rows[rows - 1](now.h_prev + i * ld_state + head, ld_state,
+                                           panel + head * kLd, P - head, init + i * ld_init,
+                                           ld_init, tile, kLd);
+      for (int u = 0; u < kUnitRegisters; ++u) {
+        const Lane<T> lane(p * Gated::kUnits + u * kLanes<T>, H);
+        for (int64_t r = 0; r < rows && lane.valid > 0; ++r)
+          cell(now, i + r, lane, x + (i + r) * kLd + u * kLanes<T>, tile + r * kLd + u * kLanes<T>);
+      }
+    }
+  }
+
+  // The cell's arithmetic for one register of units of row n: x and u point at its first gate.
+  FASTRNN_INLINE void cell(const Step& now, int64_t n, Lane<T> lane, const T* x, const T* u) {
+    V x_part[G], u_part[G], saved[S > 0 ? S : 1], c{};
+    V h = s.projected ? V{} : load<V>(now.h_prev + n * ld_state + lane.at);
+    for (int g = 0; g < G; ++g) {
+      const V product = load<V>(u + g * kUnitRegisters * kLanes<T>);
+      x_part[g] = Cell::kSplit ? load<V>(x + g * kUnitRegisters * kLanes<T>) : product;
+      u_part[g] = Cell::kSplit ? product : V{};
+    }
+    if constexpr (Cell::kState) c = load<V>(now.c + n * ld_cell + lane.at);
+    Cell::forward(x_part, u_part, h, c, saved);
+    if constexpr (Cell::kState) store<V>(now.c + n * ld_cell + lane.at, c);
+    if (f.save) {
+      for (int i = 0; i < S; ++i) lane.store_to(this->gates(now.d, now.row + n) + i * H, saved[i]);
+      if constexpr (Cell::kState) lane.store_to(this->cells(now.d, now.row + n), c);
+      if (s.projected) lane.store_to(this->hidden(now.d, now.row + n), h);
+    }
+    if (s.projected) {
+      store<V>(now.m + n * ld_cell + lane.at, h);
+    } else {
+      store<V>(now.h + n * ld_state + lane.at, h);
+      lane.store_to(f.y + this->at_y(now.d, now.row + n), h);
+    }
+  }
+};
+
+}  // namespace FASTRNN_NAMESPACE
