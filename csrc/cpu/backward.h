@@ -59,7 +59,7 @@ class BackwardPass : Layer<Cell, T> {
       : Base(backward.forward, threads),
         b_(backward),
         keep_(s.steps > 1),
-        chunk_(this->chunk(kBackwardRows)),
+        chunk_(this->chunk(kOuterDepth)),
         direction_{make(0), make(1)},
         zero_(kWidth<T, kWide>) {}
 

@@ -165,7 +165,9 @@ class ForwardPass : Layer<Cell, T> {
     }
     for (int64_t i = 0, rows; i < now.rows; i += rows) {
       rows = tile_rows<kGated>(now.rows - i);
-      prefetch_share(panel + P * kLd, depth * kLd, i, rows, now.rows);  // the next panel's first
+      if (f.save) prefetch_saved(now, p * Gated::kUnits, i, rows);
+      prefetch_share(x + chunk_ * N * kLd, now.rows * kLd, i, rows, now.rows);  // of the next panel
+      prefetch_share(panel + P * kLd, depth * kLd, i, rows, now.rows);
       kMicros<T, kGated>.by_rows[rows - 1](now.h_prev + i * ld_state + head, ld_state,
                                            panel + head * kLd, P - head, init + i * ld_init,
                                            ld_init, tile, kLd);
@@ -174,6 +176,15 @@ class ForwardPass : Layer<Cell, T> {
         for (int64_t r = 0; r < rows && lane.valid > 0; ++r)
           cell(now, i + r, lane, x + (i + r) * kLd + u * kLanes<T>, tile + r * kLd + u * kLanes<T>);
       }
+    }
+  }
+
+  // Lines that `cell` will write for backward, from `unit` on: their latency would fill the store
+  // buffer. 2 to 4 % of a forward pass in training.
+  FASTRNN_INLINE void prefetch_saved(const Step& now, int64_t unit, int64_t first, int64_t rows) {
+    for (int64_t row = now.row + first; row < now.row + first + rows; ++row) {
+      for (int i = 0; i < S; ++i) prefetch_write(this->gates(now.d, row) + i * H + unit);
+      if constexpr (Cell::kState) prefetch_write(this->cells(now.d, row) + unit);
     }
   }
 

@@ -29,8 +29,9 @@ template <int NV>
 inline constexpr int kTileRows = kAccumulators / NV;
 template <class T, int NV>
 inline constexpr int kWidth = NV * kLanes<T>;
-// Bytes of a panel that a micro-kernel runs over at once: half of the first-level cache.
-inline constexpr int64_t kPanelBytes = 16 * 1024;
+// Bytes of a panel that a micro-kernel runs over at once, about the first-level cache; and the
+// rows over which a weight's gradient is summed at a time.
+inline constexpr int64_t kPanelBytes = 32 * 1024, kOuterDepth = 256;
 // Registers of a panel. Inside the loop over time it is wide, so that even a single row has enough
 // independent sums to hide the latency of an FMA; products over all rows waste less at the edges
 // when it is narrow.
@@ -247,7 +248,7 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
   const int64_t ldc = n;
   constexpr int64_t kRows = kTileRows<kNarrow>;
   constexpr int64_t kLd = kWidth<T, kNarrow>;
-  constexpr int64_t kDepth = kPanelBytes / (kLd * sizeof(T));
+  constexpr int64_t kDepth = kOuterDepth;
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
   if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
   const int64_t panels = ceil_div(n, kLd);
@@ -288,6 +289,11 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
         for (int64_t r = 0; r < block_rows; r += kRows) {
           const int64_t rows = min(kRows, block_rows - r);
           T* const out = c + (block + r) * ldc + p * kLd;
+          if (add || from > 0)  // the next tile of c
+            for (int64_t i = rows; i < min(rows + kRows, block_rows - r); ++i) {
+              prefetch(out + i * ldc);
+              prefetch(out + i * ldc + columns - 1);
+            }
           const bool whole = rows == kRows && columns == kLd;
           const bool keep = add || from > 0;
           if (!keep || !whole) memset(tile, 0, sizeof(tile));

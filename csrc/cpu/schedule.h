@@ -13,9 +13,9 @@ namespace FASTRNN_NAMESPACE {
 using fastrnn::Parallel;
 using fastrnn::Sizes;
 
-// Rows of a left-hand matrix that pass through one panel together, and the least rows of a forward
-// chunk; a backward chunk has as many as a weight's gradient sums at a time.
-inline constexpr int64_t kRowBlock = 120, kBackwardRows = 256;
+// Rows of a left-hand matrix that pass through one panel together, and the least of a forward
+// chunk.
+inline constexpr int64_t kRowBlock = 120;
 // A forward chunk's pre-activations take half of a second-level cache, if they are not fewer rows.
 inline constexpr int64_t kChunkBytes = 256 * 1024;
 // Below this many multiplications a layer runs on one thread: waking another costs as much.

@@ -95,10 +95,16 @@ FASTRNN_INLINE void store_part(Scalar<V>* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lane[i];
 }
 
-// Into the second-level cache; any address is allowed.
+// A line of memory into the second-level cache, to be read, or into the first, to be written. Any
+// address is allowed.
 FASTRNN_FN void prefetch([[maybe_unused]] const void* p) {
 #if defined(__GNUC__)
   __builtin_prefetch(p, 0, 2);
+#endif
+}
+FASTRNN_FN void prefetch_write([[maybe_unused]] const void* p) {
+#if defined(__GNUC__)
+  __builtin_prefetch(p, 1, 3);
 #endif
 }
 
