@@ -13,16 +13,15 @@ template <class Cell, class T>
 class BackwardPass : Layer<Cell, T> {
   using Base = Layer<Cell, T>;
   using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell,
-      Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of, Base::s, Base::S;
+      Base::ld_gates, Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of,
+      Base::s, Base::S;
   using typename Base::V;
-  using Wide = Panels<T, kWide, 1, false>;
-  using Narrow = Panels<T, kNarrow, 1, false>;
+  using Plain = Panels<T, kWide, 1, false>;
 
   struct Direction {
-    Narrow ih;
-    Wide hh, hr;
-    Buffer<T> d_x;             // [rows of a chunk, G H] gradient of x, the input part
-    Buffer<T> d_u;             // [rows of a chunk, G H] gradient of u, where it differs
+    Plain ih, hh, hr;
+    Buffer<T> d_x;             // [rows of a chunk, ld_gates] gradient of x, the input part
+    Buffer<T> d_u;             // [rows of a chunk, ld_gates] gradient of u, where it differs
     Buffer<T> d_y;             // [rows of a chunk, P] complete gradient of h, with a projection
     Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
     Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
@@ -42,11 +41,11 @@ class BackwardPass : Layer<Cell, T> {
     const bool used = d < D;
     const fastrnn::Weights<T>& w = f.weights[used ? d : 0];
     const int64_t rows = used ? chunk_ * N : 0;
-    return {Narrow(w.w_ih, G * H, I, used && keep_ && b_.dx),
-            Wide(w.w_hh, G * H, P, used && keep_),
-            Wide(w.w_hr, P, H, used && keep_),
-            Buffer<T>(rows * G * H),
-            Buffer<T>(Cell::kSplit ? rows * G * H : 0),
+    return {Plain(w.w_ih, G * H, I, used && keep_ && b_.dx),
+            Plain(w.w_hh, G * H, P, used && keep_),
+            Plain(w.w_hr, P, H, used && keep_),
+            Buffer<T>(rows * ld_gates),
+            Buffer<T>(Cell::kSplit ? rows * ld_gates : 0),
             Buffer<T>(s.projected ? rows * P : 0),
             Buffer<T>(used && s.projected ? N * ld_cell : 0),
             Buffer<T>(used ? N * ld_state : 0),
@@ -136,7 +135,7 @@ class BackwardPass : Layer<Cell, T> {
       for (int64_t n = 0; n < rows; ++n) cell(d, batch.first + n, first + n, chunk_row + n);
       if (step > 0 || b_.dh0)
         for (int64_t p = 0; p < w.hh.count(); ++p)
-          multiply<T, kWide>(w.d_hidden() + chunk_row * G * H, G * H, rows, G * H,
+          multiply<T, kWide>(w.d_hidden() + chunk_row * ld_gates, ld_gates, rows, G * H,
                              w.hh.get(p, scratch), d_h + p * kWidth<T, kWide>, ld_state,
                              d_h + p * kWidth<T, kWide>, ld_state);
     }
@@ -170,8 +169,8 @@ class BackwardPass : Layer<Cell, T> {
       if constexpr (Cell::kSplit) store<V>(d_h + at, past);
       if constexpr (Cell::kState) store<V>(w.d_c + n * ld_cell + at, dc);
       for (int g = 0; g < G; ++g) {
-        lane.store_to(w.d_x + (to * G + g) * H, dx[g]);
-        if constexpr (Cell::kSplit) lane.store_to(w.d_u + (to * G + g) * H, du[g]);
+        lane.store_to(w.d_x + to * ld_gates + g * H, dx[g]);
+        if constexpr (Cell::kSplit) lane.store_to(w.d_u + to * ld_gates + g * H, du[g]);
       }
     }
   }
@@ -180,7 +179,7 @@ class BackwardPass : Layer<Cell, T> {
   // at the other end of time first: where it has been, its part is there already.
   void input_gradient(int64_t task, int64_t d, Range steps) {
     const Range all = rows_of(d, steps);
-    const Range rows = piece(all.count(), task, parallel.threads, kTileRows<kNarrow>);
+    const Range rows = piece(all.count(), task, parallel.threads, kTileRows<kWide>);
     const auto visited = [&](int64_t row) {
       if (D == 1) return false;
       // What direction 0 has done by now includes this chunk, what direction 1 has done does not.
@@ -189,20 +188,20 @@ class BackwardPass : Layer<Cell, T> {
       return (d == 1 || steps.last < s.steps) && row >= other.first && row < other.last;
     };
     const Direction& w = direction_[d];
-    const Buffer<T> partial(min(kRowBlock, rows.count()) * kWidth<T, kNarrow>),
+    const Buffer<T> partial(min(kRowBlock, rows.count()) * kWidth<T, kWide>),
         scratch(w.ih.scratch());
     for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
       for (int64_t p = 0; p < w.ih.count(); ++p) {
         const int64_t count = min(kRowBlock, rows.last - i);
-        multiply<T, kNarrow>(w.d_x + i * G * H, G * H, count, G * H, w.ih.get(p, scratch), zero_, 0,
-                             partial, kWidth<T, kNarrow>);
+        multiply<T, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
+                           zero_, 0, partial, kWidth<T, kWide>);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t row = all.first + i + r;
           const bool add = visited(row);
-          for (int v = 0; v < kNarrow; ++v) {
-            const Lane<T> lane(p * kWidth<T, kNarrow> + v * kLanes<T>, I);
+          for (int v = 0; v < kWide; ++v) {
+            const Lane<T> lane(p * kWidth<T, kWide> + v * kLanes<T>, I);
             if (lane.valid == 0) break;
-            V sum = load<V>(partial + r * kWidth<T, kNarrow> + v * kLanes<T>);
+            V sum = load<V>(partial + r * kWidth<T, kWide> + v * kLanes<T>);
             if (add) sum += lane.load_from(b_.dx + row * I);
             lane.store_to(b_.dx + row * I, sum);
           }
@@ -219,8 +218,8 @@ class BackwardPass : Layer<Cell, T> {
       const auto& out = b_.dweights[d];
       const auto [first, last] = rows_of(d, steps);
       const int64_t rows = last - first, from = first;
-      const auto d_x = [&](int64_t k) { return w.d_x + k * G * H; };
-      const auto d_u = [&](int64_t k) { return w.d_hidden() + k * G * H; };
+      const auto d_x = [&](int64_t k) { return w.d_x + k * ld_gates; };
+      const auto d_u = [&](int64_t k) { return w.d_hidden() + k * ld_gates; };
       const auto h = [&](int64_t k) { return previous_h(d, from + k); };
       outer(rows, gates, I, d_x, [&](int64_t k) { return f.x + (from + k) * I; }, out.w_ih, add);
       outer(rows, gates, P, d_u, h, out.w_hh, add);

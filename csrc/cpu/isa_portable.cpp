@@ -4,6 +4,9 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #define FASTRNN_NAMESPACE fastrnn::cpu::portable
 #define FASTRNN_ISA_NAME "portable"

@@ -69,9 +69,9 @@ struct Layer {
   const fastrnn::Forward<T>& f;
   const Sizes& s;
   const int64_t I, H, P, D, N;
-  // Rows of states are padded to whole registers, and to no multiple of 4 KiB, which would put
-  // all rows of a tile into the same set of the cache.
-  const int64_t ld_cell, ld_state;
+  // Rows of states are padded to whole registers; no row is a multiple of 4 KiB long, which would
+  // put all rows into the same few sets of the caches.
+  const int64_t ld_cell, ld_state, ld_gates;
   const Parallel parallel;
   const int64_t blocks;  // of batch rows, per direction
 
@@ -85,6 +85,7 @@ struct Layer {
         N(s.batch),
         ld_cell(round_up(H, kWidth<T, kWide>) + kPad),
         ld_state(round_up(P, kWidth<T, kWide>) + kPad),
+        ld_gates(round_up(G * H, kPad) + kPad),
         parallel{s.rows * G * H * (I + P) < kThreadWork ? 1 : threads.threads, threads.run},
         blocks(max(1, min(ceil_div(parallel.threads, D), N / 2))) {}
 
