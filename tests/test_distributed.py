@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from conftest import assert_matches
 from test_modules import assert_same_results
 from torch import nn
@@ -115,6 +116,22 @@ def test_the_example_learns():
     torch.manual_seed(0)
     losses = distributed.train(distributed.Adder(), 250)
     assert sum(losses[-10:]) / 10 < 0.02 < losses[0]  # 0.17 by always guessing the mean
+
+
+def test_accelerate():
+    """The launcher's library takes the model as it takes any other, and the same steps follow."""
+    runs = []
+    for prepare in (lambda *things: things, Accelerator(cpu=True).prepare):
+        torch.manual_seed(0)
+        model = Model("LSTM")
+        model, optimizer = prepare(model, torch.optim.Adam(model.parameters(), 0.01))
+        for _ in range(3):
+            loss = model(torch.randn(T, N, I)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        runs.append(loss)
+    assert torch.equal(*runs)
 
 
 if __name__ == "__main__":
