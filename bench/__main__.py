@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench.cases import CELLS, MODES, SUITES, Spec, select
+from bench.cases import CELLS, MODES, STEPS, SUITES, Spec, select
 from bench.contenders import CONTENDERS
 from bench.measure import measure
 from bench.report import rewrite, show
@@ -78,7 +78,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("--suite", choices=SUITES, default="quick")
     add("--filter", default="", metavar="WORDS", help="cases whose names contain one of a,b,c")
-    add("--cells", type=some(*CELLS), default=CELLS, metavar=",".join(CELLS))
+    add("--cells", type=some(*CELLS, *STEPS), default=(), metavar=",".join(CELLS))
     add("--modes", type=some(*MODES), default=MODES, metavar=",".join(MODES))
     add("--threads", type=counts, default=(), metavar="1,2", help="instead of the suite's")
     add("--dtype", choices=("float32", "float64"), default="float32")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # class name in torch.nn -> gates; RNN is tanh, its default
 CELLS = tuple(GATES)
+STEPS = tuple(f"{cell}Cell" for cell in CELLS)  # modules of a single time step
 MODES = ("inference", "training")
 
 
@@ -44,7 +45,7 @@ class Spec:
     """One row of the table, before it is measured."""
 
     case: Case
-    cell: str  # of CELLS
+    cell: str  # of CELLS or, for a case of one time step and layer, STEPS
     mode: str  # of MODES
     dtype: str = "float32"  # or "float64"
     threads: int = 1
@@ -54,7 +55,8 @@ class Spec:
         pass has one product for the gradient of what went in and one for that of the weights."""
         case, hidden = self.case, self.case.hidden_size
         inputs = case.input_size + (case.layers - 1) * hidden  # of all layers together
-        forward = 2 * case.T * case.N * GATES[self.cell] * hidden * (inputs + case.layers * hidden)
+        gates = GATES[self.cell.removesuffix("Cell")]
+        forward = 2 * case.T * case.N * gates * hidden * (inputs + case.layers * hidden)
         return float(forward * (3 if self.mode == "training" else 1))
 
     def within(self, flops: float) -> "Spec":
@@ -71,12 +73,20 @@ class Suite:
     cases: tuple[Case, ...]
     threads: tuple[int | None, ...]
     seconds: float  # of timing a row, warm-up and verification not counted
+    cells: tuple[str, ...] = CELLS
 
 
 SUITES = {
     "quick": Suite("every case on one thread, under five minutes on two cores", CASES, (1,), 1.5),
     "cpu": Suite(
         "every case on one thread and on all cores, timed for longer", CASES, (1, None), 6
+    ),
+    "overhead": Suite(
+        "what a call costs besides arithmetic, of the layers and of the cells",
+        (Case("call", 1, 1, 8, 8, 1, "anyone whose network is small and is called step by step"),),
+        (1,),
+        3,
+        CELLS + STEPS,
     ),
 }
 
@@ -86,20 +96,20 @@ def select(
     *,
     cores: int,
     names: str = "",
-    cells: tuple[str, ...] = CELLS,
+    cells: tuple[str, ...] = (),
     modes: tuple[str, ...] = MODES,
     dtype: str = "float32",
     threads: tuple[int, ...] = (),
 ) -> list[Spec]:
     """The rows of `suite`, restricted to the cases whose name contains one of the words in `names`
-    (separated by commas; "" is every case). `threads` replaces those of the suite."""
+    (separated by commas; "" is every case). `cells` and `threads` replace those of the suite."""
     words = [word for word in names.split(",") if word] or [""]
     counts = threads or sorted({count or cores for count in suite.threads})
     return [
         Spec(case, cell, mode, dtype, count)
         for count in counts
         for mode in modes
-        for cell in cells
+        for cell in cells or suite.cells
         for case in suite.cases
         if any(word in case.name for word in words)
     ]

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from bench.cases import MODES, Spec
+from bench.cases import MODES, STEPS, Spec
 from bench.timing import Clock
 
 Results = list[Tensor]  # what one call computes, in the order of Problem.names
@@ -21,14 +21,15 @@ class Problem:
     gradient of the output is there in training."""
 
     spec: Spec
-    input: Tensor  # (T, N, input_size)
+    input: Tensor  # (T, N, input_size), without T for a cell, and so is grad_output
     weights: dict[str, Tensor]
     grad_output: Tensor  # (T, N, hidden_size)
 
     def names(self) -> list[str]:
         """The results that a call has to give: with gradients in training, of the input and of
         every parameter in the order of `weights`."""
-        names = ["output", "h_n"] + (["c_n"] if self.spec.cell == "LSTM" else [])
+        names = ["h_n"] if self.spec.cell in STEPS else ["output", "h_n"]
+        names += ["c_n"] if self.spec.cell.startswith("LSTM") else []
         if self.spec.mode == "training":
             names += ["gradient of " + name for name in ("input", *self.weights)]
         return names
@@ -45,13 +46,20 @@ class Contender:
     modes: tuple[str, ...] = MODES
 
 
+def sizes(spec: Spec) -> tuple[int, ...]:
+    """The positional arguments of the module's constructor."""
+    case = spec.case
+    layers = () if spec.cell in STEPS else (case.layers,)
+    return case.input_size, case.hidden_size, *layers
+
+
 def module_of(library: str) -> Callable[[Problem], Callable[[], object]]:
     """`prepare` of a library that has torch.nn's classes."""
 
     def prepare(problem: Problem) -> Callable[[], object]:
-        spec, case = problem.spec, problem.spec.case
+        spec = problem.spec
         build = getattr(importlib.import_module(library), spec.cell)
-        module = build(case.input_size, case.hidden_size, case.layers, dtype=problem.input.dtype)
+        module = build(*sizes(spec), dtype=problem.input.dtype)
         module.load_state_dict(problem.weights)
         if spec.mode == "inference":
             module.eval()
@@ -66,8 +74,9 @@ def module_of(library: str) -> Callable[[Problem], Callable[[], object]]:
         parameters = [module.get_parameter(name) for name in problem.weights]
 
         def train() -> object:
-            output, state = module(x)
-            return output, state, torch.autograd.grad(output, [x, *parameters], problem.grad_output)
+            results = module(x)
+            output = results if isinstance(results, Tensor) else results[0]
+            return results, torch.autograd.grad(output, [x, *parameters], problem.grad_output)
 
         return train
 
@@ -85,9 +94,11 @@ def make_problem(spec: Spec) -> Problem:
     case = spec.case
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = getattr(nn, spec.cell)(case.input_size, case.hidden_size, case.layers)
+        module = getattr(nn, spec.cell)(*sizes(spec))
         x = torch.randn(case.T, case.N, case.input_size)
         grad_output = torch.randn(case.T, case.N, case.hidden_size)
+    if spec.cell in STEPS:
+        x, grad_output = x.squeeze(0), grad_output.squeeze(0)
     dtype = getattr(torch, spec.dtype)
     weights = {name: value.to(dtype) for name, value in module.state_dict().items()}
     return Problem(spec, x.to(dtype), weights, grad_output.to(dtype))

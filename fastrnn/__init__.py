@@ -3,6 +3,7 @@
 from importlib import metadata
 
 from . import functional
+from .convert import convert, patch, to_torch
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNBase, RNNCell
 from .ops import backend, backends
 
@@ -21,5 +22,8 @@ __all__ = [
     "RNNCell",
     "backend",
     "backends",
+    "convert",
     "functional",
+    "patch",
+    "to_torch",
 ]

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench import __main__ as command
 from bench import contenders, report, results, sessions, timing
-from bench.cases import CASES, CELLS, MODES, SUITES, Case, Spec, Suite, select
+from bench.cases import CASES, CELLS, MODES, STEPS, SUITES, Case, Spec, Suite, select
 from bench.contenders import BASELINE, OURS, Contender, Problem, WrongResult, flatten, verified
 from bench.measure import measure
 from bench.sessions import Local, Remote, Unfit, serve
@@ -107,6 +107,19 @@ def test_a_shortened_spec_keeps_everything_but_the_steps():
 
 
 # --- Verification -----------------------------------------------------------------------------
+
+
+def test_the_suite_of_overheads():
+    """Layers and cells, each verified against its counterpart in torch.nn."""
+    specs = select(SUITES["overhead"], cores=2)
+    assert len(specs) == len(CELLS + STEPS) * len(MODES)
+    assert {(spec.case.T, spec.case.hidden_size) for spec in specs} == {(1, 8)}
+    for spec in specs:
+        verified(OURS, spec)
+    wrong = altered(lambda results: [2 * results[0], *results[1:]])
+    for spec in specs:
+        with pytest.raises(WrongResult):
+            verified(wrong, spec)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

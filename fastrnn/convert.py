@@ -1,0 +1,183 @@
+"""The swap in a model that exists: `torch.nn` modules become ours and back, in place.
+
+Ours and torch's modules hold the same things under the same names, so all that changes is the class
+of a module. Whatever refers to the module or belongs to it stays: parameters and the optimizer over
+them, hooks, tied weights, parametrizations, the training flag, its place in the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from . import modules
+
+Module = TypeVar("Module", bound=nn.Module)
+Filter = Callable[[str, nn.Module], bool]
+
+_OURS = {
+    getattr(nn, name): getattr(modules, name)
+    for name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
+}
+_TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
+
+
+class _Converted:
+    """A user's subclass of a `torch.nn` class, with the methods of ours before its own.
+
+    Copies and pickles refer to the user's class, since this one has no name to be imported by.
+    """
+
+    converted_from: type
+
+    def __reduce__(self):
+        return _restore, (self.converted_from,), self.__getstate__()
+
+
+def _restore(cls: type) -> nn.Module:
+    """An instance, without its state, of the class made of the user's `cls`."""
+    ours = _to_ours(cls)
+    return ours.__new__(ours)
+
+
+@functools.cache
+def _to_ours(cls: type) -> type:
+    """The class to put in the place of `cls`, which is one of `torch.nn` or derived from one."""
+    if cls in _OURS:
+        return _OURS[cls]
+    ours = next(_OURS[base] for base in cls.__mro__ if base in _OURS)
+    names = ("__module__", "__qualname__", "__doc__")
+    members = {name: getattr(cls, name) for name in names} | {"converted_from": cls}
+    return type(cls.__name__, (_Converted, ours, cls), members)
+
+
+def _to_torchs(cls: type) -> type:
+    """The class that `cls`, one of ours, stands for or was converted from."""
+    return cls.converted_from if issubclass(cls, _Converted) else _TORCHS[cls]
+
+
+def _overridden(cls: type) -> str | None:
+    """A method that a call of ours is made of and that `cls`, derived from torch's, overrides."""
+    torchs = next(base for base in cls.__mro__ if base in _OURS)
+    own = {name for base in cls.__mro__[: cls.__mro__.index(torchs)] for name in vars(base)}
+    call = {"__call__"}
+    for base in _OURS[torchs].__mro__:
+        if base.__module__ == modules.__name__:
+            call |= {name for name in vars(base) if not name.startswith("__")}
+    return min(own & call, default=None)
+
+
+def _class_of(module: nn.Module) -> type:
+    """The class of the module, but for the one that parametrize derived from it."""
+    cls = type(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+
+
+def _set_class(module: nn.Module, new: type) -> None:
+    if parametrize.is_parametrized(module):
+        cls = type(module)
+        members = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+        new = type(f"Parametrized{new.__name__}", (new,), members)
+    module.__class__ = new
+
+
+def _list(left: list[str]) -> None:
+    if left:
+        warnings.warn(f"not converted: {', '.join(left)}", stacklevel=3)
+
+
+def convert(module: Module, filter: Filter | None = None) -> Module:
+    """Makes every RNN, LSTM, GRU and cell of `torch.nn` in a model compute with fastrnn.
+
+    In place: the modules stay the same objects and only their class changes, so parameters, hooks,
+    names, tied weights, parametrizations and the training flag are kept, a module that occurs twice
+    is still one, and an optimizer or a variable that holds them goes on working.
+
+    An instance of a subclass gets a class that derives from ours and from the subclass. It is left
+    alone, and a UserWarning lists it, where `forward` or another method that a call is made of is
+    overridden, in the class or in the instance.
+
+    Args:
+        module: a model, or a recurrent module by itself.
+        filter: called with the name within the model ("" for the model itself) and the module;
+            those for which it returns False stay as they are.
+
+    Returns:
+        `module`.
+    """
+    left = []
+    for name, child in list(module.named_modules()):
+        cls = _class_of(child)
+        if not issubclass(cls, tuple(_OURS)) or issubclass(cls, tuple(_TORCHS)):
+            continue
+        if filter is not None and not filter(name, child):
+            continue
+        method = "forward" if "forward" in vars(child) else _overridden(cls)
+        if method:
+            left.append(f"{name or 'the module'} ({cls.__name__} overrides {method})")
+        else:
+            _set_class(child, _to_ours(cls))
+    _list(left)
+    return module
+
+
+def to_torch(module: Module) -> Module:
+    """The reverse of `convert`: every module of ours in a model becomes that of `torch.nn`.
+
+    For what knows `torch.nn` only: export to ONNX, quantization, TorchScript, code that checks the
+    class. In place as `convert` is, on the same parameters; `to_torch(copy.deepcopy(model))` leaves
+    the model as it is. A UserWarning lists what stays: instances of subclasses of ours, and those
+    with a `forward` of their own.
+
+    Args:
+        module: a model, or a recurrent module by itself, whether `convert` made it or not.
+
+    Returns:
+        `module`.
+    """
+    left = []
+    for name, child in list(module.named_modules()):
+        cls = _class_of(child)
+        if not issubclass(cls, tuple(_TORCHS)):
+            continue
+        if "forward" in vars(child):
+            left.append(f"{name or 'the module'} ({cls.__name__} overrides forward)")
+        elif cls in _TORCHS or issubclass(cls, _Converted):
+            _set_class(child, _to_torchs(cls))
+        else:
+            left.append(f"{name or 'the module'} ({cls.__name__} is a subclass of fastrnn's)")
+    _list(left)
+    return module
+
+
+@contextlib.contextmanager
+def patch() -> Iterator[None]:
+    """Context manager in which `torch.nn.LSTM(...)` and its siblings build ours, in every thread.
+
+    It reaches constructors of other libraries, however they imported the classes. Subclasses of the
+    classes are built as they are; `convert` takes those that can be replaced.
+    """
+    originals = {cls: cls.__init__ for cls in _OURS}
+
+    def building_ours(cls: type, original: Callable) -> Callable:
+        @functools.wraps(original)
+        def init(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            if type(self) is cls:
+                self.__class__ = _OURS[cls]
+
+        return init
+
+    for cls, original in originals.items():
+        cls.__init__ = building_ours(cls, original)
+    try:
+        yield
+    finally:
+        for cls, original in originals.items():
+            cls.__init__ = original
