@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <sstream>
@@ -65,8 +66,19 @@ struct Arguments {
     return packed ? std::vector<int64_t>{size.rows, width}
                   : std::vector<int64_t>{size.steps, size.batch, width};
   }
+  // Uninitialised and dense. Past the dispatcher: torch::stable::empty takes longer than a cell.
   Tensor empty(const std::vector<int64_t>& shape) const {
-    return torch::stable::empty(shape, dtype(), std::nullopt, input.device());
+    std::vector<int64_t> strides(shape.size(), 1);
+    for (size_t i = shape.size(); i-- > 1;)
+      strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
+    int32_t type, device;
+    AtenTensorHandle handle;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(input.get(), &type));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(input.get(), &device));
+    STABLE_TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                 type, device, input.get_device_index(), &handle));
+    return Tensor(handle);
   }
 
   Arguments(const Tensor& input_, const OptionalTensor& batch_sizes, const Tensor& h0_,

@@ -121,6 +121,10 @@ def step(
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit.
     """
+    if cell in ("rnn_tanh", "rnn_relu") and ops.prefers_torch(input, h):
+        # One product each and a tanh: nothing to fuse. torch's own step takes 28 us where a call of
+        # the layer takes 36 (N = 1, H = 8).
+        return (getattr(torch, f"{cell}_cell")(input, h, *weights),)
     input, h = input.unsqueeze(0), h.unsqueeze(0)
     c = None if c is None else c.unsqueeze(0)
     if _autocast(input):

@@ -239,6 +239,17 @@ def _obstacle(input: Tensor, h0: Tensor, compiling: bool) -> str | None:
     return None if compiling else _not_built
 
 
+def prefers_torch(input: Tensor, h: Tensor) -> bool:
+    """Whether, of the kernels and PyTorch's own for the same thing, the faster may be taken: they
+    could run here, eagerly, nobody forced one, and autocast leaves dtypes alone."""
+    return (
+        _chosen == "auto"
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_any_autocast_enabled()
+        and _obstacle(input, h, False) is None
+    )
+
+
 def _raise_mixed(input: Tensor, tensors: Sequence[Tensor]) -> None:
     """RuntimeError if the tensors do not share one dtype and one device."""
     for tensor in tensors:
