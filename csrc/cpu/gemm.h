@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdlib>
+#include <new>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -51,7 +52,7 @@ class Buffer {
     const int64_t alignment = bytes >= kHugePage ? kHugePage : 64;
     const size_t size = static_cast<size_t>(round_up(bytes, alignment));
     data_ = static_cast<T*>(std::aligned_alloc(static_cast<size_t>(alignment), size));
-    if (data_ == nullptr) std::abort();
+    if (data_ == nullptr) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
     if (alignment == kHugePage) madvise(data_, size, MADV_HUGEPAGE);
 #endif
