@@ -134,7 +134,7 @@ def pure_wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def compiled_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not shutil.which(os.environ.get("CXX", "c++")):
-        pytest.skip("needs a C++ compiler")
+        pytest.skip("needs a C++ compiler; without one only the pure package can be tested")
     for stale in (ROOT / "build").glob("lib*"):
         shutil.rmtree(stale)
     return build_wheel(ROOT, tmp_path_factory.mktemp("compiled"), "cpu")

@@ -56,7 +56,7 @@ class ForwardPass : Layer<Cell, T> {
         keep_(s.steps > 1),
         chunk_(this->chunk(max(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)})))),
         direction_{make(0), make(1)},
-        zero_(kLd > kWidth<T, kWide> ? kLd : kWidth<T, kWide>) {}
+        zero_(kWidth<T, kWide>) {}
 
   void operator()() {
     prepare();
@@ -73,7 +73,7 @@ class ForwardPass : Layer<Cell, T> {
  private:
   // Packs weights and biases, and copies the initial states.
   void prepare() {
-    memset(zero_, 0, max(kLd, kWidth<T, kWide>) * sizeof(T));
+    memset(zero_, 0, kWidth<T, kWide> * sizeof(T));
     this->pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
     for (int64_t d = 0; d < D; ++d) {
       Direction& w = direction_[d];
@@ -106,6 +106,7 @@ class ForwardPass : Layer<Cell, T> {
     const Direction& w = direction_[d];
     const Range all = rows_of(d, steps);
     const Range rows = piece(all.count(), task / D, parallel.threads, kTileRows<kGated>);
+    if (rows.count() == 0) return;  // before it packs panels that it has no rows for
     const Buffer<T> scratch(w.ih.scratch());
     for (int64_t p = 0; p < w.ih.count(); ++p) {
       const T* const panel = w.ih.get(p, scratch);
