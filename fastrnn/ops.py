@@ -1,7 +1,7 @@
-"""The custom ops: schemas, fake kernels, autograd, and the choice of backend.
+"""The custom ops: schemas, fake kernels, and the choice of backend.
 
 The extension `fastrnn._C` registers kernels for the three ops on import. Without it the functions
-of `reference` of the same names are registered in their place.
+of `reference_ops` of the same names are registered in their place.
 """
 
 from __future__ import annotations
@@ -10,25 +10,28 @@ import contextlib
 import importlib
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import reference
+from . import autograd, reference, reference_ops
 
+# Not keyword-only, which torch.library gives no derivative to when they are tensors.
+_FEATURES = "Tensor? reset=None, Tensor? lengths=None, int detach_every=0, float grad_clip=0."
 _ARGUMENTS = (
     "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, "
-    "Tensor[] weights, str cell, bool bias"
+    f"Tensor[] weights, str cell, bool bias, {_FEATURES}"
 )
 _SCHEMAS = {
     "layer_inference": f"({_ARGUMENTS}) -> (Tensor output, Tensor h_n, Tensor c_n)",
     "layer_forward": f"({_ARGUMENTS}) -> "
     "(Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor hidden)",
     "layer_backward": "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
-    "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, "
-    "Tensor output, Tensor gates, Tensor cells, Tensor hidden, str cell, bool bias, "
-    "bool need_input, bool need_state, bool need_weights) -> "
+    "Tensor? grad_cells, Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, "
+    "Tensor[] weights, Tensor output, Tensor gates, Tensor cells, Tensor hidden, str cell, "
+    f"bool bias, bool need_input, bool need_state, bool need_weights, {_FEATURES}) -> "
     "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
 }
 
@@ -43,19 +46,33 @@ except ImportError as error:
     _not_built = f"fastrnn._C cannot be imported ({error})"
     warnings.warn(f"{_not_built}: fastrnn runs on the reference path", stacklevel=4)
     for _name in _SCHEMAS:
-        _library.impl(_name, getattr(reference, _name), "CPU")
+        _library.impl(_name, getattr(reference_ops, _name), "CPU")
 
 _inference = torch.ops.fastrnn.layer_inference.default
 _forward = torch.ops.fastrnn.layer_forward.default
-_backward = torch.ops.fastrnn.layer_backward.default
+torch.library.register_autograd(
+    "fastrnn::layer_forward", autograd.op_backward, setup_context=autograd.op_setup_context
+)
 
 
 # Fake kernels: shapes and dtypes of the results, without data.
 
 
 @torch.library.register_fake("fastrnn::layer_inference")
-def _(input, batch_sizes, h0, c0, weights, cell, bias):
-    size = reference.sizes(input, batch_sizes, h0, c0, weights, cell, bias)
+def _(
+    input,
+    batch_sizes,
+    h0,
+    c0,
+    weights,
+    cell,
+    bias,
+    reset=None,
+    lengths=None,
+    detach_every=0,
+    grad_clip=0.0,
+):
+    size = reference.sizes(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
     return (
         input.new_empty(size.output(batch_sizes)),
         input.new_empty(size.D, size.N, size.P),
@@ -64,8 +81,20 @@ def _(input, batch_sizes, h0, c0, weights, cell, bias):
 
 
 @torch.library.register_fake("fastrnn::layer_forward")
-def _(input, batch_sizes, h0, c0, weights, cell, bias):
-    size = reference.sizes(input, batch_sizes, h0, c0, weights, cell, bias)
+def _(
+    input,
+    batch_sizes,
+    h0,
+    c0,
+    weights,
+    cell,
+    bias,
+    reset=None,
+    lengths=None,
+    detach_every=0,
+    grad_clip=0.0,
+):
+    size = reference.sizes(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
     per_row = (size.D, size.rows, size.H)
     projected = c0 is not None and size.per_direction % 2
     return (
@@ -83,6 +112,7 @@ def _(
     grad_output,
     grad_h_n,
     grad_c_n,
+    grad_cells,
     input,
     batch_sizes,
     h0,
@@ -97,6 +127,10 @@ def _(
     need_input,
     need_state,
     need_weights,
+    reset=None,
+    lengths=None,
+    detach_every=0,
+    grad_clip=0.0,
 ):
     return (
         input.new_empty(input.shape if need_input else 0),
@@ -104,89 +138,6 @@ def _(
         input.new_empty(c0.shape if need_state and c0 is not None else 0),
         [w.new_empty(w.shape) for w in weights] if need_weights else [],
     )
-
-
-# Autograd. Two ways to one backward: compiled graphs need the op's own autograd formula; eager
-# calls take a Function, which costs less and does not return what only the backward needs.
-
-
-def _save(ctx, inputs, output):
-    input, batch_sizes, h0, c0, weights, ctx.cell, ctx.bias = inputs
-    y, _, _, gates, cells, hidden = output
-    ctx.save_for_backward(input, batch_sizes, h0, c0, y, gates, cells, hidden, *weights)
-    ctx.set_materialize_grads(False)
-
-
-def _gradients(ctx, grads, need_input: bool, need_state: bool, need_weights: bool):
-    """Gradients of input, h0, c0 and the weights; None for those not needed."""
-    input, batch_sizes, h0, c0, output, gates, cells, hidden, *weights = ctx.saved_tensors
-    grads = grads if c0 is not None else (*grads[:2], None)  # the empty c_n has no gradient
-    if all(grad is None for grad in grads):
-        return None, None, None, [None] * len(weights)
-    if torch.is_grad_enabled():
-        return _differentiable_gradients(ctx, grads, input, batch_sizes, h0, c0, weights)
-    grad_input, grad_h0, grad_c0, grad_weights = _backward(
-        *grads, input, batch_sizes, h0, c0, weights, output, gates, cells, hidden,
-        ctx.cell, ctx.bias, need_input, need_state, need_weights,
-    )  # fmt: skip
-    return (
-        grad_input if need_input else None,
-        grad_h0 if need_state else None,
-        grad_c0 if need_state and c0 is not None else None,
-        grad_weights if need_weights else [None] * len(weights),
-    )
-
-
-def _differentiable_gradients(ctx, grads, input, batch_sizes, h0, c0, weights):
-    """The same under `create_graph=True`: through the reference, which can be derived again."""
-
-    def layer(input, h0, *rest):
-        c, w = (None, rest) if c0 is None else (rest[0], rest[1:])
-        results = reference.layer(input, batch_sizes, h0, c, w, ctx.cell, ctx.bias)
-        return tuple(r for r, g in zip(results, grads, strict=True) if g is not None)
-
-    primals = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
-    _, vjp = torch.func.vjp(layer, *primals)
-    grad_input, grad_h0, *rest = vjp(tuple(g for g in grads if g is not None))
-    grad_c0 = None if c0 is None else rest.pop(0)
-    return grad_input, grad_h0, grad_c0, rest
-
-
-class _Layer(torch.autograd.Function):
-    """`layer` in eager mode: (input, batch_sizes, h0, c0, cell, bias, *weights)."""
-
-    @staticmethod
-    def forward(ctx, input, batch_sizes, h0, c0, cell, bias, *weights):
-        with torch._C._AutoDispatchBelowAutograd():
-            result = _forward(input, batch_sizes, h0, c0, weights, cell, bias)
-        _save(ctx, (input, batch_sizes, h0, c0, weights, cell, bias), result)
-        return result[:3]
-
-    @staticmethod
-    def backward(ctx, *grads):
-        need_input, _, need_h0, need_c0, _, _, *need_weights = ctx.needs_input_grad
-        grad_input, grad_h0, grad_c0, grad_weights = _gradients(
-            ctx, grads, need_input, need_h0 or need_c0, any(need_weights)
-        )
-        return grad_input, None, grad_h0, grad_c0, None, None, *grad_weights
-
-
-def _op_setup_context(ctx, inputs, output):
-    _save(ctx, inputs, output)
-    ctx.mark_non_differentiable(*output[3:])
-
-
-def _op_backward(ctx, *grads):
-    need_input, _, need_h0, need_c0, need_weights, _, _ = ctx.needs_input_grad
-    grad_input, grad_h0, grad_c0, grad_weights = _gradients(
-        ctx, grads[:3], need_input, need_h0 or need_c0, any(need_weights)
-    )
-    return grad_input, None, grad_h0, grad_c0, grad_weights, None, None
-
-
-torch.library.register_autograd(
-    "fastrnn::layer_forward", _op_backward, setup_context=_op_setup_context
-)
 
 
 # Choice of backend.
@@ -265,6 +216,16 @@ def _raise_mixed(input: Tensor, tensors: Sequence[Tensor]) -> None:
             )
 
 
+class Options(NamedTuple):
+    """What a layer can do besides; the first four as in `reference.layer`."""
+
+    reset: Tensor | None = None
+    lengths: Tensor | None = None
+    detach_every: int = 0
+    grad_clip: float = 0.0
+    trace: bool = False
+
+
 def layer(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -273,15 +234,17 @@ def layer(
     weights: Sequence[Tensor],
     cell: str,
     bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    options: Options | None = None,
+) -> tuple[Tensor, ...]:
     """One layer in all its directions, on the backend chosen: (output, h_n, c_n).
 
-    Arguments and results as in `reference.layer`; all tensors but batch_sizes share one dtype
-    and one device. Differentiable, and to any order.
+    Arguments and results as in `reference.layer`; all tensors but batch_sizes share one device,
+    and all but it, reset and lengths one dtype. With `options.trace` gates, detached, and cells
+    follow. Differentiable, and to any order.
 
     Raises:
-        RuntimeError: ranks, sizes, dtypes or devices do not fit, or the backend that was forced
-            cannot run.
+        RuntimeError: ranks, sizes, dtypes or devices do not fit, the backend that was forced
+            cannot run, or, on the CPU, a length is not in [0, T].
     """
     dtype = input.dtype
     on_cpu, requires_grad = True, False
@@ -291,6 +254,12 @@ def layer(
             _raise_mixed(input, tensors)
         on_cpu = on_cpu and tensor.is_cpu
         requires_grad = requires_grad or tensor.requires_grad
+    features, trace = (), False
+    if options is not None:
+        *features, trace = options
+        for tensor in features[:2]:
+            if tensor is not None and tensor.device != input.device:
+                _raise_mixed(input, [tensor.to(dtype)])
     if not on_cpu:
         _raise_mixed(input, tensors)
 
@@ -298,10 +267,14 @@ def layer(
     obstacle = _obstacle(input, h0, compiling)
     if _chosen == "cpu" and obstacle:
         raise RuntimeError(f"backend 'cpu' cannot run: {obstacle}")
+    arguments = (input, batch_sizes, h0, c0, weights, cell, bias, *features)
     if _chosen == "reference" or obstacle:
-        return reference.layer(input, batch_sizes, h0, c0, weights, cell, bias)
+        if features and not compiling and type(options.lengths) is Tensor:
+            reference_ops.check_lengths(options.lengths, len(input))
+        results = reference.layer(*arguments, trace=trace)
+        return (*results[:3], results[3].detach(), results[4]) if trace else results
     if not (requires_grad and torch.is_grad_enabled()):
-        return _inference(input, batch_sizes, h0, c0, weights, cell, bias)
+        return _forward(*arguments)[:5] if trace else _inference(*arguments)
     if compiling:
-        return _forward(input, batch_sizes, h0, c0, weights, cell, bias)[:3]
-    return _Layer.apply(input, batch_sizes, h0, c0, cell, bias, *weights)
+        return _forward(*arguments)[: 5 if trace else 3]
+    return autograd.Layer.apply(input, batch_sizes, h0, c0, cell, bias, options, *weights)

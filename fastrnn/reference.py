@@ -2,9 +2,7 @@
 
 A *cell* is the arithmetic of one time step, a *layer* is one layer in all its directions over
 all time steps. `layer` is made of differentiable operations only, so autograd, `torch.func` and
-forward-mode AD work through it to any order. `layer_inference`, `layer_forward` and
-`layer_backward` have the signatures of the three custom ops and stand in for the kernels where
-none are built.
+forward-mode AD work through it to any order.
 
 Sizes: T time steps, N batch, I inputs, H hidden units, G gates, D directions (1 or 2), P width of
 h (H, or the projection size). `rows` is T*N for padded input and sum(batch_sizes) for packed.
@@ -98,10 +96,13 @@ def sizes(
     weights: Sequence[Tensor],
     cell: str,
     bias: bool,
+    reset: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Sizes:
     """Checks the shapes of a layer call and returns its sizes. Reads no tensor data.
 
-    Raises RuntimeError where a rank or a size does not fit the others.
+    Raises RuntimeError where a rank or a size does not fit the others, or where `reset` and
+    `lengths` have a wrong dtype or come with packed input.
     """
     if cell not in CELLS:
         raise RuntimeError(f"unknown cell '{cell}'. Select from {', '.join(CELLS)}")
@@ -136,11 +137,23 @@ def sizes(
         raise RuntimeError(f"{cell} {'needs' if kind.has_cell else 'has no'} initial cell state")
     if c0 is not None:
         expect("c0", c0, (D, N, H))
+    if reset is not None and D == 2:
+        raise RuntimeError("reset needs a single direction, got 2")
 
     if batch_sizes is None:
         T = input.size(0)
         expect("input", input, (T, N, I))
+        for name, tensor, shape, dtype in (
+            ("reset", reset, (T, N), torch.bool),
+            ("lengths", lengths, (N,), torch.int64),
+        ):
+            if tensor is not None:
+                expect(name, tensor, shape)
+                if tensor.dtype != dtype:
+                    raise RuntimeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
         return Sizes(T, N, H, P, D, T * N, per_direction)
+    if reset is not None or lengths is not None:
+        raise RuntimeError("reset and lengths need padded input, got batch_sizes")
     if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
         raise RuntimeError("batch_sizes must be a 1-D tensor of dtype torch.int64")
     if batch_sizes.device.type not in ("cpu", "meta"):
@@ -166,6 +179,63 @@ def _step_sizes(size: Sizes, batch_sizes: Tensor | None) -> list[int]:
     return steps
 
 
+class _Clip(torch.autograd.Function):
+    """The identity, whose backward clamps the gradient to [-limit, limit]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, limit):
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.limit = inputs[1]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clamp(-ctx.limit, ctx.limit), None
+
+
+class _ClipWithTangent(_Clip):
+    """The same for forward-mode AD too: torch.compile takes no Function that has a `jvp`."""
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        return tangent.view_as(tangent)
+
+
+class _Passage(NamedTuple):
+    """What happens to the state between two steps: `layer` describes the arguments."""
+
+    steps: list[int]  # the rows of each step
+    active: Sequence[Tensor] | None  # T of (N, 1) bool: the rows that take the step, for `lengths`
+    keep: Sequence[Tensor] | None  # T of (N, 1) bool: those of them that are not reset
+    detach_every: int
+    grad_clip: float
+
+    def __call__(
+        self, t: int, before: int | None, h: Tensor, c: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(h, c) as step t sees them. `before` is the step before it: t - 1, t + 1 or None."""
+        if self.detach_every and before is not None and max(t, before) % self.detach_every == 0:
+            h, c = self._detached(before, h), None if c is None else self._detached(before, c)
+        if self.keep is not None:
+            h = h.where(self.keep[t], 0)
+            c = None if c is None else c.where(self.keep[t], 0)
+        if self.grad_clip:
+            clip = _Clip if torch.compiler.is_compiling() else _ClipWithTangent
+            h = clip.apply(h, self.grad_clip)
+        return h, c
+
+    def _detached(self, before: int, state: Tensor) -> Tensor:
+        """No gradient goes to rows that took the step before; others bring the initial state."""
+        if self.active is not None:
+            return state.detach().where(self.active[before], state)
+        n = self.steps[before]
+        return torch.cat((state[:n].detach(), state[n:])) if n < len(state) else state.detach()
+
+
 class Trace(NamedTuple):
     """One direction of a layer: per-step values in time order, and the final state."""
 
@@ -179,7 +249,7 @@ class Trace(NamedTuple):
 
 def _direction(
     rows: Tensor,
-    steps: list[int],
+    passage: _Passage,
     h: Tensor,
     c: Tensor | None,
     weights: Sequence[Tensor],
@@ -189,61 +259,39 @@ def _direction(
 ) -> Trace:
     """The loop over time. rows: (rows, I); h: (N, P); c: (N, H).
 
-    Rows are sorted by length, so the active ones are a prefix: rows that have ended (or, in
-    reverse, have not begun) keep their state.
+    Packed rows are sorted by length, so the active ones are a prefix; with `lengths` a mask names
+    them. Rows that have ended (or, in reverse, have not begun) keep their state.
     """
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = rest[:2] if bias else (None, None)
     w_hr = rest[-1] if len(rest) % 2 else None
     step = CELLS[cell].step
+    steps, masks = passage.steps, passage.active
+    plain = not (passage.keep or passage.detach_every or passage.grad_clip)
     trace: list[tuple] = []
     x = F.linear(rows, w_ih, b_ih).split(steps)
-    for x_t in reversed(x) if reverse else x:
-        n = x_t.size(0)
+    before = None
+    for t in range(len(steps))[:: -1 if reverse else 1]:
+        n = steps[t]
         h_t, c_t = h[:n], None if c is None else c[:n]
-        hidden, c_t, saved = step(x_t, F.linear(h_t, w_hh, b_hh), h_t, c_t)
+        if not plain:
+            h_t, c_t = passage(t, before, h_t, c_t)
+        hidden, c_t, saved = step(x[t], F.linear(h_t, w_hh, b_hh), h_t, c_t)
         h_t = hidden if w_hr is None else F.linear(hidden, w_hr)
-        h = torch.cat((h_t, h[n:]))
-        c = None if c is None else torch.cat((c_t, c[n:]))
-        trace.append((h_t, c_t, hidden, saved))
+        if masks is None:
+            h = torch.cat((h_t, h[n:]))
+            c = None if c is None else torch.cat((c_t, c[n:]))
+        else:
+            active = masks[t]
+            h = h_t.where(active, h)
+            c = None if c is None else c_t.where(active, c)
+            h_t, hidden, *saved = (p.where(active, 0) for p in (h_t, hidden, *saved))
+            c_t = None if c is None else c_t.where(active, 0)
+        trace.append((h_t, c_t, hidden, tuple(saved)))
+        before = t
     if reverse:
         trace.reverse()
     return Trace(*map(list, zip(*trace, strict=True)), h, c)
-
-
-def _run(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: str,
-    bias: bool,
-) -> tuple[Sizes, list[Trace], tuple[Tensor, Tensor, Tensor]]:
-    """Every direction: sizes, traces and (output, h_n, c_n)."""
-    size = sizes(input, batch_sizes, h0, c0, weights, cell, bias)
-    steps = _step_sizes(size, batch_sizes)
-    rows = input.flatten(0, 1) if batch_sizes is None else input
-    k = size.per_direction
-    traces = [
-        _direction(
-            rows,
-            steps,
-            h0[d],
-            None if c0 is None else c0[d],
-            weights[d * k : (d + 1) * k],
-            cell,
-            bias,
-            reverse=d == 1,
-        )
-        for d in range(size.D)
-    ]
-    output = torch.cat([torch.cat(trace.output) for trace in traces], -1)
-    if batch_sizes is None:
-        output = output.unflatten(0, (size.T, size.N))
-    h_n = torch.stack([trace.h for trace in traces])
-    c_n = input.new_empty(0) if c0 is None else torch.stack([trace.c for trace in traces])
-    return size, traces, (output, h_n, c_n)
 
 
 def layer(
@@ -254,7 +302,13 @@ def layer(
     weights: Sequence[Tensor],
     cell: str,
     bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    reset: Tensor | None = None,
+    lengths: Tensor | None = None,
+    detach_every: int = 0,
+    grad_clip: float = 0.0,
+    *,
+    trace: bool = False,
+) -> tuple[Tensor, ...]:
     """One layer in all its directions, differentiable: (output, h_n, c_n).
 
     Args:
@@ -265,103 +319,64 @@ def layer(
         weights: for each direction w_ih (G*H, I), w_hh (G*H, P), then b_ih and b_hh (G*H,) if
             `bias`, then w_hr (P, H) if the lstm is projected.
         cell: a key of CELLS.
+        reset: (T, N) bool, for one direction: where True, h and c are zero before the step.
+        lengths: (N,) int64, in any order, of [0, T], on the device of input. A row ends after its
+            own length (the reverse direction begins there): what comes later is zero in every
+            result and is not read in the input, and h_n and c_n are those of its last step.
+            Values are not checked, since no data is read.
+        detach_every: k > 0 stops the gradient that h and c carry between steps j*k-1 and j*k.
+        grad_clip: v > 0 clamps to [-v, v] what each step sends back through h to the step before
+            it, or to h0, before what comes from output, h_n and elsewhere is added.
+        trace: whether to return what each step computed as well.
 
     Returns:
         output (T, N, D*P) or (rows, D*P); h_n (D, N, P); c_n (D, N, H), (0,) without cell state.
+        With `trace` also gates (D, rows, S, H), the planes that the cell saves; cells
+        (D, rows, H), every c_t of an lstm; and hidden (D, rows, H), o*tanh(c) of a projected
+        lstm; those that do not apply are (0,).
 
     Raises:
-        RuntimeError: a rank or size does not fit, or there is no time step.
+        RuntimeError: a rank, size or dtype does not fit, or there is no time step.
     """
-    return _run(input, batch_sizes, h0, c0, weights, cell, bias)[2]
+    size = sizes(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
+    steps = _step_sizes(size, batch_sizes)
+    active = keep = None
+    if lengths is not None:
+        active = keep = torch.arange(size.T, device=lengths.device).unsqueeze(1) < lengths
+        input = input.where(active.unsqueeze(-1), 0)
+    if reset is not None:
+        keep = ~reset if active is None else active & ~reset
+    active, keep = (m if m is None else m.unsqueeze(-1).unbind(0) for m in (active, keep))
+    passage = _Passage(steps, active, keep, detach_every, grad_clip)
+    rows = input.flatten(0, 1) if batch_sizes is None else input
+    k = size.per_direction
+    traces = [
+        _direction(
+            rows,
+            passage,
+            h0[d],
+            None if c0 is None else c0[d],
+            weights[d * k : (d + 1) * k],
+            cell,
+            bias,
+            reverse=d == 1,
+        )
+        for d in range(size.D)
+    ]
+    output = torch.cat([torch.cat(each.output) for each in traces], -1)
+    if batch_sizes is None:
+        output = output.unflatten(0, (size.T, size.N))
+    h_n = torch.stack([each.h for each in traces])
+    c_n = input.new_empty(0) if c0 is None else torch.stack([each.c for each in traces])
+    if not trace:
+        return output, h_n, c_n
 
-
-@torch.no_grad()
-def layer_inference(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: str,
-    bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`layer` without gradients."""
-    return layer(input, batch_sizes, h0, c0, weights, cell, bias)
-
-
-@torch.no_grad()
-def layer_forward(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: str,
-    bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`layer` and what its backward needs: (output, h_n, c_n, gates, cells, hidden).
-
-    gates (D, rows, S, H): the planes that the cell saves. cells (D, rows, H): every c_t of an
-    lstm. hidden (D, rows, H): o*tanh(c) of a projected lstm. Those that do not apply are (0,).
-    """
-    size, traces, result = _run(input, batch_sizes, h0, c0, weights, cell, bias)
-    kind = CELLS[cell]
     gates = input.new_empty(size.D, size.rows, 0, size.H)
     cells, hidden = input.new_empty(0), input.new_empty(0)
-    if kind.saved:
+    if CELLS[cell].saved:
         gates = torch.stack([torch.cat([torch.stack(s, 1) for s in t.saved]) for t in traces])
-    if kind.has_cell:
-        cells = torch.stack([torch.cat(trace.cells) for trace in traces])
+    if c0 is not None:
+        cells = torch.stack([torch.cat(each.cells) for each in traces])
         if size.per_direction % 2:
-            hidden = torch.stack([torch.cat(trace.hidden) for trace in traces])
-    return *result, gates, cells, hidden
-
-
-def layer_backward(
-    grad_output: Tensor | None,
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    output: Tensor,
-    gates: Tensor,
-    cells: Tensor,
-    hidden: Tensor,
-    cell: str,
-    bias: bool,
-    need_input: bool,
-    need_state: bool,
-    need_weights: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """Gradients of `layer`, by computing it again: (grad_input, grad_h0, grad_c0, grad_weights).
-
-    Those that are not needed are (0,), or an empty list. A gradient of None means zero. Saved
-    tensors are not read.
-    """
-    # As the implementation of an op this may run below autograd, whose dispatch keys are then off.
-    autograd = torch._C.DispatchKey.AutogradFunctionality
-    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(autograd, False):
-        x, h, *w = (t.detach().requires_grad_() for t in (input, h0, *weights))
-        c = None if c0 is None else c0.detach().requires_grad_()
-        results = layer(x, batch_sizes, h, c, w, cell, bias)
-    wanted = [x] * need_input + [t for t in (h, c) if t is not None] * need_state
-    wanted += w * need_weights
-    seeds = [g for g in (grad_output, grad_h_n, grad_c_n) if g is not None]
-    results = [
-        r for r, g in zip(results, (grad_output, grad_h_n, grad_c_n), strict=True) if g is not None
-    ]
-    grads = ()
-    if wanted and seeds:
-        grads = torch.autograd.grad(results, wanted, seeds, materialize_grads=True)
-    elif wanted:
-        grads = [torch.zeros_like(t) for t in wanted]
-    grad = iter([g.contiguous() for g in grads])
-    return (
-        next(grad) if need_input else input.new_empty(0),
-        next(grad) if need_state else input.new_empty(0),
-        next(grad) if need_state and c is not None else input.new_empty(0),
-        list(grad),
-    )
+            hidden = torch.stack([torch.cat(each.hidden) for each in traces])
+    return output, h_n, c_n, gates, cells, hidden

@@ -12,7 +12,7 @@ import torch
 from conftest import KERNELS, assert_matches
 from torch import Tensor
 
-from fastrnn import ops, reference
+from fastrnn import ops, reference, reference_ops
 
 FORWARD = ["output", "h_n", "c_n", "gates", "cells", "hidden"]
 ops_of = torch.ops.fastrnn
@@ -156,16 +156,16 @@ def cotangents(results: tuple) -> list[Tensor | None]:
 def expected(case: Case) -> tuple[tuple, tuple]:
     """What layer_forward and layer_backward must give, from the reference in float64."""
     args = converted(arguments(case), torch.float64)
-    results = reference.layer_forward(*args)
+    results = reference_ops.layer_forward(*args)
     # the gradients are rounded as the kernel receives them
     grads = [None if g is None else g.to(case.dtype).double() for g in cotangents(results)]
-    return results, backward(reference.layer_backward, args, results, grads)
+    return results, backward(reference_ops.layer_backward, args, results, grads)
 
 
 def backward(function, args: tuple, results: tuple, grads, needs=(True, True, True)) -> tuple:
     """Calls a layer_backward with what belongs to one forward call."""
     output, _, _, *saved = results
-    return function(*grads, *args[:5], output, *saved, *args[5:], *needs)
+    return function(*grads, None, *args[:5], output, *saved, *args[5:], *needs)
 
 
 def assert_gradients(actual: tuple, wanted: tuple) -> None:
@@ -203,7 +203,7 @@ def test_missing_gradients_are_zero(case, isa):
     grads = cotangents(results)
     for present in itertools.product([False, True], repeat=3):
         some = [g if p else None for g, p in zip(grads, present, strict=True)]
-        wanted = backward(reference.layer_backward, args, results, some)
+        wanted = backward(reference_ops.layer_backward, args, results, some)
         assert_gradients(backward(ops_of.layer_backward, args, results, some), wanted)
 
 
@@ -265,10 +265,10 @@ def test_expanded_state_and_gradients(case, isa):
     c0 = None if c0 is None else c0[:, :1].expand_as(c0)
     args = (input, batch_sizes, h0, c0, weights, cell, bias)
     results = ops_of.layer_forward(*args)
-    for actual, value in zip(results, reference.layer_forward(*args), strict=True):
+    for actual, value in zip(results, reference_ops.layer_forward(*args), strict=True):
         assert_matches(actual, value)
     grads = [None if g is None else g.new_ones(()).expand_as(g) for g in cotangents(results)]
-    wanted = backward(reference.layer_backward, args, results, grads)
+    wanted = backward(reference_ops.layer_backward, args, results, grads)
     assert_gradients(backward(ops_of.layer_backward, args, results, grads), wanted)
 
 
@@ -277,13 +277,13 @@ def test_expanded_state_and_gradients(case, isa):
 def test_zero_batch(cell, dtype, isa):
     args = arguments(Case(cell, N=0, dtype=dtype))
     results = ops_of.layer_forward(*args)
-    wanted = reference.layer_forward(*args)
+    wanted = reference_ops.layer_forward(*args)
     assert [r.shape for r in results] == [r.shape for r in wanted]
     inference = ops_of.layer_inference(*args)
     assert [r.shape for r in inference] == [r.shape for r in wanted[:3]]
     grads = [torch.zeros_like(r) for r in results[:2]] + [None]
     gradients = backward(ops_of.layer_backward, args, results, grads)
-    assert_gradients(gradients, backward(reference.layer_backward, args, results, grads))
+    assert_gradients(gradients, backward(reference_ops.layer_backward, args, results, grads))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
@@ -294,7 +294,7 @@ def test_special_values_stay_in_their_row(cell, value, isa):
         args = arguments(Case(cell, D=1, dtype=dtype))
         args[0][2, 3, 1] = value
         args[2][0, 5, 0] = value
-        wanted = reference.layer_forward(*args)
+        wanted = reference_ops.layer_forward(*args)
         for name, actual, target in zip(FORWARD, ops_of.layer_forward(*args), wanted, strict=True):
             assert_matches(actual, target, name)
         for name, actual, target in zip(
@@ -432,7 +432,7 @@ def test_opcheck(case):
     results = ops_of.layer_forward(*args)
     needs = (True, True, True)
     output, _, _, *saved = results
-    backward_args = (*cotangents(results), *args[:5], output, *saved, *args[5:], *needs)
+    backward_args = (*cotangents(results), None, *args[:5], output, *saved, *args[5:], *needs)
     torch.library.opcheck(ops_of.layer_inference, args)
     torch.library.opcheck(ops_of.layer_backward, backward_args)
     torch.library.opcheck(ops_of.layer_backward, (*backward_args[:-3], False, True, False))

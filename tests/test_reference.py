@@ -11,7 +11,7 @@ from conftest import assert_matches
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from fastrnn import reference
+from fastrnn import reference, reference_ops
 
 T, N, I, H = 6, 4, 5, 7
 LAYERS = {
@@ -60,7 +60,7 @@ def test_equals_torch(name, D, packed, bias):
     for actual, value in zip(results, wanted, strict=False):
         assert_matches(actual, value)
     assert (results[2].shape == (0,)) == (args[3] is None)
-    for actual, value in zip(reference.layer_inference(*args), results, strict=True):
+    for actual, value in zip(reference_ops.layer_inference(*args), results, strict=True):
         assert torch.equal(actual, value)
         assert not actual.requires_grad
 
@@ -71,10 +71,10 @@ def test_equals_torch(name, D, packed, bias):
     for a, e in zip(actual, gradients, strict=True):
         assert_matches(a, e)
 
-    saved = reference.layer_forward(*args)
+    saved = reference_ops.layer_forward(*args)
     grads = grads if len(grads) == 3 else [*grads, None]
-    grad_input, grad_h0, grad_c0, grad_weights = reference.layer_backward(
-        *grads, *args[:5], saved[0], *saved[3:], *args[5:], True, True, True
+    grad_input, grad_h0, grad_c0, grad_weights = reference_ops.layer_backward(
+        *grads, None, *args[:5], saved[0], *saved[3:], *args[5:], True, True, True
     )
     states = [grad_h0] if args[3] is None else [grad_h0, grad_c0]
     for a, e in zip([grad_input, *states, *grad_weights], gradients, strict=True):
@@ -93,7 +93,7 @@ def test_saves_the_planes_of_each_step(name, D, packed, bias):
     """gates, cells and hidden, row by row, satisfy the equations of the cell."""
     _, _, _, args = build(name, D, packed, bias)
     input, batch_sizes, h0, c0, weights, cell, _ = args
-    output, _, _, gates, cells, hidden = reference.layer_forward(*args)
+    output, _, _, gates, cells, hidden = reference_ops.layer_forward(*args)
     kind = reference.CELLS[cell]
     rows = output.numel() // output.size(-1)
     assert gates.shape == (D, rows, kind.saved, H)
