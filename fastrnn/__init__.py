@@ -3,8 +3,10 @@
 from importlib import metadata
 
 from . import functional
+from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, patch, to_torch
-from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNBase, RNNCell
+from .features import States
+from .modules import GRU, LSTM, RNN, RNNBase
 from .ops import backend, backends
 
 try:
@@ -20,6 +22,7 @@ __all__ = [
     "RNN",
     "RNNBase",
     "RNNCell",
+    "States",
     "backend",
     "backends",
     "convert",

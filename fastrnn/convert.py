@@ -16,14 +16,15 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from . import modules
+from . import cells, modules
 
 Module = TypeVar("Module", bound=nn.Module)
 Filter = Callable[[str, nn.Module], bool]
 
 _OURS = {
-    getattr(nn, name): getattr(modules, name)
-    for name in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
+    getattr(nn, name): getattr(module, name)
+    for module, names in ((modules, ("RNN", "LSTM", "GRU")), (cells, cells.__all__))
+    for name in names
 }
 _TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
 
@@ -68,7 +69,7 @@ def _overridden(cls: type) -> str | None:
     own = {name for base in cls.__mro__[: cls.__mro__.index(torchs)] for name in vars(base)}
     call = {"__call__"}
     for base in _OURS[torchs].__mro__:
-        if base.__module__ == modules.__name__:
+        if base.__module__ in (modules.__name__, cells.__name__):
             call |= {name for name in vars(base) if not name.startswith("__")}
     return min(own & call, default=None)
 

@@ -13,8 +13,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
-from . import ops
+from . import features, ops
+from .features import Request
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
 
@@ -32,9 +34,11 @@ def _stack(
     bidirectional: bool,
     batch_first: bool,
     batch_sizes: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(output, h_n, c_n) of all layers."""
+    request: Request | None = None,
+) -> tuple[Tensor, ...]:
+    """(output, h_n, c_n) of all layers, and States if the request wants them."""
     directions = 2 if bidirectional else 1
+    options = None if request is None else request.options
     if batch_sizes is None:
         if batch_first:
             input = input.transpose(0, 1)
@@ -44,7 +48,9 @@ def _stack(
     if num_layers == 1:
         if h0.size(0) != directions:
             raise RuntimeError(f"h0 must have {directions} states, got {h0.size(0)}")
-        output, h_n, c_n = ops.layer(input, batch_sizes, h0, c0, weights, cell, bias)
+        results = ops.layer(input, batch_sizes, h0, c0, weights, cell, bias, options)
+        output, h_n, c_n, *_ = results
+        layers = [results]
     else:
         if h0.size(0) != num_layers * directions or len(weights) % num_layers:
             raise RuntimeError(
@@ -54,18 +60,22 @@ def _stack(
         h0s = h0.split(directions)
         c0s = (None,) * num_layers if c0 is None else c0.split(directions)
         count = len(weights) // num_layers
-        output, finals = input, []
+        output, layers = input, []
         for k, (h, c) in enumerate(zip(h0s, c0s, strict=True)):
             if k and training and dropout:
                 output = F.dropout(output, dropout)
             layer_weights = weights[k * count : (k + 1) * count]
-            output, *final = ops.layer(output, batch_sizes, h, c, layer_weights, cell, bias)
-            finals.append(final)
-        h_n, c_n = (torch.cat(states) for states in zip(*finals, strict=True))
+            results = ops.layer(output, batch_sizes, h, c, layer_weights, cell, bias, options)
+            output = results[0]
+            layers.append(results)
+        h_n, c_n = (torch.cat([results[k] for results in layers]) for k in (1, 2))
 
     if batch_first and batch_sizes is None:
         output = output.transpose(0, 1)
-    return output, h_n, c_n
+    if request is None or not request.states:
+        return output, h_n, c_n
+    states = features.states_of(cell, layers, directions, batch_first, request.gates)
+    return output, h_n, c_n, states
 
 
 def _run(
@@ -76,7 +86,7 @@ def _run(
     weights: Sequence[Tensor],
     *options,
     keep_dtype: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """The stack; under autocast it computes in float32, and in float64 what is float64.
 
     It then returns the dtypes of `torch.nn` on the CPU: LSTM and RNN the autocast dtype; GRU, or
@@ -92,7 +102,7 @@ def _run(
         results = _stack(cell, tensors[0], tensors[1], c0, tensors[2:], *options)
     if results[0].dtype == torch.float64:
         return results
-    return tuple(result.to(dtype) for result in results)
+    return tree_map_only(Tensor, lambda result: result.to(dtype), tuple(results))
 
 
 def _autocast(input: Tensor) -> bool:
@@ -147,7 +157,14 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     batch_sizes: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    reset: Tensor | None = None,
+    lengths: Tensor | None = None,
+    return_states: bool = False,
+    return_gates: bool = False,
+    detach_every: int | None = None,
+    grad_clip: float | None = None,
+) -> tuple[Tensor, ...]:
     """A stack of LSTM layers: (output, h_n, c_n).
 
     Args:
@@ -158,17 +175,39 @@ def lstm(
         batch_sizes: (T,) int64 on the CPU for the data of a PackedSequence; `hx` and the final
             states are then in its sorted order, and `batch_first` has no meaning.
 
+    The rest needs padded input:
+        reset: (T, N) bool, (N, T) if `batch_first`. Where True, h and c of the row are zero before
+            the step, in every layer. Not bidirectional.
+        lengths: (N,) of any integer dtype, on any device, each in [0, T], in any order. Results
+            are zero past a row's length, h_n and c_n are those of its own last step, and the
+            reverse direction begins there. What the input holds past it plays no part.
+        return_states, return_gates: whether to return States of every step, and with gates.
+        detach_every: k >= 1: no gradient passes through h and c from step j*k to step j*k - 1, for
+            any j: truncated back-propagation through time.
+        grad_clip: v > 0: what each step sends back through h to the step before it, or to h0, is
+            clamped to [-v, v], before gradients from output, h_n and States are added.
+
     Returns:
-        output (T, N, D*P), (N, T, D*P) or (rows, D*P); h_n and c_n in the shape of `hx`.
+        output (T, N, D*P), (N, T, D*P) or (rows, D*P); h_n and c_n in the shape of `hx`; States
+        if asked for.
 
     Raises:
-        RuntimeError: ranks, sizes, dtypes or devices do not fit, or there is no time step.
+        ValueError: a feature is out of its range, of a wrong dtype, or does not go with the input.
+        RuntimeError: ranks, sizes, dtypes or devices do not fit, there is no time step, or, where
+            lengths are on the CPU, one is out of range; elsewhere their values are not read.
     """
     if len(hx) != 2:
         raise RuntimeError("lstm expects two hidden states")
+    request = None
+    plain = reset is lengths is detach_every is grad_clip is None
+    if not plain or return_states or return_gates:
+        request = features.request(
+            "lstm", input, bidirectional, batch_first, batch_sizes, reset, lengths, return_states,
+            return_gates, detach_every, grad_clip,
+        )  # fmt: skip
     return _run(
         "lstm", input, hx[0], hx[1], weights, bias, num_layers, dropout, training, bidirectional,
-        batch_first, batch_sizes,
+        batch_first, batch_sizes, request,
     )  # fmt: skip
 
 
@@ -184,11 +223,29 @@ def _without_cell_state(cell: str, title: str):
         bidirectional: bool = False,
         batch_first: bool = False,
         batch_sizes: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        return _run(
+        *,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+        return_states: bool = False,
+        return_gates: bool = False,
+        detach_every: int | None = None,
+        grad_clip: float | None = None,
+    ) -> tuple[Tensor, ...]:
+        request = None
+        if (
+            not (reset is lengths is detach_every is grad_clip is None)
+            or return_states
+            or return_gates
+        ):
+            request = features.request(
+                cell, input, bidirectional, batch_first, batch_sizes, reset, lengths, return_states,
+                return_gates, detach_every, grad_clip,
+            )  # fmt: skip
+        output, h_n, _, *states = _run(
             cell, input, h0, None, weights, bias, num_layers, dropout, training, bidirectional,
-            batch_first, batch_sizes,
-        )[:2]  # fmt: skip
+            batch_first, batch_sizes, request,
+        )  # fmt: skip
+        return output, h_n, *states
 
     function.__name__ = function.__qualname__ = cell
     function.__doc__ = f"""A stack of {title} layers: (output, h_n).

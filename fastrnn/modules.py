@@ -1,4 +1,4 @@
-"""RNN, LSTM, GRU and their cells, as in `torch.nn`: same parameters, results and errors.
+"""RNN, LSTM and GRU, as in `torch.nn`: same parameters, results and errors.
 
 Construction, parameter bookkeeping and pickling are those of `torch.nn.RNNBase`. The modules do
 not derive from `torch.nn.LSTM` and its siblings, because `torch.compile` refuses any instance of
@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map_only
 
 from . import functional
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNBase", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "RNNBase"]
 
 DIFFERENCES = """\
 Where torch.nn accepts a mistake, or fails somewhere inside, the modules raise and say why:
@@ -34,6 +35,17 @@ Under autocast on the CPU they compute in float32, and return the dtypes of torc
 """
 
 _PROJ_SIZE = "proj_size argument is only supported for LSTM, not RNN or GRU"
+
+
+def _unsqueeze_features(asked: dict, batch_dim: int) -> None:
+    """Makes what came with unbatched input fit the batch of one."""
+    reset = asked["reset"]
+    if asked["lengths"] is not None:
+        raise ValueError("lengths need batched input, got unbatched")
+    if reset is not None:
+        if reset.dim() != 1:
+            raise RuntimeError(f"For unbatched input, reset should be 1-D but got {reset.dim()}-D")
+        asked["reset"] = reset.unsqueeze(batch_dim)
 
 
 class RNNBase(torch.nn.RNNBase):
@@ -69,8 +81,8 @@ class RNNBase(torch.nn.RNNBase):
     def _squeeze_state(self, hx: Tensor) -> Tensor:
         return hx.squeeze(1)
 
-    def _run(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None):
-        """(output, state) of the stack."""
+    def _run(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None, asked: dict | None):
+        """(output, state) of the stack, and States if asked for."""
         return getattr(functional, self.mode.lower())(
             input,
             hx,
@@ -82,9 +94,21 @@ class RNNBase(torch.nn.RNNBase):
             self.bidirectional,
             self.batch_first,
             batch_sizes,
+            **asked or {},
         )
 
-    def forward(self, input: Tensor | PackedSequence, hx=None):
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx=None,
+        *,
+        reset: Tensor | None = None,
+        lengths: Tensor | None = None,
+        return_states: bool = False,
+        return_gates: bool = False,
+        detach_every: int | None = None,
+        grad_clip: float | None = None,
+    ):
         """Runs all layers over all time steps.
 
         Args:
@@ -93,18 +117,35 @@ class RNNBase(torch.nn.RNNBase):
             hx: initial state, zeros if None: (num_layers*D, N, H), without N if unbatched, in
                 the order of the user's batch; D is 1 or 2 directions. An LSTM takes a pair
                 (h, c), and its h has width `proj_size` if that is not 0.
+            reset, lengths, return_states, return_gates, detach_every, grad_clip: as in
+                `functional.lstm`, for input that is not packed. Unbatched input takes a `reset`
+                of (T,) and no `lengths`.
 
         Returns:
             output, in the form of `input` with D*H features (D*proj_size for a projected LSTM;
-            a transposed view if `batch_first`), and the final state, in the form of `hx`.
+            a transposed view if `batch_first`), and the final state, in the form of `hx`. With
+            `return_states` or `return_gates` also States.
 
         Raises:
-            ValueError: input has a wrong rank, or another dtype than the weights.
-            RuntimeError: another size, dtype or device does not fit, or there is no time step.
+            ValueError: input has a wrong rank, or another dtype than the weights; a feature is out
+                of its range, of a wrong dtype, or does not go with the input.
+            RuntimeError: another size, dtype or device does not fit, there is no time step, or a
+                length on the CPU is out of range.
         """
         self._update_flat_weights()
+        asked = None
+        plain = reset is lengths is detach_every is grad_clip is None
+        if not plain or return_states or return_gates:
+            asked = {
+                "reset": reset,
+                "lengths": lengths,
+                "return_states": return_states,
+                "return_gates": return_gates,
+                "detach_every": detach_every,
+                "grad_clip": grad_clip,
+            }
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+            return self._forward_packed(input, hx, asked)
         if input.dim() not in (2, 3):
             tensor = " tensor" if self.mode.startswith("RNN") else ""
             raise ValueError(
@@ -115,6 +156,8 @@ class RNNBase(torch.nn.RNNBase):
         batch_dim = 0 if self.batch_first else 1
         if not batched:
             input = input.unsqueeze(batch_dim)
+            if asked:
+                _unsqueeze_features(asked, batch_dim)
         if hx is None:
             self.check_input(input, None)
             hx = self._zero_state(input, input.size(batch_dim))
@@ -123,12 +166,39 @@ class RNNBase(torch.nn.RNNBase):
             if not batched:
                 hx = self._unsqueeze_state(hx)
             self.check_forward_args(input, hx, None)
-        output, state = self._run(input, hx, None)
+        output, state, *states = self._run(input, hx, None, asked)
         if not batched:
             output, state = output.squeeze(batch_dim), self._squeeze_state(state)
-        return output, state
+            states = tree_map_only(Tensor, lambda each: each.squeeze(batch_dim), states)
+        return output, state, *states
 
-    def _forward_packed(self, packed: PackedSequence, hx):
+    def step(self, input: Tensor, state=None, reset: Tensor | None = None):
+        """One time step of all layers, for input that comes step by step.
+
+        Args:
+            input: (N, input_size).
+            state: as `hx` of a call, and what the step before returned; zeros if None.
+            reset: (N,) bool. Where True the row begins anew, from a state of zero.
+
+        Returns:
+            The last layer's output (N, P), and the state after the step.
+
+        Raises:
+            ValueError: the module is bidirectional, or as a call raises.
+            RuntimeError: as a call raises.
+        """
+        if self.bidirectional:
+            raise ValueError("step needs a network of one direction: this one is bidirectional")
+        if input.dim() != 2:
+            raise ValueError(f"step: Expected input to be 2D, got {input.dim()}D instead")
+        if reset is not None and reset.dim() != 1:
+            raise RuntimeError(f"Expected reset size {(len(input),)}, got {tuple(reset.shape)}")
+        time = 1 if self.batch_first else 0
+        reset = None if reset is None else reset.unsqueeze(time)
+        output, state = self(input.unsqueeze(time), state, reset=reset)
+        return output.squeeze(time), state
+
+    def _forward_packed(self, packed: PackedSequence, hx, asked: dict | None):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         if hx is None:
             self.check_input(input, batch_sizes)
@@ -136,7 +206,7 @@ class RNNBase(torch.nn.RNNBase):
         else:
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
-        output, state = self._run(input, hx, batch_sizes)
+        output, state = self._run(input, hx, batch_sizes, asked)
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(state, unsorted_indices)
 
@@ -312,142 +382,12 @@ class LSTM(RNNBase):
     def _squeeze_state(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return hx[0].squeeze(1), hx[1].squeeze(1)
 
-    def _run(self, input: Tensor, hx: tuple[Tensor, Tensor], batch_sizes: Tensor | None):
-        output, *state = super()._run(input, hx, batch_sizes)
-        return output, tuple(state)
-
-
-class _CellBase(torch.nn.RNNCellBase):
-    """What the cells share: a cell is a layer of one time step."""
-
-    def _step(self, name: str, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
-        """The states after one step of `cell`; zeros if None. `name` is the class in messages."""
-        rank = input.dim()
-        if rank not in (1, 2):
-            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {rank}D instead")
-        weights, bias = self._weights()
-        if states is not None:
-            self._check_state_ranks(name, states, rank)
-        if rank == 1:
-            input = input.unsqueeze(0)
-            states = states and tuple(state.unsqueeze(0) for state in states)
-        batch, width = input.shape
-        if width != weights[0].size(1):
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {width} expected {weights[0].size(1)}"
-            )
-        if states is None:
-            h = input.new_zeros(batch, self.hidden_size)
-            c = h if cell == "lstm" else None
-        else:
-            for k, state in enumerate(states):
-                self._check_state_sizes(k, state, batch)
-            h, c = states if cell == "lstm" else (*states, None)
-        states = functional.step(cell, input, h, c, weights, bias)
-        return states if rank == 2 else tuple(state.squeeze(0) for state in states)
-
-    def _weights(self) -> tuple[list[Tensor], bool]:
-        """The weights in the order of the op, and whether there are biases."""
-        p = self._parameters
-        try:
-            w_ih, w_hh, b_ih, b_hh = p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"]
-        except KeyError:  # a parametrization, or a plain tensor in place of the parameter
-            w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        return ([w_ih, w_hh], False) if b_ih is None else ([w_ih, w_hh, b_ih, b_hh], True)
-
-    def _check_state_ranks(self, name: str, states: tuple[Tensor, ...], rank: int) -> None:
-        """ValueError for ranks that no input has, RuntimeError if not that of this input."""
-        for k, state in enumerate(states):
-            if state.dim() not in (1, 2):
-                hx = f"hx[{k}]" if name == "LSTMCell" else "hidden"
-                raise ValueError(
-                    f"{name}: Expected {hx} to be 1D or 2D, got {state.dim()}D instead"
-                )
-        if name == "LSTMCell" and len(states) != 2:
-            raise RuntimeError("lstm_cell expects two hidden states")
-        for k, state in enumerate(states):
-            if state.dim() != rank:
-                raise RuntimeError(
-                    f"{name}: For {rank}D input, hidden{k} should also be {rank}D, "
-                    f"got {state.dim()}D"
-                )
-
-    def _check_state_sizes(self, k: int, state: Tensor, batch: int) -> None:
-        if state.size(0) != batch:
-            raise RuntimeError(
-                f"Input batch size {batch} doesn't match hidden{k} batch size {state.size(0)}"
-            )
-        if state.size(1) != self.hidden_size:
-            raise RuntimeError(
-                f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, "
-                f"expected {self.hidden_size}"
-            )
-
-
-class RNNCell(_CellBase):
-    """One step of RNN: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.RNNCell`."""
-
-    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
-    nonlinearity: str
-
-    def __init__(
+    def _run(
         self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, 1, device=device, dtype=dtype)
-        self.nonlinearity = nonlinearity
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """h' (N, H), or (H,) for input (input_size,). hx is zeros if None.
-
-        Raises:
-            ValueError: a wrong rank.
-            RuntimeError: a size, dtype or device does not fit, or the nonlinearity is unknown.
-        """
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        cell = f"rnn_{self.nonlinearity}"
-        return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
-
-
-class GRUCell(_CellBase):
-    """One step of GRU: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.GRUCell`."""
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, 3, device=device, dtype=dtype)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """h' (N, H), or (H,) for input (input_size,). hx is zeros if None.
-
-        Raises:
-            ValueError: a wrong rank.
-            RuntimeError: a size, dtype or device does not fit.
-        """
-        return self._step("GRUCell", "gru", input, None if hx is None else (hx,))[0]
-
-
-class LSTMCell(_CellBase):
-    """One step of LSTM: (N, input_size), (h, c) -> (h', c'), each (N, H); `torch.nn.LSTMCell`."""
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, 4, device=device, dtype=dtype)
-
-    def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(h', c'), each (N, H), or (H,) for input (input_size,). hx is zeros if None.
-
-        Raises:
-            ValueError: a wrong rank.
-            RuntimeError: a size, dtype or device does not fit.
-        """
-        return self._step("LSTMCell", "lstm", input, hx)
+        input: Tensor,
+        hx: tuple[Tensor, Tensor],
+        batch_sizes: Tensor | None,
+        asked: dict | None,
+    ):
+        output, h, c, *states = super()._run(input, hx, batch_sizes, asked)
+        return output, (h, c), *states

@@ -1,0 +1,146 @@
+"""RNNCell, GRUCell and LSTMCell, as in `torch.nn`: same parameters, results and errors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import functional
+
+__all__ = ["GRUCell", "LSTMCell", "RNNCell"]
+
+
+class _CellBase(torch.nn.RNNCellBase):
+    """What the cells share: a cell is a layer of one time step."""
+
+    def _step(self, name: str, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
+        """The states after one step of `cell`; zeros if None. `name` is the class in messages."""
+        rank = input.dim()
+        if rank not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {rank}D instead")
+        weights, bias = self._weights()
+        if states is not None:
+            self._check_state_ranks(name, states, rank)
+        if rank == 1:
+            input = input.unsqueeze(0)
+            states = states and tuple(state.unsqueeze(0) for state in states)
+        batch, width = input.shape
+        if width != weights[0].size(1):
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {width} expected {weights[0].size(1)}"
+            )
+        if states is None:
+            h = input.new_zeros(batch, self.hidden_size)
+            c = h if cell == "lstm" else None
+        else:
+            for k, state in enumerate(states):
+                self._check_state_sizes(k, state, batch)
+            h, c = states if cell == "lstm" else (*states, None)
+        states = functional.step(cell, input, h, c, weights, bias)
+        return states if rank == 2 else tuple(state.squeeze(0) for state in states)
+
+    def _weights(self) -> tuple[list[Tensor], bool]:
+        """The weights in the order of the op, and whether there are biases."""
+        p = self._parameters
+        try:
+            w_ih, w_hh, b_ih, b_hh = p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"]
+        except KeyError:  # a parametrization, or a plain tensor in place of the parameter
+            w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+        return ([w_ih, w_hh], False) if b_ih is None else ([w_ih, w_hh, b_ih, b_hh], True)
+
+    def _check_state_ranks(self, name: str, states: tuple[Tensor, ...], rank: int) -> None:
+        """ValueError for ranks that no input has, RuntimeError if not that of this input."""
+        for k, state in enumerate(states):
+            if state.dim() not in (1, 2):
+                hx = f"hx[{k}]" if name == "LSTMCell" else "hidden"
+                raise ValueError(
+                    f"{name}: Expected {hx} to be 1D or 2D, got {state.dim()}D instead"
+                )
+        if name == "LSTMCell" and len(states) != 2:
+            raise RuntimeError("lstm_cell expects two hidden states")
+        for k, state in enumerate(states):
+            if state.dim() != rank:
+                raise RuntimeError(
+                    f"{name}: For {rank}D input, hidden{k} should also be {rank}D, "
+                    f"got {state.dim()}D"
+                )
+
+    def _check_state_sizes(self, k: int, state: Tensor, batch: int) -> None:
+        if state.size(0) != batch:
+            raise RuntimeError(
+                f"Input batch size {batch} doesn't match hidden{k} batch size {state.size(0)}"
+            )
+        if state.size(1) != self.hidden_size:
+            raise RuntimeError(
+                f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, "
+                f"expected {self.hidden_size}"
+            )
+
+
+class RNNCell(_CellBase):
+    """One step of RNN: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.RNNCell`."""
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """h' (N, H), or (H,) for input (input_size,). hx is zeros if None.
+
+        Raises:
+            ValueError: a wrong rank.
+            RuntimeError: a size, dtype or device does not fit, or the nonlinearity is unknown.
+        """
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        cell = f"rnn_{self.nonlinearity}"
+        return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
+
+
+class GRUCell(_CellBase):
+    """One step of GRU: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.GRUCell`."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """h' (N, H), or (H,) for input (input_size,). hx is zeros if None.
+
+        Raises:
+            ValueError: a wrong rank.
+            RuntimeError: a size, dtype or device does not fit.
+        """
+        return self._step("GRUCell", "gru", input, None if hx is None else (hx,))[0]
+
+
+class LSTMCell(_CellBase):
+    """One step of LSTM: (N, input_size), (h, c) -> (h', c'), each (N, H); `torch.nn.LSTMCell`."""
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(h', c'), each (N, H), or (H,) for input (input_size,). hx is zeros if None.
+
+        Raises:
+            ValueError: a wrong rank.
+            RuntimeError: a size, dtype or device does not fit.
+        """
+        return self._step("LSTMCell", "lstm", input, hx)
