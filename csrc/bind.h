@@ -39,12 +39,6 @@ inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
 
-struct CellInfo {
-  const char* name;
-  int64_t gates, saved;
-  bool has_c;
-};
-
 // The arguments that all ops share, checked and contiguous.
 struct Arguments {
   Tensor input;
@@ -56,7 +50,8 @@ struct Arguments {
   bool bias, packed;
   int64_t per_direction;  // weights of a direction
   Sizes size;
-  std::vector<int64_t> active, offset;
+  std::vector<int64_t> active, offset, place, order;
+  OptionalTensor reset;  // bool, contiguous
 
   torch::headeronly::ScalarType dtype() const { return input.scalar_type(); }
 
@@ -64,7 +59,7 @@ struct Arguments {
   std::vector<int64_t> output_shape() const {
     const int64_t width = size.directions * size.state;
     return packed ? std::vector<int64_t>{size.rows, width}
-                  : std::vector<int64_t>{size.steps, size.batch, width};
+                  : std::vector<int64_t>{input.size(0), size.batch, width};
   }
   // Uninitialised and dense. Past the dispatcher: torch::stable::empty takes longer than a cell.
   Tensor empty(const std::vector<int64_t>& shape) const {
@@ -83,9 +78,12 @@ struct Arguments {
 
   Arguments(const Tensor& input_, const OptionalTensor& batch_sizes, const Tensor& h0_,
             const OptionalTensor& c0_, const std::vector<Tensor>& weights_,
-            const std::string& cell_name, bool bias_);
+            const std::string& cell_name, bool bias_, const OptionalTensor& reset_,
+            const OptionalTensor& lengths);
 
  private:
+  void steps_of_batch_sizes(const Tensor& batch_sizes);
+  void steps_of_lengths(const Tensor& lengths);
   void check(const char* what, const Tensor& t, const std::vector<int64_t>& shape) const {
     const auto sizes = t.sizes();
     bool same = sizes.size() == shape.size();
@@ -105,14 +103,12 @@ struct Arguments {
   }
 };
 
-inline int find_cell(const std::string& name, CellInfo& info);
-
 inline Arguments::Arguments(const Tensor& input_, const OptionalTensor& batch_sizes,
                             const Tensor& h0_, const OptionalTensor& c0_,
                             const std::vector<Tensor>& weights_, const std::string& cell_name,
-                            bool bias_)
+                            bool bias_, const OptionalTensor& reset_, const OptionalTensor& lengths)
     : input(dense(input_)), h0(dense(h0_)), bias(bias_), packed(batch_sizes.has_value()) {
-  cell = find_cell(cell_name, info);
+  cell = find_cell(cell_name.c_str(), info);
   FASTRNN_CHECK(cell >= 0, "unknown cell '", cell_name, "'");
   FASTRNN_CHECK(input.dim() == (packed ? 2 : 3), "input must have ", packed ? 2 : 3,
                 " dimensions, got ", input.dim());
@@ -136,32 +132,43 @@ inline Arguments::Arguments(const Tensor& input_, const OptionalTensor& batch_si
                 "input_size and hidden_size must be greater than zero");
 
   if (packed) {
-    const Tensor& counts = *batch_sizes;
-    FASTRNN_CHECK(counts.is_cpu() && counts.dim() == 1 &&
-                      counts.scalar_type() == torch::headeronly::ScalarType::Long,
-                  "batch_sizes must be a 1-D int64 tensor on the CPU");
-    const Tensor listed = dense(counts);
-    const auto* data = static_cast<const int64_t*>(listed.const_data_ptr());
-    active.assign(data, data + listed.numel());
+    FASTRNN_CHECK(!reset_ && !lengths, "reset and lengths need padded input");
+    steps_of_batch_sizes(*batch_sizes);
   } else {
-    active.assign(input.size(0), size.batch);
+    FASTRNN_CHECK(input.size(0) > 0, "Expected sequence length to be larger than 0 in RNN");
     FASTRNN_CHECK(input.size(1) == size.batch, "Expected hidden size (", size.directions, ", ",
                   input.size(1), ", ", size.state, "), got ", size.batch, " batch rows");
+    if (lengths) {
+      steps_of_lengths(*lengths);
+    } else {
+      active.assign(input.size(0), size.batch);
+    }
   }
-  size.steps = static_cast<int64_t>(active.size());
-  FASTRNN_CHECK(size.steps > 0, "Expected sequence length to be larger than 0 in RNN");
-  for (int64_t t = 0; t < size.steps; ++t) {
-    FASTRNN_CHECK(active[t] >= (packed ? 1 : 0) && active[t] <= (t ? active[t - 1] : size.batch),
-                  "batch_sizes must be positive and must not increase");
-    offset.push_back(size.rows);
-    size.rows += active[t];
+  int64_t rows = 0;
+  for (const int64_t count : active) {
+    offset.push_back(rows);
+    rows += count;
   }
-  FASTRNN_CHECK(active[0] == size.batch, "h0 has ", size.batch, " batch rows, the input ",
-                active[0]);
-  FASTRNN_CHECK(!packed || size.rows == input.size(0), "batch_sizes add up to ", size.rows,
+  FASTRNN_CHECK(!packed || rows == input.size(0), "batch_sizes add up to ", rows,
                 ", the packed input has ", input.size(0), " rows");
+  size.steps = static_cast<int64_t>(active.size());
+  size.rows = packed ? rows : input.size(0) * size.batch;
   size.active = active.data();
   size.offset = offset.data();
+  if (lengths) {
+    for (int64_t t = 0; t < size.steps; ++t)
+      for (int64_t n = 0; n < active[t]; ++n) place.push_back(t * size.batch + order[n]);
+    size.place = place.data();
+    size.order = order.data();
+  }
+  if (reset_) {
+    FASTRNN_CHECK(size.directions == 1, "reset has no meaning with two directions");
+    FASTRNN_CHECK(reset_->scalar_type() == torch::headeronly::ScalarType::Bool &&
+                      reset_->dim() == 2 && reset_->size(0) == input.size(0) &&
+                      reset_->size(1) == size.batch && reset_->device() == input.device(),
+                  "reset must be a bool tensor (T, N) on the device of the input");
+    reset = dense(*reset_);
+  }
 
   FASTRNN_CHECK(c0_.has_value() == info.has_c, "c0 belongs to an LSTM, and only there");
   FASTRNN_CHECK(size.projected || size.state == size.hidden, "h0 has ", size.state,
@@ -185,6 +192,41 @@ inline Arguments::Arguments(const Tensor& input_, const OptionalTensor& batch_si
     }
     weights.push_back(dense(weights_[i]));
   }
+}
+
+// The steps of packed input: how many rows are active at each.
+inline void Arguments::steps_of_batch_sizes(const Tensor& batch_sizes) {
+  FASTRNN_CHECK(batch_sizes.is_cpu() && batch_sizes.dim() == 1 &&
+                    batch_sizes.scalar_type() == torch::headeronly::ScalarType::Long,
+                "batch_sizes must be a 1-D int64 tensor on the CPU");
+  const Tensor listed = dense(batch_sizes);
+  const auto* counts = static_cast<const int64_t*>(listed.const_data_ptr());
+  active.assign(counts, counts + listed.numel());
+  FASTRNN_CHECK(!active.empty(), "Expected sequence length to be larger than 0 in RNN");
+  for (size_t t = 0; t < active.size(); ++t)
+    FASTRNN_CHECK(active[t] >= 1 && active[t] <= active[t ? t - 1 : 0],
+                  "batch_sizes must be positive and must not increase");
+  FASTRNN_CHECK(active[0] == size.batch, "h0 has ", size.batch, " batch rows, the input ",
+                active[0]);
+}
+
+// The steps of padded input whose entries end early: entries in the order of their lengths, and how
+// many are still active at each step up to the longest.
+inline void Arguments::steps_of_lengths(const Tensor& lengths) {
+  FASTRNN_CHECK(lengths.is_cpu() && lengths.dim() == 1 && lengths.size(0) == size.batch &&
+                    lengths.scalar_type() == torch::headeronly::ScalarType::Long,
+                "lengths must be an int64 tensor (N,) on the CPU");
+  const Tensor listed = dense(lengths);
+  const auto* length = static_cast<const int64_t*>(listed.const_data_ptr());
+  for (int64_t n = 0; n < size.batch; ++n) {
+    FASTRNN_CHECK(length[n] >= 0 && length[n] <= input.size(0), "lengths must lie in [0, ",
+                  input.size(0), "], got ", length[n]);
+    order.push_back(n);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+  for (int64_t n = size.batch; n > 0; --n)
+    active.resize(static_cast<size_t>(length[order[n - 1]]), n);
 }
 
 }  // namespace fastrnn

@@ -3,15 +3,28 @@
 //
 // T time steps, N batch, I input size, H hidden size, P size of h (the projection's, or H),
 // D directions, G gates and S saved planes of the cell (cells.h).
-// Rows: step t owns the rows offset[t] ... offset[t] + active[t] of every [rows, ...] matrix, its
-// batch entries 0 ... active[t]. Padded input has active[t] = N and rows = T N; packed input has
-// active[t] non-increasing. All matrices are dense and row-major; weights and states are never
-// modified; outputs never overlap inputs.
+// Rows: step t has active[t] rows, the batch entries 0 ... active[t], which never increase with t;
+// counted from the first step on they begin at offset[t]. Row r of them is row place[r] of every
+// [rows, ...] matrix, and n stands for entry order[n] of the states; where there is no place or no
+// order the two are the same. Padded input has active[t] = N and packed input its batch sizes;
+// padded input with lengths has its entries ordered by length, and rows of the matrices that belong
+// to no step: these are never read, and written as zero.
+// All matrices are dense and row-major; weights and states are never modified; outputs never
+// overlap inputs.
 #pragma once
 
 #include <cstdint>
 
 namespace fastrnn {
+
+// A cell as a name says it, from the list in cells.h.
+struct CellInfo {
+  const char* name;
+  int64_t gates, saved;
+  bool has_c;
+};
+// Its position in the list, or -1.
+int find_cell(const char* name, CellInfo& info);
 
 // Runs body(i, context) for every i in [0, n) on up to `threads` threads.
 struct Parallel {
@@ -20,10 +33,13 @@ struct Parallel {
 };
 
 struct Sizes {
-  int64_t steps, batch, input, hidden, state, directions, rows;  // T N I H P D rows
-  bool projected;         // P comes from w_hr; otherwise P = H
-  const int64_t* active;  // [T]
-  const int64_t* offset;  // [T]
+  int64_t steps, batch, input, hidden, state, directions;  // T N I H P D
+  int64_t rows;                                            // of the matrices
+  bool projected;                                          // P comes from w_hr; otherwise P = H
+  const int64_t* active;                                   // [T]
+  const int64_t* offset;                                   // [T]
+  const int64_t* place;                                    // [sum of active] or null
+  const int64_t* order;                                    // [N] or null
 };
 
 template <class T>
@@ -42,6 +58,7 @@ struct Forward {
   const T* x;             // [rows, I]
   const T* h0;            // [D, N, P]
   const T* c0;            // [D, N, H] or null
+  const bool* reset;      // [rows] or null: whether the state is zeroed before that row's step
   T* y;                   // [rows, D P]
   T* h_n;                 // [D, N, P]
   T* c_n;                 // [D, N, H] or null
@@ -57,6 +74,7 @@ struct Backward {
   const T* dy;         // [rows, D P] or null, which means zero
   const T* dh_n;       // [D, N, P] or null
   const T* dc_n;       // [D, N, H] or null
+  const T* dcells;     // [D, rows, H] or null: gradient of c_t from outside the layer
   T* dx;               // [rows, I] or null, which means not wanted
   T* dh0;              // [D, N, P] or null
   T* dc0;              // [D, N, H] or null
@@ -64,12 +82,26 @@ struct Backward {
     T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;  // as Weights
   } dweights[2];
   bool need_weights;
+  int64_t detach_every;  // the gradient of a state does not go from step t = k detach_every to
+                         // t - 1, k > 0, nor back in the reverse direction; 0 for never
+  T grad_clip;           // bound of what each step sends back to h_{t-1}; 0 for none
+};
+
+// A layer that goes on for ever, one step at a time, with weights packed once. `step` reads x, h0
+// and c0 and writes y, h_n and c_n of the Forward that the stream was made of, whose size has one
+// step; where h_n is h0 and c_n is c0, the state goes on in place.
+struct Stream {
+  virtual ~Stream() = default;
+  virtual void step() = 0;
 };
 
 template <class T>
 using ForwardKernel = void(const Forward<T>&, const Parallel&);
 template <class T>
 using BackwardKernel = void(const Backward<T>&, const Parallel&);
+// The Forward must outlive the stream; its weights need not.
+template <class T>
+using StreamKernel = Stream*(const Forward<T>&);
 
 // The kernels of one instruction set, by position in the list of cells.
 struct Kernels {
@@ -78,6 +110,8 @@ struct Kernels {
   ForwardKernel<double>* forward_double[8];
   BackwardKernel<float>* backward_float[8];
   BackwardKernel<double>* backward_double[8];
+  StreamKernel<float>* stream_float[8];
+  StreamKernel<double>* stream_double[8];
 };
 
 }  // namespace fastrnn

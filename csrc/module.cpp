@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/stream.h"
 
 namespace py = pybind11;
 
@@ -63,6 +64,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_features,
         "The instruction sets that this CPU offers and kernels were compiled for, best first.");
   m.def("isa", &fastrnn::cpu::isa_current, "The instruction set that the CPU kernels use.");
+  fastrnn::bind_stream(m);
   m.def("set_isa", &set_isa, py::arg("name"),
         "Makes the CPU kernels use one of cpu_features(), from the next call on; for tests. Raises "
         "ValueError for any other name.");

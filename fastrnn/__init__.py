@@ -8,6 +8,7 @@ from .convert import convert, patch, to_torch
 from .features import States
 from .modules import GRU, LSTM, RNN, RNNBase
 from .ops import backend, backends
+from .streamer import Streamer
 
 try:
     __version__ = metadata.version("fastrnn")
@@ -23,6 +24,7 @@ __all__ = [
     "RNNBase",
     "RNNCell",
     "States",
+    "Streamer",
     "backend",
     "backends",
     "convert",

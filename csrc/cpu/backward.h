@@ -14,7 +14,7 @@ class BackwardPass : Layer<Cell, T> {
   using Base = Layer<Cell, T>;
   using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell,
       Base::ld_gates, Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of,
-      Base::s, Base::S;
+      Base::s, Base::S, Base::place, Base::entry;
   using typename Base::V;
   using Plain = Panels<T, kWide, 1, false>;
 
@@ -26,10 +26,13 @@ class BackwardPass : Layer<Cell, T> {
     Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
     Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
     Buffer<T> d_c;             // [N, ld_cell] gradient of c_t from later steps
-    Buffer<int64_t> previous;  // [rows] row of the step before; ~n for batch row n's first step
+    Buffer<int64_t> previous;  // [rows] row of the matrices one step before; ~n for the first step
+                               // of entry n; kNone where a reset made the state before zero
 
     T* d_hidden() const { return Cell::kSplit ? d_u : d_x; }
   };
+
+  static constexpr int64_t kNone = INT64_MIN;
 
   const fastrnn::Backward<T>& b_;
   const bool keep_;
@@ -50,7 +53,7 @@ class BackwardPass : Layer<Cell, T> {
             Buffer<T>(used && s.projected ? N * ld_cell : 0),
             Buffer<T>(used ? N * ld_state : 0),
             Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
-            Buffer<int64_t>(used ? s.rows : 0)};
+            Buffer<int64_t>(used ? this->total : 0)};
   }
 
  public:
@@ -60,10 +63,11 @@ class BackwardPass : Layer<Cell, T> {
         keep_(s.steps > 1),
         chunk_(this->chunk(kOuterDepth)),
         direction_{make(0), make(1)},
-        zero_(kWidth<T, kWide>) {}
+        zero_(max(kWidth<T, kWide>, max(ld_state, ld_cell))) {}
 
   void operator()() {
     prepare();
+    if (s.steps == 0 && b_.need_weights) weight_gradients(0, {0, 0}, /*add=*/false, 1);
     for (int64_t last = s.steps; last > 0; last -= min(last, chunk_)) {
       const Range steps{max(0, last - chunk_), last};
       run(parallel, D * blocks, [&](int64_t task) {
@@ -74,30 +78,39 @@ class BackwardPass : Layer<Cell, T> {
         run(parallel, parallel.threads, [&](int64_t task) { input_gradient(task, d, steps); });
       if (b_.need_weights)
         run(parallel, parallel.threads,
-            [&](int64_t task) { weight_gradients(task, steps, last < s.steps); });
+            [&](int64_t task) { weight_gradients(task, steps, last < s.steps, parallel.threads); });
     }
     for (int64_t i = 0; i < D * N; ++i) {
       const Direction& w = direction_[i / N];
-      if (b_.dh0) memcpy(b_.dh0 + i * P, w.d_h + i % N * ld_state, P * sizeof(T));
+      const int64_t n = i % N, to = i / N * N + entry(n);
+      if (b_.dh0) memcpy(b_.dh0 + to * P, w.d_h + n * ld_state, P * sizeof(T));
       if constexpr (Cell::kState)
-        if (b_.dc0) memcpy(b_.dc0 + i * H, w.d_c + i % N * ld_cell, H * sizeof(T));
+        if (b_.dc0) memcpy(b_.dc0 + to * H, w.d_c + n * ld_cell, H * sizeof(T));
     }
   }
 
  private:
   void prepare() {
-    memset(zero_, 0, kWidth<T, kWide> * sizeof(T));
+    memset(zero_, 0, max(kWidth<T, kWide>, max(ld_state, ld_cell)) * sizeof(T));
+    if (b_.dx)
+      this->each_padding_row([&](int64_t to) { memset(b_.dx + to * I, 0, I * sizeof(T)); });
     this->pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
     for (int64_t d = 0; d < D; ++d) {
       Direction& w = direction_[d];
       for (int64_t n = 0; n < N; ++n) {
-        copy_or_zero(w.d_h + n * ld_state, b_.dh_n, (d * N + n) * P, P, ld_state);
+        const int64_t from = d * N + entry(n);
+        copy_or_zero(w.d_h + n * ld_state, b_.dh_n, from * P, P, ld_state);
         if constexpr (Cell::kState)
-          copy_or_zero(w.d_c + n * ld_cell, b_.dc_n, (d * N + n) * H, H, ld_cell);
+          copy_or_zero(w.d_c + n * ld_cell, b_.dc_n, from * H, H, ld_cell);
       }
       for (int64_t step = 0; step < s.steps; ++step)
-        for (int64_t n = 0; n < active(d, step); ++n)
-          w.previous[row(d, step) + n] = n < active(d, step - 1) ? row(d, step - 1) + n : ~n;
+        for (int64_t n = 0; n < active(d, step); ++n) {
+          const int64_t at = row(d, step) + n;
+          const bool first = n >= active(d, step - 1);
+          w.previous[at] = f.reset && f.reset[place(at)] ? kNone
+                           : first                       ? ~entry(n)
+                                                         : place(row(d, step - 1) + n);
+        }
     }
   }
   static void copy_or_zero(T* to, const T* from, int64_t at, int64_t count, int64_t padded) {
@@ -107,11 +120,13 @@ class BackwardPass : Layer<Cell, T> {
 
   const T* previous_h(int64_t d, int64_t row) const {
     const int64_t at = direction_[d].previous[row];
-    return at >= 0 ? f.y + this->at_y(d, at) : f.h0 + (d * N + ~at) * P;
+    return at >= 0 ? f.y + this->at_y(d, at) : at == kNone ? zero_ : f.h0 + (d * N + ~at) * P;
   }
   const T* previous_c(int64_t d, int64_t row) const {
     const int64_t at = direction_[d].previous[row];
-    return at >= 0 ? this->cells(d, at) : f.c0 + (d * N + ~at) * H;
+    return at >= 0       ? f.cells + this->at_cell(d, at)
+           : at == kNone ? zero_
+                         : f.c0 + (d * N + ~at) * H;
   }
 
   void time_loop(int64_t d, Range batch, Range steps) {
@@ -126,7 +141,7 @@ class BackwardPass : Layer<Cell, T> {
           for (int64_t p = 0; p < P; p += kLanes<T>) {
             const Lane<T> lane(p, P);
             lane.store_to(w.d_y + (chunk_row + n) * P,
-                          take(d_h + n * ld_state, d, first + n, lane));
+                          take(d_h + n * ld_state, d, place(first + n), lane));
           }
         for (int64_t p = 0; p < w.hr.count(); ++p)
           multiply<T, kWide>(w.d_y + chunk_row * P, P, rows, P, w.hr.get(p, scratch), zero_, 0,
@@ -138,6 +153,28 @@ class BackwardPass : Layer<Cell, T> {
           multiply<T, kWide>(w.d_hidden() + chunk_row * ld_gates, ld_gates, rows, G * H,
                              w.hh.get(p, scratch), d_h + p * kWidth<T, kWide>, ld_state,
                              d_h + p * kWidth<T, kWide>, ld_state);
+      limit(d, batch, step, rows);
+    }
+  }
+
+  // What the gradients of the states of the step before lose on the way there.
+  void limit(int64_t d, Range batch, int64_t step, int64_t rows) {
+    const int64_t later = this->time(d, step) + d;  // of the two steps
+    const bool detach = b_.detach_every > 0 && later % b_.detach_every == 0;
+    if (!detach && !f.reset && !(b_.grad_clip > 0)) return;
+    Direction& w = direction_[d];
+    for (int64_t n = batch.first; n < batch.first + rows; ++n) {
+      const int64_t before = w.previous[row(d, step) + n];
+      T *const d_h = w.d_h + n * ld_state, *const d_c = w.d_c + n * ld_cell;
+      if (before == kNone || (detach && before >= 0)) {
+        memset(d_h, 0, P * sizeof(T));
+        if constexpr (Cell::kState) memset(d_c, 0, H * sizeof(T));
+      } else if (b_.grad_clip > 0) {
+        for (int64_t p = 0; p < P; ++p)  // a NaN stays
+          d_h[p] = d_h[p] > b_.grad_clip    ? b_.grad_clip
+                   : d_h[p] < -b_.grad_clip ? -b_.grad_clip
+                                            : d_h[p];
+      }
     }
   }
 
@@ -149,22 +186,25 @@ class BackwardPass : Layer<Cell, T> {
     return dh;
   }
 
-  // The cell's derivatives along one row: batch row n, `row` of the matrices, `to` of the chunk's.
+  // The cell's derivatives along one row: n of the states, `row` in the order of time, `to` of the
+  // chunk's matrices.
   void cell(int64_t d, int64_t n, int64_t row, int64_t to) {
     Direction& w = direction_[d];
+    const int64_t own = place(row);
     T* const d_h = w.d_h + n * ld_state;
     for (int64_t at = 0; at < H; at += kLanes<T>) {
       const Lane<T> lane(at, H);
       V saved[S > 0 ? S : 1], dx[G], du[G], h_prev{}, h{}, c_prev{}, c{}, dc{};
-      for (int i = 0; i < S; ++i) saved[i] = lane.load_from(this->gates(d, row) + i * H);
+      for (int i = 0; i < S; ++i) saved[i] = lane.load_from(this->gates(d, own) + i * H);
       if constexpr (Cell::kSplit) h_prev = lane.load_from(previous_h(d, row));
-      if constexpr (S == 0) h = lane.load_from(f.y + this->at_y(d, row));
+      if constexpr (S == 0) h = lane.load_from(f.y + this->at_y(d, own));
       if constexpr (Cell::kState) {
         c_prev = lane.load_from(previous_c(d, row));
-        c = lane.load_from(this->cells(d, row));
+        c = lane.load_from(f.cells + this->at_cell(d, own));
         dc = load<V>(w.d_c + n * ld_cell + at);
+        if (b_.dcells) dc += lane.load_from(b_.dcells + this->at_cell(d, own));
       }
-      const V dh = s.projected ? load<V>(w.d_m + n * ld_cell + at) : take(d_h, d, row, lane);
+      const V dh = s.projected ? load<V>(w.d_m + n * ld_cell + at) : take(d_h, d, own, lane);
       const V past = Cell::backward(saved, h_prev, h, c_prev, c, dh, dc, dx, du);
       if constexpr (Cell::kSplit) store<V>(d_h + at, past);
       if constexpr (Cell::kState) store<V>(w.d_c + n * ld_cell + at, dc);
@@ -196,23 +236,23 @@ class BackwardPass : Layer<Cell, T> {
         multiply<T, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
                            zero_, 0, partial, kWidth<T, kWide>);
         for (int64_t r = 0; r < count; ++r) {
-          const int64_t row = all.first + i + r;
+          const int64_t row = all.first + i + r, to = place(row);
           const bool add = visited(row);
           for (int v = 0; v < kWide; ++v) {
             const Lane<T> lane(p * kWidth<T, kWide> + v * kLanes<T>, I);
             if (lane.valid == 0) break;
             V sum = load<V>(partial + r * kWidth<T, kWide> + v * kLanes<T>);
-            if (add) sum += lane.load_from(b_.dx + row * I);
-            lane.store_to(b_.dx + row * I, sum);
+            if (add) sum += lane.load_from(b_.dx + to * I);
+            lane.store_to(b_.dx + to * I, sum);
           }
         }
       }
   }
 
-  // One thread's share of the rows of every weight's gradient, summed over a chunk's rows.
-  void weight_gradients(int64_t task, Range steps, bool add) {
-    const Range gates = piece(G * H, task, parallel.threads, kTileRows<kNarrow>);
-    const Range states = piece(P, task, parallel.threads, kTileRows<kNarrow>);
+  // One of several shares of the rows of every weight's gradient, summed over a chunk's rows.
+  void weight_gradients(int64_t task, Range steps, bool add, int64_t shares) {
+    const Range gates = piece(G * H, task, shares, kTileRows<kNarrow>);
+    const Range states = piece(P, task, shares, kTileRows<kNarrow>);
     for (int64_t d = 0; d < D; ++d) {
       const Direction& w = direction_[d];
       const auto& out = b_.dweights[d];
@@ -221,12 +261,13 @@ class BackwardPass : Layer<Cell, T> {
       const auto d_x = [&](int64_t k) { return w.d_x + k * ld_gates; };
       const auto d_u = [&](int64_t k) { return w.d_hidden() + k * ld_gates; };
       const auto h = [&](int64_t k) { return previous_h(d, from + k); };
-      outer(rows, gates, I, d_x, [&](int64_t k) { return f.x + (from + k) * I; }, out.w_ih, add);
+      outer(
+          rows, gates, I, d_x, [&](int64_t k) { return f.x + place(from + k) * I; }, out.w_ih, add);
       outer(rows, gates, P, d_u, h, out.w_hh, add);
       if (s.projected)
         outer(
             rows, states, H, [&](int64_t k) { return w.d_y + k * P; },
-            [&](int64_t k) { return this->hidden(d, from + k); }, out.w_hr, add);
+            [&](int64_t k) { return f.hidden + this->at_cell(d, place(from + k)); }, out.w_hr, add);
       if (out.b_ih) {
         column_sums(rows, gates, d_x, out.b_ih, add);
         column_sums(rows, gates, d_u, out.b_hh, add);

@@ -8,7 +8,7 @@
 
 namespace fastrnn {
 
-int find_cell(const std::string& name, CellInfo& info) {
+int find_cell(const char* name, CellInfo& info) {
   static const CellInfo kCells[] = {
 #define X(Cell, cell_name) \
   {cell_name, names_only::Cell::kGates, names_only::Cell::kSaved, names_only::Cell::kState},
@@ -16,7 +16,7 @@ int find_cell(const std::string& name, CellInfo& info) {
 #undef X
   };
   for (int i = 0; i < static_cast<int>(std::size(kCells)); ++i)
-    if (name == kCells[i].name) {
+    if (strcmp(name, kCells[i].name) == 0) {
       info = kCells[i];
       return i;
     }
@@ -62,6 +62,7 @@ Forward<T> pointers(const Arguments& a, const Results& r, bool save) {
   f.x = data<T>(a.input);
   f.h0 = data<T>(a.h0);
   f.c0 = data<T>(a.c0);
+  f.reset = data<bool>(a.reset);
   f.y = data<T>(r.output);
   f.h_n = data<T>(r.h_n);
   f.c_n = data<T>(r.c_n);
@@ -98,17 +99,21 @@ Results forward(const Arguments& a, bool save) {
 std::tuple<Tensor, Tensor, Tensor> layer_inference(Tensor input, OptionalTensor batch_sizes,
                                                    Tensor h0, OptionalTensor c0,
                                                    std::vector<Tensor> weights, std::string cell,
-                                                   bool bias) {
+                                                   bool bias, OptionalTensor reset,
+                                                   OptionalTensor lengths, int64_t, double) {
   const Results r =
-      forward(Arguments(input, batch_sizes, h0, c0, weights, cell, bias), /*save=*/false);
+      forward(Arguments(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths),
+              /*save=*/false);
   return {r.output, r.h_n, r.c_n};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     Tensor input, OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0,
-    std::vector<Tensor> weights, std::string cell, bool bias) {
+    std::vector<Tensor> weights, std::string cell, bool bias, OptionalTensor reset,
+    OptionalTensor lengths, int64_t, double) {
   const Results r =
-      forward(Arguments(input, batch_sizes, h0, c0, weights, cell, bias), /*save=*/true);
+      forward(Arguments(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths),
+              /*save=*/true);
   return {r.output, r.h_n, r.c_n, r.gates, r.cells, r.hidden};
 }
 
@@ -122,20 +127,28 @@ OptionalTensor checked(const Arguments& a, const char* what, const OptionalTenso
   return dense(*t);
 }
 
+// What comes into a backward call from outside the layer, and what goes out.
+struct Cotangents {
+  OptionalTensor output, h_n, c_n, cells;
+  int64_t detach_every;
+  double grad_clip;
+};
 struct Gradients {
   Tensor input, h0, c0;
   std::vector<Tensor> weights;
 };
 
 template <class T>
-void backward(const Arguments& a, const Results& saved, const OptionalTensor& dy,
-              const OptionalTensor& dh_n, const OptionalTensor& dc_n, const Gradients& out,
+void backward(const Arguments& a, const Results& saved, const Cotangents& in, const Gradients& out,
               BackwardKernel<T>* kernel) {
   Backward<T> b{};
   b.forward = pointers<T>(a, saved, /*save=*/true);
-  b.dy = data<T>(dy);
-  b.dh_n = data<T>(dh_n);
-  b.dc_n = data<T>(dc_n);
+  b.dy = data<T>(in.output);
+  b.dh_n = data<T>(in.h_n);
+  b.dc_n = data<T>(in.c_n);
+  b.dcells = data<T>(in.cells);
+  b.detach_every = in.detach_every;
+  b.grad_clip = static_cast<T>(in.grad_clip);
   b.dx = data<T>(OptionalTensor(out.input));
   b.dh0 = data<T>(OptionalTensor(out.h0));
   b.dc0 = data<T>(OptionalTensor(out.c0));
@@ -150,11 +163,12 @@ void backward(const Arguments& a, const Results& saved, const OptionalTensor& dy
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
-    OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n, Tensor input,
-    OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
-    Tensor output, Tensor gates, Tensor cells, Tensor hidden, std::string cell, bool bias,
-    bool need_input, bool need_state, bool need_weights) {
-  const Arguments a(input, batch_sizes, h0, c0, weights, cell, bias);
+    OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n,
+    OptionalTensor grad_cells, Tensor input, OptionalTensor batch_sizes, Tensor h0,
+    OptionalTensor c0, std::vector<Tensor> weights, Tensor output, Tensor gates, Tensor cells,
+    Tensor hidden, std::string cell, bool bias, bool need_input, bool need_state, bool need_weights,
+    OptionalTensor reset, OptionalTensor lengths, int64_t detach_every, double grad_clip) {
+  const Arguments a(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths);
   check_dtype(a);
   const Sizes& s = a.size;
   const bool c = a.info.has_c;
@@ -167,9 +181,14 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
                       *checked(a, "gates", gates, rows_numel * a.info.saved),
                       *checked(a, "cells", cells, c ? rows_numel : 0),
                       *checked(a, "hidden", hidden, s.projected ? rows_numel : 0)};
-  const OptionalTensor dy = checked(a, "grad_output", grad_output, saved.output.numel());
-  const OptionalTensor dh_n = checked(a, "grad_h_n", grad_h_n, h_numel);
-  const OptionalTensor dc_n = c ? checked(a, "grad_c_n", grad_c_n, c_numel) : std::nullopt;
+  FASTRNN_CHECK(detach_every >= 0 && grad_clip >= 0, "detach_every and grad_clip must not be ",
+                "negative, got ", detach_every, " and ", grad_clip);
+  const Cotangents in{checked(a, "grad_output", grad_output, saved.output.numel()),
+                      checked(a, "grad_h_n", grad_h_n, h_numel),
+                      c ? checked(a, "grad_c_n", grad_c_n, c_numel) : std::nullopt,
+                      c ? checked(a, "grad_cells", grad_cells, rows_numel) : std::nullopt,
+                      detach_every,
+                      grad_clip};
 
   const auto like = [&](const Tensor& t) { return a.empty({t.sizes().begin(), t.sizes().end()}); };
   Gradients out{need_input ? like(a.input) : a.empty({0}),
@@ -179,9 +198,9 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   if (need_weights)
     for (const Tensor& w : a.weights) out.weights.push_back(like(w));
   if (a.dtype() == ScalarType::Float) {
-    backward<float>(a, saved, dy, dh_n, dc_n, out, cpu::kernels().backward_float[a.cell]);
+    backward<float>(a, saved, in, out, cpu::kernels().backward_float[a.cell]);
   } else {
-    backward<double>(a, saved, dy, dh_n, dc_n, out, cpu::kernels().backward_double[a.cell]);
+    backward<double>(a, saved, in, out, cpu::kernels().backward_double[a.cell]);
   }
   return {out.input, out.h0, out.c0, out.weights};
 }

@@ -14,7 +14,7 @@ class ForwardPass : Layer<Cell, T> {
   using Base = Layer<Cell, T>;
   using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::kGated,
       Base::kUnitRegisters, Base::ld_cell, Base::ld_state, Base::N, Base::P, Base::parallel,
-      Base::row, Base::rows_of, Base::s, Base::S;
+      Base::row, Base::rows_of, Base::s, Base::S, Base::place, Base::entry;
   using typename Base::V;
   using Gated = Panels<T, kGated, int(Base::G), true>;
   using Projection = Panels<T, kWide, 1, true>;
@@ -28,9 +28,10 @@ class ForwardPass : Layer<Cell, T> {
     Buffer<T> h;           // [2, N, ld_state] h of the last step and of this one
     Buffer<T> c;           // [N, ld_cell]
     Buffer<T> m;           // [N, ld_cell] o tanh(c), before the projection
+    Buffer<T> partial;     // [N, kLd] sums of a panel that is cut in depth
   };
 
-  const bool keep_;      // packed weights; a single step uses every panel once
+  const bool keep_;      // packed weights; not worth it for a call that uses every panel once
   const int64_t chunk_;  // time steps
   Direction direction_[2];
   Buffer<T> zero_;
@@ -47,34 +48,28 @@ class ForwardPass : Layer<Cell, T> {
             Buffer<T>(used ? panels * chunk_ * N * kLd : 0),
             Buffer<T>(used ? 2 * N * ld_state : 0),
             Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
-            Buffer<T>(used && s.projected ? N * ld_cell : 0)};
+            Buffer<T>(used && s.projected ? N * ld_cell : 0),
+            Buffer<T>(used && panel_depth<T, kGated>(P) < P ? N * kLd : 0)};
   }
 
  public:
-  ForwardPass(const fastrnn::Forward<T>& forward, const Parallel& threads)
+  ForwardPass(const fastrnn::Forward<T>& forward, const Parallel& threads, bool keep)
       : Base(forward, threads),
-        keep_(s.steps > 1),
+        keep_(keep),
         chunk_(this->chunk(max(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)})))),
         direction_{make(0), make(1)},
         zero_(kWidth<T, kWide>) {}
 
   void operator()() {
-    prepare();
-    for (int64_t from = 0; from < s.steps; from += chunk_) {
-      const Range steps{from, min(s.steps, from + chunk_)};
-      run(parallel, D * parallel.threads, [&](int64_t task) { input_product(task, steps); });
-      run(parallel, D * blocks, [&](int64_t task) {
-        const Range batch = this->block(task / D);
-        if (batch.count() > 0) time_loop(task % D, batch, steps);
-      });
-    }
+    pack();
+    over_time();
+    clear_padding();
   }
 
- private:
-  // Packs weights and biases, and copies the initial states.
-  void prepare() {
+  // Packs weights and biases.
+  void pack() {
     memset(zero_, 0, kWidth<T, kWide> * sizeof(T));
-    this->pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
+    Base::pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
     for (int64_t d = 0; d < D; ++d) {
       Direction& w = direction_[d];
       const Gated b_ih(f.weights[d].b_ih, 1, H, false), b_hh(f.weights[d].b_hh, 1, H, false);
@@ -86,14 +81,56 @@ class ForwardPass : Layer<Cell, T> {
       // Where the cell only sees x + u, the recurrent product starts from x_part, both biases in.
       if constexpr (!Cell::kSplit)
         for (int64_t i = 0; i < panels * kLd; ++i) w.b_ih[i] += w.b_hh[i];
+    }
+  }
+
+  // From the initial states to the final ones.
+  void over_time() {
+    load_states();
+    for (int64_t from = 0; from < s.steps; from += chunk_) {
+      const Range steps{from, min(s.steps, from + chunk_)};
+      run(parallel, D * parallel.threads, [&](int64_t task) { input_product(task, steps); });
+      run(parallel, D * blocks, [&](int64_t task) {
+        const Range batch = this->block(task / D);
+        if (batch.count() > 0) time_loop(task % D, batch, steps);
+      });
+    }
+  }
+
+ private:
+  void load_states() {
+    for (int64_t d = 0; d < D; ++d) {
+      Direction& w = direction_[d];
       for (int64_t n = 0; n < N; ++n) {
+        const int64_t from = d * N + entry(n);
         // Both halves: a row of the reverse direction may enter at an odd step.
-        memcpy(w.h + n * ld_state, f.h0 + (d * N + n) * P, P * sizeof(T));
-        memcpy(w.h + (N + n) * ld_state, f.h0 + (d * N + n) * P, P * sizeof(T));
-        if constexpr (Cell::kState)
-          memcpy(w.c + n * ld_cell, f.c0 + (d * N + n) * H, H * sizeof(T));
+        memcpy(w.h + n * ld_state, f.h0 + from * P, P * sizeof(T));
+        memcpy(w.h + (N + n) * ld_state, f.h0 + from * P, P * sizeof(T));
+        if constexpr (Cell::kState) memcpy(w.c + n * ld_cell, f.c0 + from * H, H * sizeof(T));
       }
     }
+  }
+
+  // Results where there is no step: zero in the matrices, the initial state of an empty sequence.
+  void clear_padding() {
+    this->each_padding_row([&](int64_t to) {
+      memset(f.y + to * D * P, 0, D * P * sizeof(T));
+      for (int64_t d = 0; d < D && f.save; ++d) {
+        if constexpr (S > 0) memset(this->gates(d, to), 0, S * H * sizeof(T));
+        if constexpr (Cell::kState) memset(f.cells + this->at_cell(d, to), 0, H * sizeof(T));
+        if (s.projected) memset(f.hidden + this->at_cell(d, to), 0, H * sizeof(T));
+      }
+    });
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t n = s.steps ? s.active[0] : 0; n < N; ++n)
+        store_final(d, n, direction_[d].h + n * ld_state);
+  }
+  // The final state of a step's n'th row.
+  void store_final(int64_t d, int64_t n, const T* h) {
+    const int64_t to = d * N + entry(n);
+    memcpy(f.h_n + to * P, h, P * sizeof(T));
+    if constexpr (Cell::kState)
+      memcpy(f.c_n + to * H, direction_[d].c + n * ld_cell, H * sizeof(T));
   }
 
   T* x_part(int64_t d, int64_t panel, int64_t chunk_row) {
@@ -107,25 +144,28 @@ class ForwardPass : Layer<Cell, T> {
     const Range all = rows_of(d, steps);
     const Range rows = piece(all.count(), task / D, parallel.threads, kTileRows<kGated>);
     if (rows.count() == 0) return;  // before it packs panels that it has no rows for
-    const Buffer<T> scratch(w.ih.scratch());
+    const Buffer<T> scratch(w.ih.scratch()), gathered(s.place ? rows.count() * I : 0);
+    for (int64_t i = 0; i < rows.count() && s.place; ++i)
+      memcpy(gathered + i * I, f.x + place(all.first + rows.first + i) * I, I * sizeof(T));
+    const T* const x = s.place ? gathered : f.x + (all.first + rows.first) * I;
     for (int64_t p = 0; p < w.ih.count(); ++p) {
       const T* const panel = w.ih.get(p, scratch);
       for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
-        multiply<T, kGated>(f.x + (all.first + i) * I, I, min(kRowBlock, rows.last - i), I, panel,
+        multiply<T, kGated>(x + (i - rows.first) * I, I, min(kRowBlock, rows.last - i), I, panel,
                             w.b_ih + p * kLd, 0, x_part(d, p, i), kLd);
     }
   }
 
   // One step of one batch block.
   struct Step {
-    int64_t d, row, chunk_row, rows;  // first row of the matrices and of x_part, their number
-    const T* h_prev;                  // [rows, ld_state]
-    T *h, *c, *m;                     // h [rows, ld_state], c and m [rows, ld_cell]
+    int64_t d, row, chunk_row, rows;  // first row in the order of time and of x_part, their number
+    T *h_prev, *h, *c, *m;            // h_prev and h [rows, ld_state], c and m [rows, ld_cell]
   };
 
   void time_loop(int64_t d, Range batch, Range steps) {
     Direction& w = direction_[d];
-    const Buffer<T> partial(batch.count() * kLd), scratch(max(w.hh.scratch(), w.hr.scratch()));
+    const Buffer<T> scratch(max(w.hh.scratch(), w.hr.scratch()));
+    T* const partial = w.partial ? w.partial + batch.first * kLd : nullptr;
     for (int64_t step = steps.first; step < steps.last; ++step) {
       const int64_t first = row(d, step) + batch.first;
       const Step now{d,
@@ -136,19 +176,21 @@ class ForwardPass : Layer<Cell, T> {
                      w.h + ((~step & 1) * N + batch.first) * ld_state,
                      Cell::kState ? w.c + batch.first * ld_cell : nullptr,
                      s.projected ? w.m + batch.first * ld_cell : nullptr};
+      for (int64_t n = 0; n < now.rows && f.reset; ++n)
+        if (f.reset[place(first + n)]) {
+          memset(now.h_prev + n * ld_state, 0, P * sizeof(T));
+          if constexpr (Cell::kState) memset(now.c + n * ld_cell, 0, H * sizeof(T));
+        }
       for (int64_t p = 0; p < w.hh.count(); ++p)
         recurrent_product(now, p, w.hh.get(p, scratch), partial);
       for (int64_t p = 0; p < w.hr.count(); ++p)
         multiply<T, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p, scratch), zero_, 0,
                            now.h + p * kWidth<T, kWide>, ld_state);
       for (int64_t n = 0; n < now.rows && s.projected; ++n)
-        memcpy(f.y + this->at_y(d, first + n), now.h + n * ld_state, P * sizeof(T));
+        memcpy(f.y + this->at_y(d, place(first + n)), now.h + n * ld_state, P * sizeof(T));
       // Rows whose last step this was.
-      for (int64_t n = active(d, step + 1, batch); n < now.rows; ++n) {
-        const int64_t to = d * N + batch.first + n;
-        memcpy(f.h_n + to * P, now.h + n * ld_state, P * sizeof(T));
-        if constexpr (Cell::kState) memcpy(f.c_n + to * H, now.c + n * ld_cell, H * sizeof(T));
-      }
+      for (int64_t n = active(d, step + 1, batch); n < now.rows; ++n)
+        store_final(d, batch.first + n, now.h + n * ld_state);
     }
   }
 
@@ -183,14 +225,16 @@ class ForwardPass : Layer<Cell, T> {
   // Lines that `cell` will write for backward, from `unit` on: their latency would fill the store
   // buffer. 2 to 4 % of a forward pass in training.
   FASTRNN_INLINE void prefetch_saved(const Step& now, int64_t unit, int64_t first, int64_t rows) {
-    for (int64_t row = now.row + first; row < now.row + first + rows; ++row) {
-      for (int i = 0; i < S; ++i) prefetch_write(this->gates(now.d, row) + i * H + unit);
-      if constexpr (Cell::kState) prefetch_write(this->cells(now.d, row) + unit);
+    for (int64_t n = now.row + first; n < now.row + first + rows; ++n) {
+      const int64_t to = place(n);
+      for (int i = 0; i < S; ++i) prefetch_write(this->gates(now.d, to) + i * H + unit);
+      if constexpr (Cell::kState) prefetch_write(f.cells + this->at_cell(now.d, to) + unit);
     }
   }
 
   // The cell's arithmetic for one register of units of row n: x and u point at its first gate.
   FASTRNN_INLINE void cell(const Step& now, int64_t n, Lane<T> lane, const T* x, const T* u) {
+    const int64_t to = place(now.row + n);
     V x_part[G], u_part[G], saved[S > 0 ? S : 1], c{};
     V h = s.projected ? V{} : load<V>(now.h_prev + n * ld_state + lane.at);
     for (int g = 0; g < G; ++g) {
@@ -202,15 +246,15 @@ class ForwardPass : Layer<Cell, T> {
     Cell::forward(x_part, u_part, h, c, saved);
     if constexpr (Cell::kState) store<V>(now.c + n * ld_cell + lane.at, c);
     if (f.save) {
-      for (int i = 0; i < S; ++i) lane.store_to(this->gates(now.d, now.row + n) + i * H, saved[i]);
-      if constexpr (Cell::kState) lane.store_to(this->cells(now.d, now.row + n), c);
-      if (s.projected) lane.store_to(this->hidden(now.d, now.row + n), h);
+      for (int i = 0; i < S; ++i) lane.store_to(this->gates(now.d, to) + i * H, saved[i]);
+      if constexpr (Cell::kState) lane.store_to(f.cells + this->at_cell(now.d, to), c);
+      if (s.projected) lane.store_to(f.hidden + this->at_cell(now.d, to), h);
     }
     if (s.projected) {
       store<V>(now.m + n * ld_cell + lane.at, h);
     } else {
       store<V>(now.h + n * ld_state + lane.at, h);
-      lane.store_to(f.y + this->at_y(now.d, now.row + n), h);
+      lane.store_to(f.y + this->at_y(now.d, to), h);
     }
   }
 };

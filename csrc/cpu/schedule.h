@@ -69,6 +69,7 @@ struct Layer {
   const fastrnn::Forward<T>& f;
   const Sizes& s;
   const int64_t I, H, P, D, N;
+  const int64_t total;  // rows that belong to a step
   // Rows of states are padded to whole registers; no row is a multiple of 4 KiB long, which would
   // put all rows into the same few sets of the caches.
   const int64_t ld_cell, ld_state, ld_gates;
@@ -83,18 +84,30 @@ struct Layer {
         P(s.state),
         D(s.directions),
         N(s.batch),
+        total(s.steps ? s.offset[s.steps - 1] + s.active[s.steps - 1] : 0),
         ld_cell(round_up(H, kWidth<T, kWide>) + kPad),
         ld_state(round_up(P, kWidth<T, kWide>) + kPad),
         ld_gates(round_up(G * H, kPad) + kPad),
-        parallel{s.rows * G * H * (I + P) < kThreadWork ? 1 : threads.threads, threads.run},
+        parallel{total * G * H * (I + P) < kThreadWork ? 1 : threads.threads, threads.run},
         blocks(max(1, min(ceil_div(parallel.threads, D), N / 2))) {}
+
+  // Row of the matrices of a row in the order of time; entry of the states of a step's n'th row.
+  int64_t place(int64_t row) const { return s.place ? s.place[row] : row; }
+  int64_t entry(int64_t n) const { return s.order ? s.order[n] : n; }
+  // Calls body(row of the matrices) for those that belong to no step.
+  template <class F>
+  void each_padding_row(F&& body) const {
+    if (s.order == nullptr) return;
+    for (int64_t t = 0; t * N < s.rows; ++t)
+      for (int64_t n = t < s.steps ? s.active[t] : 0; n < N; ++n) body(t * N + s.order[n]);
+  }
 
   // Time of the step'th step that direction d processes, and how many rows are active there.
   int64_t time(int64_t d, int64_t step) const { return d == 0 ? step : s.steps - 1 - step; }
   int64_t active(int64_t d, int64_t step) const {
     return step < 0 || step >= s.steps ? 0 : s.active[time(d, step)];
   }
-  // First row of the matrices at that step, and the number of rows there of a batch block.
+  // First row of that step in the order of time, and the number of rows there of a batch block.
   int64_t row(int64_t d, int64_t step) const { return s.offset[time(d, step)]; }
   int64_t active(int64_t d, int64_t step, Range batch) const {
     return max(0, min(batch.last, active(d, step)) - batch.first);
@@ -107,7 +120,7 @@ struct Layer {
     int64_t before = 0, steps = s.steps;
     for (int64_t n = 0; n < N; ++n) {
       while (steps > 0 && s.active[steps - 1] <= n) --steps;
-      const int64_t owner = min(blocks - 1, before * blocks / max(1, s.rows));
+      const int64_t owner = min(blocks - 1, before * blocks / max(1, total));
       if (owner >= b && range.first == N) range.first = n;
       if (owner > b) {
         range.last = n;
@@ -118,10 +131,11 @@ struct Layer {
     return range;
   }
 
-  // Steps of a chunk that has at least `rows` rows where the batch is full.
-  int64_t chunk(int64_t rows) const { return min(s.steps, ceil_div(rows, max(1, N))); }
-  // Rows of the matrices that a range of steps owns.
+  // Steps of a chunk that has at least `least` rows where the batch is full.
+  int64_t chunk(int64_t least) const { return min(s.steps, ceil_div(least, max(1, N))); }
+  // Rows, in the order of time, of a range of steps.
   Range rows_of(int64_t d, Range steps) const {
+    if (steps.count() == 0) return {0, 0};
     const int64_t a = time(d, steps.first), b = time(d, steps.last - 1);
     return {s.offset[min(a, b)], s.offset[max(a, b)] + s.active[max(a, b)]};
   }
@@ -140,9 +154,9 @@ struct Layer {
     });
   }
 
+  // Where a row of the matrices begins.
   T* gates(int64_t d, int64_t row) const { return f.gates + (d * s.rows + row) * S * H; }
-  T* cells(int64_t d, int64_t row) const { return f.cells + (d * s.rows + row) * H; }
-  T* hidden(int64_t d, int64_t row) const { return f.hidden + (d * s.rows + row) * H; }
+  int64_t at_cell(int64_t d, int64_t row) const { return (d * s.rows + row) * H; }
   int64_t at_y(int64_t d, int64_t row) const { return row * D * P + d * P; }
 };
 

@@ -9,11 +9,26 @@ namespace FASTRNN_NAMESPACE {
 
 template <class Cell, class T>
 void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
-  ForwardPass<Cell, T>(arguments, parallel)();
+  ForwardPass<Cell, T>(arguments, parallel, /*keep=*/arguments.size.steps > 1)();
 }
 template <class Cell, class T>
 void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
   BackwardPass<Cell, T>(arguments, parallel)();
+}
+
+template <class Cell, class T>
+struct Steps final : fastrnn::Stream {
+  ForwardPass<Cell, T> pass;
+
+  explicit Steps(const fastrnn::Forward<T>& arguments)
+      : pass(arguments, Parallel{1, nullptr}, /*keep=*/true) {
+    pass.pack();
+  }
+  void step() override { pass.over_time(); }
+};
+template <class Cell, class T>
+fastrnn::Stream* stream(const fastrnn::Forward<T>& arguments) {
+  return new Steps<Cell, T>(arguments);
 }
 
 static const fastrnn::Kernels kTable = {
@@ -28,6 +43,12 @@ static const fastrnn::Kernels kTable = {
     {FASTRNN_CELLS(X)},
 #undef X
 #define X(Cell, name) backward<Cell, double>,
+    {FASTRNN_CELLS(X)},
+#undef X
+#define X(Cell, name) stream<Cell, float>,
+    {FASTRNN_CELLS(X)},
+#undef X
+#define X(Cell, name) stream<Cell, double>,
     {FASTRNN_CELLS(X)},
 #undef X
 };

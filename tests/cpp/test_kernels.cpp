@@ -23,6 +23,9 @@
 struct Shape {
   int64_t T, N, I, H, P, D;
   bool packed, projected, bias;
+  bool lengths = false, reset = false;
+  int64_t detach_every = 0;
+  double grad_clip = 0;
 };
 
 template <class T>
@@ -31,10 +34,11 @@ using Array = std::vector<T>;
 // A layer's tensors, as plain arrays of the exact size.
 template <class T>
 struct Tensors {
-  Array<int64_t> active, offset;
+  Array<int64_t> active, offset, place, order;
+  std::unique_ptr<bool[]> reset;  // [rows], or null
   Array<T> x, h0, c0, w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2];
   Array<T> y, h_n, c_n, gates, cells, hidden;
-  Array<T> dy, dh_n, dc_n, dx, dh0, dc0, dw_ih[2], dw_hh[2], db_ih[2], db_hh[2], dw_hr[2];
+  Array<T> dy, dh_n, dc_n, dcells, dx, dh0, dc0, dw_ih[2], dw_hh[2], db_ih[2], db_hh[2], dw_hr[2];
 
   // Results in one list, for comparing; gradients of the weights last.
   std::vector<std::pair<const char*, const Array<T>*>> results() const {
@@ -58,12 +62,33 @@ Tensors<double> make(const Shape& s) {
   Tensors<double> t;
   const int64_t G = Cell::kGates;
   int64_t rows = 0;
-  for (int64_t step = 0; step < s.T; ++step) {
-    int64_t count = s.N;
-    if (s.packed && step > 0) count = std::max<int64_t>(1, t.active.back() - (uniform() > 0));
+  const auto add_step = [&](int64_t count) {
     t.active.push_back(count);
     t.offset.push_back(rows);
     rows += count;
+  };
+  if (s.lengths) {  // of which the first is zero and the last may be
+    Array<int64_t> length(s.N);
+    for (int64_t n = 0; n < s.N; ++n) length[n] = n * 7919 % (s.T + 1);
+    for (int64_t n = 0; n < s.N; ++n) t.order.push_back(n);
+    std::stable_sort(t.order.begin(), t.order.end(),
+                     [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+    const int64_t longest = length[t.order[0]];
+    for (int64_t step = 0; step < longest; ++step) {
+      int64_t count = 0;
+      for (; count < s.N && length[t.order[count]] > step; ++count)
+        t.place.push_back(step * s.N + t.order[count]);
+      add_step(count);
+    }
+    rows = s.T * s.N;
+  } else {
+    for (int64_t step = 0; step < s.T; ++step)
+      add_step(s.packed && step > 0 ? std::max<int64_t>(1, t.active.back() - (uniform() > 0))
+                                    : s.N);
+  }
+  if (s.reset) {
+    t.reset = std::make_unique<bool[]>(rows);
+    for (int64_t row = 0; row < rows; ++row) t.reset[row] = uniform() > 0.5;
   }
   const int64_t c = Cell::kState ? s.D * s.N * s.H : 0;
   t.x = uniform_vector<double>(rows * s.I);
@@ -72,6 +97,15 @@ Tensors<double> make(const Shape& s) {
   t.dy = uniform_vector<double>(rows * s.D * s.P);
   t.dh_n = uniform_vector<double>(s.D * s.N * s.P);
   t.dc_n = uniform_vector<double>(c);
+  t.dcells = uniform_vector<double>(Cell::kState && s.grad_clip > 0 ? s.D * rows * s.H : 0);
+  // What is never read, of the arrays that cover padding.
+  std::vector<bool> owned(rows, !s.lengths);
+  for (const int64_t row : t.place) owned[row] = true;
+  for (int64_t row = 0; row < rows; ++row)
+    if (!owned[row]) {
+      std::fill_n(&t.x[row * s.I], s.I, std::nan(""));
+      std::fill_n(&t.dy[row * s.D * s.P], s.D * s.P, std::nan(""));
+    }
   t.y.resize(t.dy.size());
   t.h_n.resize(t.h0.size());
   t.c_n.resize(c);
@@ -104,16 +138,26 @@ void by_definition(const Shape& s, Tensors<double>& t) {
   const int64_t H = s.H, P = s.P, I = s.I, rows = static_cast<int64_t>(t.x.size()) / I;
   for (int64_t d = 0; d < s.D; ++d) {
     const auto bias = [&](const Array<double>& b, int64_t i) { return b.empty() ? 0 : b[i]; };
-    for (int64_t n = 0; n < s.N; ++n) {
-      Array<int64_t> path;  // rows of the matrices that this batch entry visits, in order
-      for (int64_t step = 0; step < s.T; ++step)
-        if (n < t.active[step]) path.push_back(t.offset[step] + n);
+    for (int64_t i = 0; i < s.N; ++i) {
+      const int64_t n = s.lengths ? t.order[i] : i;
+      Array<int64_t> path;   // rows of the matrices that this batch entry visits, in order
+      Array<int64_t> times;  // and when
+      for (int64_t step = 0; step < static_cast<int64_t>(t.active.size()); ++step)
+        if (i < t.active[step]) {
+          path.push_back(s.lengths ? step * s.N + n : t.offset[step] + i);
+          times.push_back(step);
+        }
       if (d == 1) std::reverse(path.begin(), path.end());
+      if (d == 1) std::reverse(times.begin(), times.end());
+      const auto reset = [&](size_t at) {
+        return at < path.size() && s.reset && t.reset[path[at]];
+      };
       const auto h_before = [&](size_t at, int64_t p) {
+        if (reset(at)) return 0.0;
         return at == 0 ? t.h0[(d * s.N + n) * P + p] : t.y[path[at - 1] * s.D * P + d * P + p];
       };
       const auto c_before = [&](size_t at, int64_t j) {
-        if (!Cell::kState) return 0.0;
+        if (!Cell::kState || reset(at)) return 0.0;
         return at == 0 ? t.c0[(d * s.N + n) * H + j] : t.cells[(d * rows + path[at - 1]) * H + j];
       };
       for (size_t at = 0; at < path.size(); ++at) {
@@ -165,6 +209,7 @@ void by_definition(const Shape& s, Tensors<double>& t) {
           for (int64_t i = 0; i < S; ++i) saved[i] = t.gates[((d * rows + row) * S + i) * H + j];
           const double h = s.projected ? 0 : t.y[row * s.D * P + d * P + j];
           const double c = Cell::kState ? t.cells[(d * rows + row) * H + j] : 0;
+          if (!t.dcells.empty()) dc[j] += t.dcells[(d * rows + row) * H + j];
           const double past = Cell::backward(saved, s.projected ? 0 : h_before(at, j), h,
                                              c_before(at, j), c, dm[j], dc[j], dx, du);
           if (!s.projected) before[j] += past;
@@ -182,6 +227,12 @@ void by_definition(const Shape& s, Tensors<double>& t) {
             if (s.bias) t.db_hh[d][k] += du[g];
           }
         }
+        const bool boundary = s.detach_every > 0 && at > 0 &&
+                              times[at] / s.detach_every != times[at - 1] / s.detach_every;
+        for (double& b : before)
+          if (s.grad_clip > 0) b = std::clamp(b, -s.grad_clip, s.grad_clip);
+        if (reset(at) || boundary) before.assign(P, 0);
+        if (reset(at) || boundary) dc.assign(H, 0);
         dh = before;
       }
       for (int64_t p = 0; p < P; ++p) t.dh0[(d * s.N + n) * P + p] = dh[p];
@@ -195,12 +246,14 @@ Tensors<T> convert(const Tensors<double>& from) {
   Tensors<T> to;
   to.active = from.active;
   to.offset = from.offset;
+  to.place = from.place;
+  to.order = from.order;
   const auto copy = [](Array<T>& a, const Array<double>& b) { a.assign(b.begin(), b.end()); };
   const auto fresh = [](Array<T>& a, const Array<double>& b) {
     a.assign(b.size(), std::numeric_limits<T>::quiet_NaN());
   };
   copy(to.x, from.x), copy(to.h0, from.h0), copy(to.c0, from.c0), copy(to.dy, from.dy);
-  copy(to.dh_n, from.dh_n), copy(to.dc_n, from.dc_n);
+  copy(to.dh_n, from.dh_n), copy(to.dc_n, from.dc_n), copy(to.dcells, from.dcells);
   fresh(to.y, from.y), fresh(to.h_n, from.h_n), fresh(to.c_n, from.c_n);
   fresh(to.gates, from.gates), fresh(to.cells, from.cells), fresh(to.hidden, from.hidden);
   fresh(to.dx, from.dx), fresh(to.dh0, from.dh0), fresh(to.dc0, from.dc0);
@@ -220,11 +273,24 @@ T* pointer(Array<T>& a) {
 }
 
 template <class T>
-fastrnn::Backward<T> arguments(const Shape& s, Tensors<T>& t) {
+fastrnn::Backward<T> arguments(const Shape& s, Tensors<T>& t, const bool* reset) {
   fastrnn::Backward<T> b{};
   fastrnn::Forward<T>& f = b.forward;
   const int64_t rows = static_cast<int64_t>(t.x.size()) / s.I;
-  f.size = {s.T, s.N, s.I, s.H, s.P, s.D, rows, s.projected, t.active.data(), t.offset.data()};
+  const bool ordered = !t.order.empty();
+  f.size = {static_cast<int64_t>(t.active.size()),
+            s.N,
+            s.I,
+            s.H,
+            s.P,
+            s.D,
+            rows,
+            s.projected,
+            t.active.data(),
+            t.offset.data(),
+            ordered ? t.place.data() : nullptr,
+            ordered ? t.order.data() : nullptr};
+  f.reset = reset;
   for (int d = 0; d < s.D; ++d) {
     f.weights[d] = {t.w_ih[d].data(), t.w_hh[d].data(), pointer(t.b_ih[d]), pointer(t.b_hh[d]),
                     pointer(t.w_hr[d])};
@@ -237,6 +303,8 @@ fastrnn::Backward<T> arguments(const Shape& s, Tensors<T>& t) {
   f.hidden = pointer(t.hidden);
   b.dy = t.dy.data(), b.dh_n = t.dh_n.data(), b.dc_n = pointer(t.dc_n);
   b.dx = t.dx.data(), b.dh0 = t.dh0.data(), b.dc0 = pointer(t.dc0), b.need_weights = true;
+  b.dcells = pointer(t.dcells), b.detach_every = s.detach_every;
+  b.grad_clip = static_cast<T>(s.grad_clip);
   return b;
 }
 
@@ -273,13 +341,13 @@ void run(const char* name, const Shape& s, const Tensors<double>& expected,
   std::unique_ptr<Tensors<T>> first;
   for (const int64_t threads : {1, 3}) {
     auto t = std::make_unique<Tensors<T>>(convert<T>(expected));
-    fastrnn::Backward<T> b = arguments(s, *t);
+    fastrnn::Backward<T> b = arguments(s, *t, expected.reset.get());
     forward(b.forward, shares(threads));
     backward(b, shares(threads));
     compare(name, s, expected, *t, tolerance, expected.results().size());
 
     Tensors<T> inference = convert<T>(expected);
-    fastrnn::Backward<T> i = arguments(s, inference);
+    fastrnn::Backward<T> i = arguments(s, inference, expected.reset.get());
     i.forward.save = false;
     i.forward.gates = i.forward.cells = i.forward.hidden = nullptr;
     forward(i.forward, shares(threads));
@@ -308,8 +376,20 @@ void test(const char* name, int position) {
   };
   const Shape projected[] = {{1, 2, 3, 18, 5, 1, false, true, true},
                              {6, 5, 4, 19, 7, 2, true, true, true},
-                             {4, 13, 9, 40, 33, 2, false, true, false}};
+                             {4, 13, 9, 40, 33, 2, false, true, false},
+                             {7, 5, 4, 19, 7, 2, false, true, true, true, false, 3, 0.4},
+                             {6, 4, 4, 19, 7, 1, false, true, true, true, true, 2, 0.5}};
+  // Lengths, resets, and what these and detaching and clipping do to gradients.
+  const Shape features[] = {
+      {9, 7, 3, 21, 21, 2, false, false, true, true},
+      {11, 6, 5, 17, 17, 1, false, false, true, false, true},
+      {11, 5, 4, 20, 20, 2, false, false, true, true, false, 4, 0.3},
+      {140, 2, 4, 12, 12, 1, false, false, true, true, true, 3, 0.2},
+      {3, 1, 4, 12, 12, 2, false, false, true, true},  // nothing but an empty sequence
+      {8, 3, 4, 9, 9, 2, true, false, true, false, false, 3, 0.2},
+  };
   std::vector<Shape> all(std::begin(shapes), std::end(shapes));
+  all.insert(all.end(), std::begin(features), std::end(features));
   if (Cell::kState) all.insert(all.end(), std::begin(projected), std::end(projected));
 
   std::vector<const fastrnn::Kernels*> tables = {&emulated::kTable};

@@ -1,0 +1,106 @@
+// fastrnn._C.Stream: a stack of layers with packed weights, one time step at a time. It sees
+// memory, not tensors; fastrnn/streamer.py owns that memory and checks what comes in.
+#include "cpu/stream.h"
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+
+namespace fastrnn {
+
+namespace {
+
+// Where a tensor's data lies; 0 for none.
+using Address = uintptr_t;
+
+class Stack {
+ public:
+  virtual ~Stack() = default;
+  virtual void step(Address x) = 0;
+};
+
+// h [L, N, P] and c [L, N, H] are read and written in place, y [N, P] is the top layer's output.
+template <class T>
+class StackOf final : public Stack {
+ public:
+  StackOf(StreamKernel<T>* make, int64_t layers, Sizes size, const std::vector<Address>& weights,
+          bool bias, Address h, Address c, Address y)
+      : active_(size.batch), forwards_(static_cast<size_t>(layers)), between_(layers - 1) {
+    const size_t per_layer = weights.size() / forwards_.size();
+    for (size_t k = 0; k < forwards_.size(); ++k) {
+      const Address* const w = &weights[k * per_layer];
+      Forward<T>& f = forwards_[k];
+      f = {};
+      f.size = size;
+      f.size.active = &active_;
+      f.size.offset = &offset_;
+      f.weights[0] = {at(w[0]), at(w[1]), bias ? at(w[2]) : nullptr, bias ? at(w[3]) : nullptr,
+                      size.projected ? at(w[per_layer - 1]) : nullptr};
+      const int64_t n = static_cast<int64_t>(k) * size.batch;
+      f.h0 = f.h_n = at(h) + n * size.state;
+      if (c) f.c0 = f.c_n = at(c) + n * size.hidden;
+      if (k > 0) f.x = forwards_[k - 1].y;
+      if (k + 1 < forwards_.size()) {
+        between_[k].resize(static_cast<size_t>(size.batch * size.state));
+        f.y = between_[k].data();
+      } else {
+        f.y = at(y);
+      }
+      layers_.emplace_back(make(f));
+      size.input = size.state;
+    }
+  }
+
+  void step(Address x) override {
+    forwards_[0].x = at(x);
+    for (const std::unique_ptr<Stream>& layer : layers_) layer->step();
+  }
+
+ private:
+  static T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+  const int64_t active_, offset_ = 0;
+  std::vector<Forward<T>> forwards_;
+  std::vector<std::vector<T>> between_;  // outputs of all layers but the last, [N, P]
+  std::vector<std::unique_ptr<Stream>> layers_;
+};
+
+std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64_t layers,
+                                  int64_t batch, int64_t input, int64_t hidden, int64_t state,
+                                  bool bias, bool projected, const std::vector<Address>& weights,
+                                  Address h, Address c, Address y) {
+  CellInfo info;
+  const int position = find_cell(cell.c_str(), info);
+  if (position < 0) throw std::invalid_argument("unknown cell '" + cell + "'");
+  Sizes size{};
+  size.steps = size.directions = 1;
+  size.batch = size.rows = batch;
+  size.input = input;
+  size.hidden = hidden;
+  size.state = state;
+  size.projected = projected;
+  const Kernels& kernels = cpu::kernels();
+  if (is_double)
+    return std::make_unique<StackOf<double>>(kernels.stream_double[position], layers, size, weights,
+                                             bias, h, c, y);
+  return std::make_unique<StackOf<float>>(kernels.stream_float[position], layers, size, weights,
+                                          bias, h, c, y);
+}
+
+}  // namespace
+
+void bind_stream(py::module_& m) {
+  py::class_<Stack>(m, "Stream",
+                    "A stack of layers with packed weights, one time step at a time. All tensors "
+                    "are given by the address of their data; see fastrnn/streamer.py.")
+      .def(py::init(&make_stack))
+      .def("step", &Stack::step, py::call_guard<py::gil_scoped_release>(), py::arg("x"),
+           "One step of all layers from x (N, input_size): updates the states and the output.");
+}
+
+}  // namespace fastrnn

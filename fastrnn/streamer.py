@@ -1,0 +1,177 @@
+"""One time step at a time with the least latency: packed weights and state, held by one object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .modules import RNNBase
+from .ops import backends
+
+State = Tensor | tuple[Tensor, Tensor]
+
+
+class Streamer:
+    """Runs a unidirectional LSTM, GRU or RNN forward, one time step a call.
+
+        stream = fastrnn.Streamer(module, batch_size=1)
+        for x in frames:       # (batch_size, input_size)
+            y = stream(x)      # (batch_size, hidden_size), or proj_size
+
+    A call computes what `module.step(x, state)` does in eval mode, and keeps the state. It
+    allocates nothing and releases the GIL. `y` is the same memory at every call, overwritten by the
+    next one: clone what is to be kept. Several threads may run a stream each; one stream is for one
+    thread at a time.
+
+    The weights are those of the moment at which the stream was made, packed: a later change of the
+    module's does not reach it, however it is made, until `refresh()` takes them again.
+
+    Args:
+        module: float32 or float64, on the CPU. No gradients are recorded; no dropout is applied.
+        batch_size: N, rows that are advanced together.
+
+    Raises:
+        TypeError: module is not an LSTM, GRU or RNN of this package.
+        ValueError: it is bidirectional, or of another dtype or device, or batch_size < 1.
+        RuntimeError: the package was built without kernels.
+    """
+
+    def __init__(self, module: RNNBase, batch_size: int = 1) -> None:
+        if not isinstance(module, RNNBase):
+            raise TypeError(
+                f"Streamer takes an LSTM, GRU or RNN of fastrnn, got {type(module).__name__}"
+            )
+        if module.bidirectional:
+            raise ValueError("a bidirectional module cannot run one time step at a time")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if (reason := backends()["cpu"]) != "usable":
+            raise RuntimeError(f"Streamer needs the compiled kernels: {reason}")
+        weight = module.weight_hh_l0
+        if not weight.is_cpu or weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "Streamer runs on the CPU in torch.float32 and torch.float64, the module is "
+                f"{weight.dtype} on {weight.device}"
+            )
+        self._module = module
+        self._dtype = weight.dtype
+        self._input_shape = (batch_size, module.input_size)
+        width = module.proj_size or module.hidden_size
+        with torch.inference_mode(False):
+            self._h = torch.zeros(module.num_layers, batch_size, width, dtype=self._dtype)
+            self._c = None
+            if module.mode == "LSTM":
+                self._c = self._h.new_zeros(module.num_layers, batch_size, module.hidden_size)
+            self._y = self._h.new_zeros(batch_size, width)
+        # The same memory seen by numpy, where numpy is installed.
+        self._y_numpy = None
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes the module's weights as they are now; the state goes on."""
+        from . import _C
+
+        module = self._module
+        module._update_flat_weights()
+        weights = [weight.detach().contiguous() for weight in module._flat_weights]
+        for weight in weights:
+            if weight.dtype != self._dtype or not weight.is_cpu:
+                raise ValueError(
+                    f"the stream is {self._dtype} on the CPU, a weight of the module is "
+                    f"{weight.dtype} on {weight.device}"
+                )
+        batch, width = self._y.shape
+        self._stack = _C.Stream(
+            module.mode.lower(),
+            self._dtype == torch.float64,
+            module.num_layers,
+            batch,
+            module.input_size,
+            module.hidden_size,
+            width,
+            module.bias,
+            module.proj_size > 0,
+            [weight.data_ptr() for weight in weights],
+            self._h.data_ptr(),
+            0 if self._c is None else self._c.data_ptr(),
+            self._y.data_ptr(),
+        )
+
+    def step(self, x):
+        """The next time step: x (N, input_size) -> y (N, hidden_size), or proj_size.
+
+        A torch tensor gives a tensor, a numpy array an array; both are the stream's own memory.
+
+        Raises:
+            ValueError: x has another shape, dtype or device.
+        """
+        if isinstance(x, Tensor):
+            if x.shape != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
+                self._refuse(x.shape, x.dtype, x.device)
+            if not x.is_contiguous():
+                x = x.contiguous()
+            self._stack.step(x.data_ptr())
+            return self._y
+        return self._step_numpy(x)
+
+    __call__ = step
+
+    def _step_numpy(self, x):
+        if self._y_numpy is None:
+            import numpy
+
+            if not isinstance(x, numpy.ndarray):
+                raise TypeError(
+                    f"x must be a torch tensor or a numpy array, got {type(x).__name__}"
+                )
+            self._y_numpy = self._y.numpy()
+        if x.shape != self._input_shape or x.dtype != self._y_numpy.dtype:
+            self._refuse(x.shape, x.dtype, "the CPU")
+        if not x.flags.c_contiguous:
+            x = x.copy()
+        self._stack.step(x.__array_interface__["data"][0])
+        return self._y_numpy
+
+    def _refuse(self, shape, dtype, device) -> None:
+        raise ValueError(
+            f"x must be {self._input_shape} {self._dtype} on the CPU, "
+            f"got {tuple(shape)} {dtype} on {device}"
+        )
+
+    def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
+        """Sets the state to zero: of all rows, or of those given, by index or by a bool mask (N,).
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        for state in (self._h, self._c):
+            if state is None:
+                continue
+            if rows is None:
+                state.zero_()
+            else:
+                state[:, rows] = 0
+
+    @property
+    def state(self) -> State:
+        """A copy of the state: h (num_layers, N, H), or (h, c) for an LSTM; h of width proj_size."""
+        return self._h.clone() if self._c is None else (self._h.clone(), self._c.clone())
+
+    def load_state(self, state: State) -> None:
+        """Goes on from `state`, in the form that `state` and the module return it; copied.
+
+        Raises:
+            ValueError: it is not a pair for an LSTM, or a size does not fit.
+        """
+        own = (self._h,) if self._c is None else (self._h, self._c)
+        given = (state,) if isinstance(state, Tensor) else tuple(state)
+        if len(own) != len(given):
+            raise ValueError(f"the state of {self._module.mode} has {len(own)} parts")
+        for to, tensor in zip(own, given, strict=True):
+            if to.shape != tensor.shape:
+                raise ValueError(f"expected a state {tuple(to.shape)}, got {tuple(tensor.shape)}")
+        with torch.no_grad():
+            for to, tensor in zip(own, given, strict=True):
+                to.copy_(tensor)
