@@ -55,7 +55,11 @@ def _gradients(ctx, grads, need_input: bool, need_state: bool, need_weights: boo
 
 
 def _differentiable_gradients(grads, input, batch_sizes, h0, c0, weights, *arguments):
-    """The same under `create_graph=True`: through the reference, which can be derived again."""
+    """The same under `create_graph=True`: through the reference, which can be derived again.
+
+    With grad_clip a second backward clamps twice, what comes through these gradients and what comes
+    through the layer's results, where the reference by itself would clamp their sum.
+    """
     wanted = [k for k, grad in zip((0, 1, 2, 4), grads, strict=True) if grad is not None]
 
     def layer(input, h0, *rest):

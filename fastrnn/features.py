@@ -94,8 +94,7 @@ def _on_device_of(input: Tensor, lengths: Tensor, T: int) -> Tensor:
     """lengths as the ops take them. Those that leave the CPU are checked: the ops then do not."""
     if lengths.device == input.device:
         return lengths.to(torch.int64)
-    if lengths.is_cpu and type(lengths) is Tensor and not torch.compiler.is_compiling():
-        reference_ops.check_lengths(lengths, T)
+    reference_ops.check_lengths(lengths, T)
     return lengths.to(input.device, torch.int64, non_blocking=not input.is_cpu)
 
 

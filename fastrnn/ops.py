@@ -269,7 +269,7 @@ def layer(
         raise RuntimeError(f"backend 'cpu' cannot run: {obstacle}")
     arguments = (input, batch_sizes, h0, c0, weights, cell, bias, *features)
     if _chosen == "reference" or obstacle:
-        if features and not compiling and type(options.lengths) is Tensor:
+        if options is not None:
             reference_ops.check_lengths(options.lengths, len(input))
         results = reference.layer(*arguments, trace=trace)
         return (*results[:3], results[3].detach(), results[4]) if trace else results

@@ -267,7 +267,7 @@ def _direction(
     w_hr = rest[-1] if len(rest) % 2 else None
     step = CELLS[cell].step
     steps, masks = passage.steps, passage.active
-    plain = not (passage.keep or passage.detach_every or passage.grad_clip)
+    plain = passage.keep is None and not (passage.detach_every or passage.grad_clip)
     trace: list[tuple] = []
     x = F.linear(rows, w_ih, b_ih).split(steps)
     before = None

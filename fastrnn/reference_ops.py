@@ -14,8 +14,19 @@ from . import reference
 
 
 def check_lengths(lengths: Tensor | None, T: int) -> None:
-    """RuntimeError if a length is not in [0, T]. Reads the data."""
-    if lengths is not None and lengths.numel() and not 0 <= lengths.min() <= lengths.max() <= T:
+    """RuntimeError if a length is not in [0, T].
+
+    Only where reading costs nothing: on the CPU, and neither traced nor in a transform.
+    """
+    if (
+        lengths is not None
+        and lengths.is_cpu
+        and type(lengths) is Tensor
+        and lengths.numel()
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+        and not 0 <= lengths.min() <= lengths.max() <= T
+    ):
         raise RuntimeError(f"lengths must be between 0 and {T}, got {lengths.tolist()}")
 
 
