@@ -49,8 +49,8 @@ def _stack(
         if h0.size(0) != directions:
             raise RuntimeError(f"h0 must have {directions} states, got {h0.size(0)}")
         results = ops.layer(input, batch_sizes, h0, c0, weights, cell, bias, options)
-        output, h_n, c_n, *_ = results
-        layers = [results]
+        output, h_n, c_n = results if options is None else results[:3]
+        layers = (results,)
     else:
         if h0.size(0) != num_layers * directions or len(weights) % num_layers:
             raise RuntimeError(
@@ -241,11 +241,11 @@ def _without_cell_state(cell: str, title: str):
                 cell, input, bidirectional, batch_first, batch_sizes, reset, lengths, return_states,
                 return_gates, detach_every, grad_clip,
             )  # fmt: skip
-        output, h_n, _, *states = _run(
+        results = _run(
             cell, input, h0, None, weights, bias, num_layers, dropout, training, bidirectional,
             batch_first, batch_sizes, request,
         )  # fmt: skip
-        return output, h_n, *states
+        return results[:2] + results[3:]
 
     function.__name__ = function.__qualname__ = cell
     function.__doc__ = f"""A stack of {title} layers: (output, h_n).

@@ -34,6 +34,7 @@ LSTM, torch.compile(fullgraph=True), a bidirectional that is not a bool.
 Under autocast on the CPU they compute in float32, and return the dtypes of torch.nn.
 """
 
+_FUNCTIONS = {name.upper(): getattr(functional, name) for name in functional.__all__}
 _PROJ_SIZE = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
 
@@ -83,7 +84,8 @@ class RNNBase(torch.nn.RNNBase):
 
     def _run(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None, asked: dict | None):
         """(output, state) of the stack, and States if asked for."""
-        return getattr(functional, self.mode.lower())(
+        function = _FUNCTIONS[self.mode]
+        arguments = (
             input,
             hx,
             self._flat_weights,
@@ -94,8 +96,8 @@ class RNNBase(torch.nn.RNNBase):
             self.bidirectional,
             self.batch_first,
             batch_sizes,
-            **asked or {},
         )
+        return function(*arguments) if asked is None else function(*arguments, **asked)
 
     def forward(
         self,
@@ -166,11 +168,12 @@ class RNNBase(torch.nn.RNNBase):
             if not batched:
                 hx = self._unsqueeze_state(hx)
             self.check_forward_args(input, hx, None)
-        output, state, *states = self._run(input, hx, None, asked)
-        if not batched:
-            output, state = output.squeeze(batch_dim), self._squeeze_state(state)
-            states = tree_map_only(Tensor, lambda each: each.squeeze(batch_dim), states)
-        return output, state, *states
+        results = self._run(input, hx, None, asked)
+        if batched:
+            return results
+        output, state, *states = results
+        states = tree_map_only(Tensor, lambda each: each.squeeze(batch_dim), states)
+        return output.squeeze(batch_dim), self._squeeze_state(state), *states
 
     def step(self, input: Tensor, state=None, reset: Tensor | None = None):
         """One time step of all layers, for input that comes step by step.
@@ -389,5 +392,5 @@ class LSTM(RNNBase):
         batch_sizes: Tensor | None,
         asked: dict | None,
     ):
-        output, h, c, *states = super()._run(input, hx, batch_sizes, asked)
-        return output, (h, c), *states
+        results = super()._run(input, hx, batch_sizes, asked)
+        return results[0], results[1:3], *results[3:]

@@ -254,10 +254,8 @@ def layer(
             _raise_mixed(input, tensors)
         on_cpu = on_cpu and tensor.is_cpu
         requires_grad = requires_grad or tensor.requires_grad
-    features, trace = (), False
     if options is not None:
-        *features, trace = options
-        for tensor in features[:2]:
+        for tensor in options[:2]:
             if tensor is not None and tensor.device != input.device:
                 _raise_mixed(input, [tensor.to(dtype)])
     if not on_cpu:
@@ -267,14 +265,24 @@ def layer(
     obstacle = _obstacle(input, h0, compiling)
     if _chosen == "cpu" and obstacle:
         raise RuntimeError(f"backend 'cpu' cannot run: {obstacle}")
-    arguments = (input, batch_sizes, h0, c0, weights, cell, bias, *features)
     if _chosen == "reference" or obstacle:
-        if options is not None:
-            reference_ops.check_lengths(options.lengths, len(input))
-        results = reference.layer(*arguments, trace=trace)
-        return (*results[:3], results[3].detach(), results[4]) if trace else results
-    if not (requires_grad and torch.is_grad_enabled()):
-        return _forward(*arguments)[:5] if trace else _inference(*arguments)
-    if compiling:
-        return _forward(*arguments)[: 5 if trace else 3]
-    return autograd.Layer.apply(input, batch_sizes, h0, c0, cell, bias, options, *weights)
+        return _by_reference(input, batch_sizes, h0, c0, weights, cell, bias, options)
+    wants_grad = requires_grad and torch.is_grad_enabled()
+    if wants_grad and not compiling:
+        return autograd.Layer.apply(input, batch_sizes, h0, c0, cell, bias, options, *weights)
+    op = _forward if wants_grad or (options is not None and options.trace) else _inference
+    if options is None:
+        results = op(input, batch_sizes, h0, c0, weights, cell, bias)
+        return results[:3] if wants_grad else results
+    results = op(input, batch_sizes, h0, c0, weights, cell, bias, *options[:4])
+    return results[: 5 if options.trace else 3]
+
+
+def _by_reference(*arguments) -> tuple[Tensor, ...]:
+    """`layer` on the reference."""
+    *arguments, options = arguments
+    if options is None:
+        return reference.layer(*arguments)
+    reference_ops.check_lengths(options.lengths, len(arguments[0]))
+    results = reference.layer(*arguments, *options[:4], trace=options.trace)
+    return (*results[:3], results[3].detach(), results[4]) if options.trace else results
