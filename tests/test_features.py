@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
 import fastrnn
-from fastrnn import ops, reference
+from fastrnn import ops, reference, reference_ops
 
 each_backend = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
@@ -469,19 +469,21 @@ def test_export(feature):
 CELLS = ["lstm", "lstm_proj", "gru", "rnn_tanh"]
 
 
-def layer_arguments(name: str, D: int = 1) -> tuple:
-    """The arguments of the op, with every feature that D directions allow."""
-    T, N, I, H = 4, 3, 2, 3
+def layer_arguments(
+    name: str, D: int = 1, sizes: tuple[int, ...] = (4, 3, 2, 3), dtype: torch.dtype = torch.float64
+) -> tuple:
+    """The arguments of the op, with every feature that D directions allow; sizes: T, N, I, H."""
+    T, N, I, H = sizes
     mode = name.removesuffix("_proj").upper()
     module = torch.nn.RNNBase(
         mode, I, H, bidirectional=D == 2, proj_size=2 if name == "lstm_proj" else 0
-    ).double()
-    h0 = torch.randn(D, N, module.proj_size or H, dtype=torch.float64)
-    c0 = torch.randn(D, N, H, dtype=torch.float64) if mode == "LSTM" else None
+    ).to(dtype)
+    h0 = torch.randn(D, N, module.proj_size or H, dtype=dtype)
+    c0 = torch.randn(D, N, H, dtype=dtype) if mode == "LSTM" else None
     weights = [p.detach().requires_grad_() for p in module.parameters()]
-    x = torch.randn(T, N, I, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(T, N, I, dtype=dtype, requires_grad=True)
     reset = FEATURES["reset"](T, N)["reset"] if D == 1 else None
-    lengths = torch.tensor([2, 4, 0])
+    lengths = (torch.arange(N) * 2 + T // 2) % (T + 1)
     args = (x, None, h0.requires_grad_(), c0 if c0 is None else c0.requires_grad_(), weights)
     return *args, mode.lower(), True, reset, lengths, 2, 0.05
 
@@ -498,6 +500,47 @@ def test_opcheck(name, D):
     needs = (True, True, True)
     backward = (*grads, *args[:5], *saved, *args[5:7], *needs, *args[7:])
     torch.library.opcheck(torch.ops.fastrnn.layer_backward, backward)
+
+
+@pytest.mark.parametrize(
+    ("D", "sizes", "dtype"),
+    [
+        (1, (12, 1, 5, 17), torch.float64),
+        (2, (9, 33, 6, 63), torch.float32),
+        (1, (7, 7, 3, 100), torch.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", CELLS)
+def test_ops_match_float64(name, D, sizes, dtype, isa):
+    """Every result and gradient in sizes that fill registers, on every instruction set."""
+    args = layer_arguments(name, D, sizes, dtype)
+    args = torch.utils._pytree.tree_map_only(Tensor, torch.detach, args)
+    wide = torch.utils._pytree.tree_map_only(
+        Tensor, lambda t: t.double() if t.is_floating_point() else t, args
+    )
+    wanted = reference_ops.layer_forward(*wide)
+    results = torch.ops.fastrnn.layer_forward(*args)
+    for k, (a, e) in enumerate(zip(results, wanted, strict=True)):
+        assert_matches(a, e, f"result {k}")
+    for a, e in zip(torch.ops.fastrnn.layer_inference(*args), wanted, strict=False):
+        assert_matches(a, e, "inference")
+    grads = [torch.randn_like(results[k]) if results[k].numel() else None for k in (0, 1, 2, 4)]
+    gradients = []
+    for function, call, saved, seeds in (
+        (torch.ops.fastrnn.layer_backward, args, results, grads),
+        (
+            reference_ops.layer_backward,
+            wide,
+            wanted,
+            [g if g is None else g.double() for g in grads],
+        ),
+    ):
+        options = (*call[5:7], True, True, True, *call[7:])
+        *inputs, weights = function(*seeds, *call[:5], saved[0], *saved[3:], *options)
+        gradients.append([*inputs, *weights])
+    for k, (a, e) in enumerate(zip(*gradients, strict=True)):
+        assert_matches(a, e, f"gradient {k}")
 
 
 @pytest.mark.parametrize("traced", [False, True])
