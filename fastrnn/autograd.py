@@ -10,18 +10,20 @@ import torch
 
 from . import reference
 
-_DEFAULTS = (None, None, 0, 0.0)  # of reset, lengths, detach_every and grad_clip
+_DEFAULTS = (None, None, 0, 0.0)  # reset, lengths, detach_every and grad_clip of the schema
 
 
 def _save(ctx, inputs, output):
-    input, batch_sizes, h0, c0, weights, cell, bias, *features = inputs
+    input, batch_sizes, h0, c0, weights, ctx.cell, ctx.bias = inputs[:7]
     y, _, _, gates, cells, hidden = output
-    # The dispatcher drops trailing arguments that are the schema's defaults.
-    reset, lengths, *ctx.limits = (*features, *_DEFAULTS[len(features) :])
-    ctx.cell, ctx.bias = cell, bias
-    ctx.save_for_backward(
-        input, batch_sizes, h0, c0, reset, lengths, y, gates, cells, hidden, *weights
-    )
+    masks, ctx.features = (), _DEFAULTS
+    if len(inputs) > 7:
+        # The dispatcher drops trailing arguments that are the schema's defaults.
+        reset, lengths, *limits = inputs[7:] + _DEFAULTS[len(inputs) - 7 :]
+        # Each place in what is saved, None or not, takes 2 us of a call.
+        masks = [mask for mask in (reset, lengths) if mask is not None]
+        ctx.features = (reset is not None, lengths is not None, *limits)
+    ctx.save_for_backward(input, batch_sizes, h0, c0, y, gates, cells, hidden, *weights, *masks)
     ctx.set_materialize_grads(False)
 
 
@@ -30,14 +32,16 @@ def _gradients(ctx, grads, need_input: bool, need_state: bool, need_weights: boo
 
     grads: of output, h_n, c_n and cells.
     """
-    input, batch_sizes, h0, c0, reset, lengths, *saved = ctx.saved_tensors
-    output, gates, cells, hidden, *weights = saved
+    input, batch_sizes, h0, c0, output, gates, cells, hidden, *weights = ctx.saved_tensors
+    has_reset, has_lengths, *limits = ctx.features
+    lengths = weights.pop() if has_lengths else None
+    reset = weights.pop() if has_reset else None
     if c0 is None:
         grads = (*grads[:2], None, None)  # c_n and cells are empty
     if all(grad is None for grad in grads):
         return None, None, None, [None] * len(weights)
     arguments = (ctx.cell, ctx.bias)
-    features = (reset, lengths, *ctx.limits)
+    features = (reset, lengths, *limits)
     if torch.is_grad_enabled():
         return _differentiable_gradients(
             grads, input, batch_sizes, h0, c0, weights, *arguments, *features
