@@ -156,7 +156,7 @@ class Streamer:
 
     @property
     def state(self) -> State:
-        """A copy of the state: h (num_layers, N, H), or (h, c) for an LSTM; h of width proj_size."""
+        """A copy of the state: h (num_layers, N, H or proj_size), or (h, c) for an LSTM."""
         return self._h.clone() if self._c is None else (self._h.clone(), self._c.clone())
 
     def load_state(self, state: State) -> None:

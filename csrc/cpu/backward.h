@@ -35,7 +35,7 @@ class BackwardPass : Layer<Cell, T> {
   static constexpr int64_t kNone = INT64_MIN;
 
   const fastrnn::Backward<T>& b_;
-  const bool keep_;
+  const bool keep_;      // packed weights; a step of a few rows reads them as they lie
   const int64_t chunk_;  // time steps
   Direction direction_[2];
   Buffer<T> zero_;
@@ -60,7 +60,7 @@ class BackwardPass : Layer<Cell, T> {
   BackwardPass(const fastrnn::Backward<T>& backward, const Parallel& threads)
       : Base(backward.forward, threads),
         b_(backward),
-        keep_(s.steps > 1),
+        keep_(s.steps > 1 || N > kTileRows<kWide>),
         chunk_(this->chunk(kOuterDepth)),
         direction_{make(0), make(1)},
         zero_(max(kWidth<T, kWide>, max(ld_state, ld_cell))) {}

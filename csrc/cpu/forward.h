@@ -31,7 +31,6 @@ class ForwardPass : Layer<Cell, T> {
     Buffer<T> partial;     // [N, kLd] sums of a panel that is cut in depth
   };
 
-  const bool keep_;      // packed weights; not worth it for a call that uses every panel once
   const int64_t chunk_;  // time steps
   Direction direction_[2];
   Buffer<T> zero_;
@@ -40,9 +39,9 @@ class ForwardPass : Layer<Cell, T> {
     const bool used = d < D;
     const fastrnn::Weights<T>& w = f.weights[used ? d : 0];
     const int64_t panels = ceil_div(H, Gated::kUnits);
-    return {Gated(w.w_ih, I, H, used && keep_),
-            Gated(w.w_hh, P, H, used && keep_),
-            Projection(w.w_hr, H, P, used && keep_),
+    return {Gated(w.w_ih, I, H, used),
+            Gated(w.w_hh, P, H, used),
+            Projection(w.w_hr, H, P, used),
             Buffer<T>(used ? panels * kLd : 0),
             Buffer<T>(used ? panels * kLd : 0),
             Buffer<T>(used ? panels * chunk_ * N * kLd : 0),
@@ -53,9 +52,8 @@ class ForwardPass : Layer<Cell, T> {
   }
 
  public:
-  ForwardPass(const fastrnn::Forward<T>& forward, const Parallel& threads, bool keep)
+  ForwardPass(const fastrnn::Forward<T>& forward, const Parallel& threads)
       : Base(forward, threads),
-        keep_(keep),
         chunk_(this->chunk(max(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)})))),
         direction_{make(0), make(1)},
         zero_(kWidth<T, kWide>) {}
@@ -143,13 +141,12 @@ class ForwardPass : Layer<Cell, T> {
     const Direction& w = direction_[d];
     const Range all = rows_of(d, steps);
     const Range rows = piece(all.count(), task / D, parallel.threads, kTileRows<kGated>);
-    if (rows.count() == 0) return;  // before it packs panels that it has no rows for
-    const Buffer<T> scratch(w.ih.scratch()), gathered(s.place ? rows.count() * I : 0);
+    const Buffer<T> gathered(s.place ? rows.count() * I : 0);
     for (int64_t i = 0; i < rows.count() && s.place; ++i)
       memcpy(gathered + i * I, f.x + place(all.first + rows.first + i) * I, I * sizeof(T));
     const T* const x = s.place ? gathered : f.x + (all.first + rows.first) * I;
     for (int64_t p = 0; p < w.ih.count(); ++p) {
-      const T* const panel = w.ih.get(p, scratch);
+      const Panel<T> panel = w.ih.get(p);
       for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
         multiply<T, kGated>(x + (i - rows.first) * I, I, min(kRowBlock, rows.last - i), I, panel,
                             w.b_ih + p * kLd, 0, x_part(d, p, i), kLd);
@@ -164,7 +161,6 @@ class ForwardPass : Layer<Cell, T> {
 
   void time_loop(int64_t d, Range batch, Range steps) {
     Direction& w = direction_[d];
-    const Buffer<T> scratch(max(w.hh.scratch(), w.hr.scratch()));
     T* const partial = w.partial ? w.partial + batch.first * kLd : nullptr;
     for (int64_t step = steps.first; step < steps.last; ++step) {
       const int64_t first = row(d, step) + batch.first;
@@ -181,10 +177,9 @@ class ForwardPass : Layer<Cell, T> {
           memset(now.h_prev + n * ld_state, 0, P * sizeof(T));
           if constexpr (Cell::kState) memset(now.c + n * ld_cell, 0, H * sizeof(T));
         }
-      for (int64_t p = 0; p < w.hh.count(); ++p)
-        recurrent_product(now, p, w.hh.get(p, scratch), partial);
+      for (int64_t p = 0; p < w.hh.count(); ++p) recurrent_product(now, p, w.hh.get(p), partial);
       for (int64_t p = 0; p < w.hr.count(); ++p)
-        multiply<T, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p, scratch), zero_, 0,
+        multiply<T, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p), zero_, 0,
                            now.h + p * kWidth<T, kWide>, ld_state);
       for (int64_t n = 0; n < now.rows && s.projected; ++n)
         memcpy(f.y + this->at_y(d, place(first + n)), now.h + n * ld_state, P * sizeof(T));
@@ -195,7 +190,7 @@ class ForwardPass : Layer<Cell, T> {
   }
 
   // u = W_hh h_{t-1} + bias for the units of one panel, tile by tile, each followed by the cell.
-  void recurrent_product(const Step& now, int64_t p, const T* panel, T* partial) {
+  void recurrent_product(const Step& now, int64_t p, Panel<T> panel, T* partial) {
     alignas(64) T tile[kTileRows<kGated> * kLd];
     const T* const x = x_part(now.d, p, now.chunk_row);
     const T* init = Cell::kSplit ? direction_[now.d].b_hh + p * kLd : x;
@@ -210,10 +205,10 @@ class ForwardPass : Layer<Cell, T> {
       rows = tile_rows<kGated>(now.rows - i);
       if (f.save) prefetch_saved(now, p * Gated::kUnits, i, rows);
       prefetch_share(x + chunk_ * N * kLd, now.rows * kLd, i, rows, now.rows);  // of the next panel
-      prefetch_share(panel + P * kLd, depth * kLd, i, rows, now.rows);
+      prefetch_share(panel.from(P).data, depth * kLd, i, rows, now.rows);
       kMicros<T, kGated>.by_rows[rows - 1](now.h_prev + i * ld_state + head, ld_state,
-                                           panel + head * kLd, P - head, init + i * ld_init,
-                                           ld_init, tile, kLd);
+                                           panel.from(head), P - head, init + i * ld_init, ld_init,
+                                           tile, kLd);
       for (int u = 0; u < kUnitRegisters; ++u) {
         const Lane<T> lane(p * Gated::kUnits + u * kLanes<T>, H);
         for (int64_t r = 0; r < rows && lane.valid > 0; ++r)
@@ -245,11 +240,7 @@ class ForwardPass : Layer<Cell, T> {
     if constexpr (Cell::kState) c = load<V>(now.c + n * ld_cell + lane.at);
     Cell::forward(x_part, u_part, h, c, saved);
     if constexpr (Cell::kState) store<V>(now.c + n * ld_cell + lane.at, c);
-    if (f.save) {
-      for (int i = 0; i < S; ++i) lane.store_to(this->gates(now.d, to) + i * H, saved[i]);
-      if constexpr (Cell::kState) lane.store_to(f.cells + this->at_cell(now.d, to), c);
-      if (s.projected) lane.store_to(f.hidden + this->at_cell(now.d, to), h);
-    }
+    if (f.save) this->save(now.d, to, lane, saved, c, h);
     if (s.projected) {
       store<V>(now.m + n * ld_cell + lane.at, h);
     } else {

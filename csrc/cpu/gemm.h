@@ -66,10 +66,19 @@ class Buffer {
   T* data_ = nullptr;
 };
 
+// A panel, its rows `ld` apart: kWidth if it is packed.
+template <class T>
+struct Panel {
+  const T* data;
+  int64_t ld;
+
+  Panel from(int64_t k) const { return {data + k * ld, ld}; }
+};
+
 // out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows. Rows of a are lda apart, or, with Packed,
 // a is k-major with R numbers a step. out may be init.
 template <class T, int NV, int R, bool Packed>
-void micro(const T* a, int64_t lda, const T* panel, int64_t k, const T* init, int64_t ld_init,
+void micro(const T* a, int64_t lda, Panel<T> right_hand, int64_t k, const T* init, int64_t ld_init,
            T* out, int64_t ld_out) {
   using V = Vec<T>;
   constexpr int kLane = kLanes<T>;
@@ -79,6 +88,7 @@ void micro(const T* a, int64_t lda, const T* panel, int64_t k, const T* init, in
     FASTRNN_UNROLL
     for (int v = 0; v < NV; ++v) acc[r][v] = load<V>(init + r * ld_init + v * kLane);
   }
+  auto [panel, ld] = right_hand;
   for (int64_t i = 0; i < k; ++i) {
     // The shorter side stays in registers while the other passes by: one register for it.
     const auto left = [&](int r) { return set1<V>(Packed ? a[r] : a[r * lda]); };
@@ -105,7 +115,7 @@ void micro(const T* a, int64_t lda, const T* panel, int64_t k, const T* init, in
       }
     }
     a += Packed ? R : 1;
-    panel += NV * kLane;
+    panel += ld;
   }
   FASTRNN_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -115,7 +125,7 @@ void micro(const T* a, int64_t lda, const T* panel, int64_t k, const T* init, in
 }
 
 template <class T>
-using Micro = void(const T*, int64_t, const T*, int64_t, const T*, int64_t, T*, int64_t);
+using Micro = void(const T*, int64_t, Panel<T>, int64_t, const T*, int64_t, T*, int64_t);
 
 template <class T, int NV>
 struct Micros {
@@ -157,15 +167,15 @@ FASTRNN_INLINE void prefetch_share(const T* next, int64_t count, int64_t i, int6
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being kWidth wide. ld_init may be
 // 0, one row for all. out may be init.
 template <class T, int NV>
-void multiply(const T* a, int64_t lda, int64_t m, int64_t k, const T* panel, const T* init,
+void multiply(const T* a, int64_t lda, int64_t m, int64_t k, Panel<T> panel, const T* init,
               int64_t ld_init, T* out, int64_t ld_out) {
   const int64_t depth = panel_depth<T, NV>(k);
   for (int64_t from = 0; from < k; from += depth) {
-    const T* const next = panel + (from + depth) * kWidth<T, NV>;
+    const T* const next = panel.from(from + depth).data;
     for (int64_t i = 0, rows; i < m; i += rows) {
       rows = tile_rows<NV>(m - i);
       prefetch_share(next, depth * kWidth<T, NV>, i, rows, m);
-      kMicros<T, NV>.by_rows[rows - 1](a + i * lda + from, lda, panel + from * kWidth<T, NV>,
+      kMicros<T, NV>.by_rows[rows - 1](a + i * lda + from, lda, panel.from(from),
                                        min(depth, k - from), init + i * ld_init, ld_init,
                                        out + i * ld_out, ld_out);
     }
@@ -178,8 +188,9 @@ void multiply(const T* a, int64_t lda, int64_t m, int64_t k, const T* panel, con
 // are rows of w [columns, k] (a weight in a forward product), or columns of w [k, columns].
 // Groups > 1 interleaves: a panel takes NV / Groups registers from each of Groups blocks of
 // `columns` columns, so that all gates of the same units meet in one tile.
-// keep = false packs a panel each time it is asked for, into the caller's scratch [stride()]:
-// cheaper when every panel is used once.
+// Without `keep`, for a matrix that is used for a few rows only, panels are read as they lie, which
+// takes k-major columns; but a last one that is not full is packed, each time it is asked for, into
+// the caller's scratch.
 template <class T, int NV, int Groups, bool Transposed>
 struct Panels {
   static constexpr int kLane = kLanes<T>;
@@ -200,12 +211,15 @@ struct Panels {
 
   int64_t count() const { return w ? ceil_div(columns, kUnits) : 0; }
   int64_t stride() const { return k * kWidth<T, NV>; }
-  int64_t scratch() const { return packed ? 0 : stride(); }
+  int64_t scratch() const { return packed || !w || columns % kUnits == 0 ? 0 : stride(); }
 
-  const T* get(int64_t panel, T* scratch) const {
-    if (packed) return packed + panel * stride();
+  Panel<T> get(int64_t panel, T* scratch = nullptr) const {
+    constexpr int64_t kLd = kWidth<T, NV>;
+    if (packed) return {packed + panel * stride(), kLd};
+    if constexpr (!Transposed)
+      if ((panel + 1) * kUnits <= columns) return {w + panel * kUnits, ld};
     pack(panel, scratch);
-    return scratch;
+    return {scratch, kLd};
   }
   void keep(int64_t panel) { pack(panel, packed + panel * stride()); }
 
@@ -245,6 +259,60 @@ struct Panels {
         const int64_t at = Transposed ? (column + l) * ld + i : i * ld + column + l;
         out[i * kOut + l] = l < valid ? w[at] : T(0);
       }
+  }
+};
+
+// Dot products of R vectors with kLanes rows of a matrix, which is read as it lies: one in each
+// lane.
+template <class T, int R>
+class Dots {
+  using V = Vec<T>;
+  static constexpr int kLane = kLanes<T>;
+  static constexpr int kColumns = R == 1 ? kLane : kLane < 4 ? kLane : 4;  // at a time
+  V sum_[R][kLane] = {};
+
+ public:
+  // The most vectors that leave all sums in registers.
+  static constexpr int kMost = kAccumulators / 4;
+
+  // Adds the products of x[r] [k] with the rows of w, `ld` apart, of which the first `valid` exist.
+  void add(const T* w, int64_t ld, int64_t valid, const T* const* x, int64_t k) {
+    for (int c = 0; c < kLane; c += kColumns) {
+      const T* row[kColumns];
+      for (int l = 0; l < kColumns; ++l) row[l] = w + min(c + l, valid - 1) * ld;
+      V acc[R][kColumns];
+      each([&](int r, int l) { acc[r][l] = sum_[r][c + l]; });
+      int64_t i = 0;
+      for (; i + kLane <= k; i += kLane)
+        each([&](int r, int l) { acc[r][l] += load<V>(x[r] + i) * load<V>(row[l] + i); });
+      if (i < k)
+        each([&](int r, int l) {
+          acc[r][l] += load_part<V>(x[r] + i, k - i) * load_part<V>(row[l] + i, k - i);
+        });
+      each([&](int r, int l) { sum_[r][c + l] = acc[r][l]; });
+    }
+  }
+
+  // What has been added up for vector r.
+  V total(int r) {
+    V* const sum = sum_[r];
+    transpose<T>(sum_[r]);
+    FASTRNN_UNROLL
+    for (int width = kLane / 2; width > 0; width /= 2) {
+      FASTRNN_UNROLL
+      for (int l = 0; l < width; ++l) sum[l] += sum[l + width];
+    }
+    return sum[0];
+  }
+
+ private:
+  template <class F>
+  FASTRNN_INLINE static void each(F&& body) {
+    FASTRNN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      FASTRNN_UNROLL
+      for (int l = 0; l < kColumns; ++l) body(r, l);
+    }
   }
 };
 
@@ -311,8 +379,8 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
             for (int64_t i = 0; i < rows; ++i)
               memcpy(tile + i * kLd, out + i * ldc, columns * sizeof(T));
           const bool direct = whole && keep;
-          micro<T, kNarrow, kRows, true>(left + r * kDepth, 0, right + p * kDepth * kLd, depth,
-                                         direct ? out : tile, direct ? ldc : kLd,
+          micro<T, kNarrow, kRows, true>(left + r * kDepth, 0, {right + p * kDepth * kLd, kLd},
+                                         depth, direct ? out : tile, direct ? ldc : kLd,
                                          whole ? out : tile, whole ? ldc : kLd);
           if (!whole)
             for (int64_t i = 0; i < rows; ++i)

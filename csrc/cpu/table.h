@@ -3,13 +3,18 @@
 //
 #include "cells.h"
 #include "cpu/forward.h"
+#include "cpu/single.h"
 #include "cpu/backward.h"
 
 namespace FASTRNN_NAMESPACE {
 
 template <class Cell, class T>
 void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
-  ForwardPass<Cell, T>(arguments, parallel, /*keep=*/arguments.size.steps > 1)();
+  if (SingleStep<Cell, T>::suits(arguments.size)) {
+    SingleStep<Cell, T>(arguments, parallel)();
+  } else {
+    ForwardPass<Cell, T>(arguments, parallel)();
+  }
 }
 template <class Cell, class T>
 void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
@@ -20,8 +25,7 @@ template <class Cell, class T>
 struct Steps final : fastrnn::Stream {
   ForwardPass<Cell, T> pass;
 
-  explicit Steps(const fastrnn::Forward<T>& arguments)
-      : pass(arguments, Parallel{1, nullptr}, /*keep=*/true) {
+  explicit Steps(const fastrnn::Forward<T>& arguments) : pass(arguments, Parallel{1, nullptr}) {
     pass.pack();
   }
   void step() override { pass.over_time(); }

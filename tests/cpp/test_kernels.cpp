@@ -373,12 +373,15 @@ void test(const char* name, int position) {
       {4, 14, 6, 70, 70, 1, false, false, true},  {2, 13, 300, 20, 20, 2, false, false, true},
       {9, 6, 3, 10, 10, 2, true, false, true},    {40, 9, 4, 21, 21, 2, true, false, false},
       {160, 1, 3, 12, 12, 2, false, false, true}, {3, 1, 40, 130, 130, 1, false, false, true},
+      {1, 2, 70, 70, 70, 2, false, false, true},  {1, 35, 40, 21, 21, 1, false, false, true},
   };
   const Shape projected[] = {{1, 2, 3, 18, 5, 1, false, true, true},
                              {6, 5, 4, 19, 7, 2, true, true, true},
                              {4, 13, 9, 40, 33, 2, false, true, false},
                              {7, 5, 4, 19, 7, 2, false, true, true, true, false, 3, 0.4},
-                             {6, 4, 4, 19, 7, 1, false, true, true, true, true, 2, 0.5}};
+                             {6, 4, 4, 19, 7, 1, false, true, true, true, true, 2, 0.5},
+                             {1, 3, 20, 40, 33, 2, false, true, true},
+                             {1, 5, 20, 40, 9, 1, false, true, true, false, true}};
   // Lengths, resets, and what these and detaching and clipping do to gradients.
   const Shape features[] = {
       {9, 7, 3, 21, 21, 2, false, false, true, true},
@@ -387,6 +390,8 @@ void test(const char* name, int position) {
       {140, 2, 4, 12, 12, 1, false, false, true, true, true, 3, 0.2},
       {3, 1, 4, 12, 12, 2, false, false, true, true},  // nothing but an empty sequence
       {8, 3, 4, 9, 9, 2, true, false, true, false, false, 3, 0.2},
+      {1, 6, 5, 20, 20, 1, false, false, true, false, true, 3, 0.2},
+      {1, 6, 5, 20, 20, 2, false, false, true, true},
   };
   std::vector<Shape> all(std::begin(shapes), std::end(shapes));
   all.insert(all.end(), std::begin(features), std::end(features));
