@@ -111,12 +111,14 @@ static void measure(int blocks, long long work) {
   row("boundary", parameters, "boundary", boundary, "ns");
 }
 
+template <Way kWay>
+static void measure_all() {
+  for (const int blocks : {128, 32, multiprocessors()})
+    for (const long long work : {0ll, 2000ll}) measure<kWay>(blocks, work);
+}
+
 int main() {
-  for (const int blocks : {32, 128, multiprocessors()}) {
-    for (const long long work : {0ll, 2000ll}) {
-      measure<Way::kPlain>(blocks, work);
-      measure<Way::kPdl>(blocks, work);
-      measure<Way::kPdlImplicit>(blocks, work);
-    }
-  }
+  measure_all<Way::kPlain>();
+  measure_all<Way::kPdl>();
+  measure_all<Way::kPdlImplicit>();
 }

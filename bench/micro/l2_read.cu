@@ -12,7 +12,7 @@ constexpr int kThreads = 256;
 constexpr int kLoads = 16;
 constexpr int kChunks = kThreads * kLoads;  // 16 bytes each: 64 KiB
 constexpr int kStages = 8;
-constexpr int kPasses = 400;
+constexpr int kPasses = 2000;
 constexpr int kRepeats = 7;
 
 __device__ inline uint32_t sum(uint4 value) { return value.x + value.y + value.z + value.w; }
@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     spans[blockIdx.x] = since(start);
   }
   __syncthreads();
+  for (int stage = 0; stage < kStages; ++stage) barrier_wait(&full[stage], (kPasses - 1) & 1);
   uint32_t total = 0;
   for (int i = threadIdx.x; i < kChunks; i += kThreads) total += sum(stages[i]);
   add_up(total, totals + blockIdx.x);

@@ -34,7 +34,8 @@ __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], const
 __device__ inline void load_matrices(uint32_t (&d)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
-               : "r"(address));
+               : "r"(address)
+               : "memory");
 }
 
 // weights: kRows x kDepth. state: 8 * kN x kDepth. out: (warps that split the depth) x kRows x 8
