@@ -11,6 +11,7 @@ import argparse
 import csv
 import faulthandler
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -265,7 +266,7 @@ def main(words: list[str] | None = None) -> None:
             print(f"out of time: {len(every) - number} cases of {len(every)} left out", flush=True)
             break
         print(f"case {number} {case}", flush=True)
-        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
         for row in measure(case, chosen.device):
             write(chosen.out, [row], facts)
             graph = "graph" if row.graph else "eager"
