@@ -138,12 +138,12 @@ class TestRunner:
         }
 
     def test_rows_of_every_run(self, build, log):
-        found = run.run_programs(("clusters", "boundary"), 60, build, log)
+        *_, found = run.run_programs(("clusters", "boundary"), 60, build, log)
         assert len(found) == run.RUNS * len(made_up("clusters", "boundary"))
         assert {row.run for row in found} == set(range(run.RUNS))
 
     def test_no_further_run_begins_when_its_time_is_over(self, build, log):
-        found = run.run_programs(("clusters", "boundary"), 0, build, log)
+        *_, found = run.run_programs(("clusters", "boundary"), 0, build, log)
         assert found == made_up("clusters", "boundary")
 
     def test_rows_before_an_error_are_kept(self, build, log, tmp_path):
@@ -219,6 +219,16 @@ class TestRunner:
         assert (out / "floors.md").read_text() in capsys.readouterr().out
         script(build / "clusters", "exit 1")
         assert run.main([*words, "clusters,allgather"]) == 1
+
+    def test_what_does_not_compile_does_not_stop_the_rest(self, build, no_tools, tmp_path):
+        (build / "boundary.digest").unlink()
+        out = tmp_path / "out"
+        words = ["--out", str(out), "--build", str(build), "--only", "boundary,clusters"]
+        assert run.main(words) == 1
+        assert {row.program for row in rows.load(out / "micro.csv")} == {"clusters"}
+        script(no_tools / "nvcc", "exit 1")
+        assert run.main(words) == 1
+        assert "not everything compiled" in (out / "log.txt").read_text()
 
     def test_arguments(self, monkeypatch, capsys):
         monkeypatch.setenv("OUT", "/made/up")

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
@@ -44,7 +45,7 @@ PROGRAMS = (
 # A spill is an error: it would change what the loops measure.
 FLAGS = "-std=c++20 -O3 -Xcompiler -Wall,-Wextra -Xptxas -warn-spills --Werror all-warnings".split()
 RUNS = 3
-PROGRAM_SECONDS = 60  # after which one is killed
+PROGRAM_SECONDS = 30  # after which one is killed; it takes a few
 MICRO_SHARE = 0.3  # of all the seconds, after which no further run of the programs begins
 RESTARTS = 5  # of the baseline, each behind the case that ended it
 
@@ -72,7 +73,7 @@ def query_gpu(*names: str) -> list[str]:
         text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [cell.strip() for cell in text.stdout.splitlines()[0].split(",")]
+    return [cell.strip() for cell in text.stdout.partition("\n")[0].split(",") if cell]
 
 
 def architecture() -> str:
@@ -157,14 +158,15 @@ def run_program(program: str, run: int, build: Path, log: Log) -> list[rows.Row]
 
 def run_programs(
     programs: tuple[str, ...], seconds: float, build: Path, log: Log
-) -> list[rows.Row]:
-    """RUNS runs of each, the programs in turn; no further run begins after `seconds`."""
+) -> Iterator[list[rows.Row]]:
+    """All rows so far, after each of RUNS runs of the programs; no further run of one begins after
+    `seconds`."""
     found = []
     for run in range(RUNS):
         for program in programs:
             if run == 0 or log.seconds() < seconds:
                 found += run_program(program, run, build, log)
-    return found
+        yield found
 
 
 def run_baseline(out: Path, until: float, log: Log) -> None:
@@ -194,9 +196,11 @@ def run_baseline(out: Path, until: float, log: Log) -> None:
 
 
 def gather_facts() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
+    commit = "unknown"
+    if shutil.which("git"):
+        command = ["git", "rev-parse", "--short", "HEAD"]
+        answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        commit = answer.stdout.strip() or commit
     name, driver = query_gpu("name", "driver_version") or ("none", "none")
     sources = b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.cu*")))
     return {
@@ -204,7 +208,7 @@ def gather_facts() -> dict[str, str]:
         "driver": driver,
         "python": platform.python_version(),
         "source": hashlib.sha256(sources).hexdigest()[:8],
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit,
         "date": date.today().isoformat(),
     }
 
@@ -266,9 +270,14 @@ def main(words: list[str] | None = None) -> int:
     log(f"{facts} {machine}")
     found: list[rows.Row] = []
     if programs:
-        log(f"compiled {compile_missing(programs, architecture(), chosen.build)}")
-        found = run_programs(programs, MICRO_SHARE * chosen.seconds, chosen.build, log)
-        rows.save(found, facts, chosen.out / "micro.csv")
+        arch = architecture()
+        try:
+            log(f"compiled {compile_missing(programs, arch, chosen.build)}")
+        except (OSError, subprocess.CalledProcessError) as error:
+            log(f"not everything compiled: {error}")
+        ready = tuple(program for program in programs if compiled(program, arch, chosen.build))
+        for found in run_programs(ready, MICRO_SHARE * chosen.seconds, chosen.build, log):
+            rows.save(found, facts, chosen.out / "micro.csv")
         report = floors.report(rows.Table(found))
         (chosen.out / "floors.md").write_text(report)
     if "baseline" in chosen.only:
