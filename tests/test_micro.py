@@ -1,6 +1,7 @@
 """bench/micro without a GPU: rows, the runner on programs that are stand-ins, the arithmetic of the
 floors, the baseline on the CPU. Every figure in this file is made up for the test."""
 
+import contextlib
 import csv
 import json
 import os
@@ -422,3 +423,65 @@ class TestBaseline:
         baseline.main([f"--out={tmp_path / 'baseline.csv'}", "--device=cpu", "--seconds=0"])
         assert "out of time" in capsys.readouterr().out
         assert not (tmp_path / "baseline.csv").exists()
+
+
+class FakeEvent:
+    """Stands in for torch.cuda.Event: each record is 2 ms after the one before."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self):
+        FakeEvent.now += 2
+        self.at = FakeEvent.now
+
+    def elapsed_time(self, later):
+        return later.at - self.at
+
+
+class FakeStream:
+    def wait_stream(self, other):
+        assert isinstance(other, FakeStream)
+
+
+class TestBaselineOnTheGpu:
+    """What needs a GPU, as far as stand-ins for torch.cuda can show it."""
+
+    @pytest.fixture(autouse=True)
+    def fakes(self, monkeypatch):
+        for name, value in {
+            "Event": FakeEvent,
+            "Stream": FakeStream,
+            "current_stream": FakeStream,
+            "synchronize": lambda: None,
+            "stream": lambda stream: contextlib.nullcontext(),
+            "graph": lambda graph: contextlib.nullcontext(),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def test_calls_lie_between_events(self):
+        count = []
+        figures = baseline.timed(lambda: count.append(1), torch.device("cuda"), 0)
+        assert figures == {"us": 2000, "us_spread": 0, "calls": 5}
+        assert len(count) == 2 + 5
+
+    @pytest.mark.parametrize("factor", [1.0, 1.1])
+    def test_a_graph_is_taken_if_its_replay_agrees(self, factor, monkeypatch):
+        y = torch.empty(3)
+
+        class FakeGraph:
+            def replay(self):
+                y.copy_(torch.tensor([1.0, 2.0, 3.0]) * factor)
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+
+        def call():
+            return [y.copy_(torch.tensor([1.0, 2.0, 3.0]))]
+
+        if factor == 1:
+            baseline.capture(call)()
+        else:
+            with pytest.raises(RuntimeError, match="differ"):
+                baseline.capture(call)
