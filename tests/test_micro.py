@@ -87,6 +87,7 @@ class TestRows:
             replace(row, value=value, run=run) for run, value in enumerate((3.0, 9.0, 4.0))
         )
         assert table.value("boundary", "boundary", "ns", way="pdl") == 4
+        assert [row.value for row in table.find("boundary", "boundary", "ns")] == [4]
         assert table.values("boundary", "boundary", "ns", "blocks") == {128: 4}
         assert table.value("boundary", "boundary", "ns", way="plain") is None
 
@@ -253,6 +254,12 @@ class TestFloors:
         assert cycles == pytest.approx(1573, abs=1)
         assert floors.clusters(machine, 512, 8) == pytest.approx(cycles / 1900)
 
+    def test_one_block_exchanges_nothing(self):
+        # H = 128, 8 sequences: 512 rows of gates, all weights in the registers of one SM.
+        machine = floors.Machine(clusters={1: 1}, push={})
+        cycles = 2 * 512 * 128 * 8 / 2617 + 60 + (100 + 5 * 1024 / 16) + 80
+        assert floors.clusters(machine, 128, 8) == pytest.approx(cycles / 1900)
+
     def test_a_grid_step_by_hand(self):
         # H = 1024, 32 sequences in two groups of 64 SMs; 0.6 us of synchronisation.
         cycles = 801 + 60 + 180 + 80 + 16 * 1024 * 2 / 35
@@ -302,7 +309,7 @@ class TestFloors:
         machine = floors.measure(rows.Table(made_up()))
         assert machine.clock == 2
         assert machine.mma == {8: 2000, 16: 2617, 32: 2617, 64: 3890}  # b=smem, the best split
-        assert machine.clusters == {8: 14}
+        assert machine.clusters == {1: 132, 8: 14}
         assert machine.push[8](7168) == 800  # of all clusters at once, the faster way
         assert machine.gather[128](8192) == 1500  # not `none`, which waits for nothing
         assert machine.gather[128](12288) == 1600

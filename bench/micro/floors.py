@@ -5,7 +5,7 @@
 Three designs, for hidden size H and a batch of B sequences:
 
 (a) clusters: S blocks hold the weights of all gates; the batch is split over the clusters that fit
-    on the GPU; h crosses by stores into the shared memory of the peers.
+    on the GPU; h crosses by stores into the shared memory of the peers. S = 1: nothing crosses.
 (b) grid: 128 SMs in G groups, each of which holds all weights and takes B / G sequences; h crosses
     through L2.
 (c) launches: one kernel a step (product and gates fused), or two; weights stream from L2.
@@ -62,7 +62,7 @@ class Machine:
     # FLOP a cycle of an SM, weights in registers, by sequences of a block; from 64 on, wgmma.
     mma: dict[int, float] = field(default_factory=lambda: {8: 2617, 16: 2617, 32: 2617, 64: 3890})
     # Co-resident clusters, by their size.
-    clusters: dict[int, int] = field(default_factory=lambda: {2: 66, 4: 30, 8: 15, 16: 4})
+    clusters: dict[int, int] = field(default_factory=lambda: {1: 132, 2: 66, 4: 30, 8: 15, 16: 4})
     # Cycles, by cluster size, against bytes that a block receives.
     push: dict[int, Curve] = field(
         default_factory=lambda: dict.fromkeys((2, 4, 8, 16), Curve.line(270, 13.2))
@@ -101,7 +101,7 @@ def measure(table: Table) -> Machine:
         rates[int(row.get("n"))] = max(row.value, rates.get(int(row.get("n")), 0))
     take("mma", rates and machine.mma | rates)
     fits = table.values("clusters", "resident", "clusters", "cluster")
-    take("clusters", {size: int(count) for size, count in fits.items() if size > 1 and count})
+    take("clusters", {size: int(count) for size, count in fits.items() if count})
     take("push", _fastest(table, "dsmem_push", "cluster", lambda size: (size - 1) / size))
     take("gather", _fastest(table, "allgather", "blocks", lambda _: 1, unchecked="none"))
     take("boundary", table.value("boundary", "boundary", "ns", blocks=128, work=2000, way="pdl"))
@@ -151,7 +151,7 @@ def clusters(machine: Machine, hidden: int, batch: int, backward: bool = False) 
     Backward, a block keeps its gates and sends partial sums of dh, in float, to their owners."""
     times = []
     for size, count in machine.clusters.items():
-        if 8 * hidden * hidden / size > BLOCK_BYTES or size not in machine.push:
+        if 8 * hidden * hidden / size > BLOCK_BYTES or size not in (1, *machine.push):
             continue
         sequences = ceil(batch / count)
         element, functions = (SUM, 1) if backward else (STATE, 5)
@@ -159,8 +159,9 @@ def clusters(machine: Machine, hidden: int, batch: int, backward: bool = False) 
         cycles = block_cycles(
             machine, 4 * hidden // size, hidden, hidden // size, sequences, functions
         )
-        cycles += machine.push[size](vector * (size - 1) / size)
-        cycles += vector / SMEM_RATE if backward else 0  # adding up what came
+        if size > 1:
+            cycles += machine.push[size](vector * (size - 1) / size)
+            cycles += vector / SMEM_RATE if backward else 0  # adding up what came
         times.append(cycles / machine.clock / 1e3)
     return min(times, default=None)
 

@@ -4,7 +4,7 @@ import csv
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 
@@ -82,21 +82,24 @@ class Table:
         self.rows = list(rows)
 
     def find(self, program: str, metric: str, unit: str, **parameters) -> list[Row]:
-        """The rows whose parameters of these names have these values."""
+        """The rows whose parameters of these names have these values, one for all runs."""
+        runs: dict[str, list[Row]] = {}
+        for row in self.rows:
+            if (row.program, row.metric, row.unit) == (program, metric, unit) and all(
+                row.get(name) == str(value) for name, value in parameters.items()
+            ):
+                runs.setdefault(row.parameters, []).append(row)
         return [
-            row
-            for row in self.rows
-            if (row.program, row.metric, row.unit) == (program, metric, unit)
-            and all(row.get(name) == str(value) for name, value in parameters.items())
+            replace(rows[0], value=statistics.median(row.value for row in rows))
+            for rows in runs.values()
         ]
 
     def value(self, program: str, metric: str, unit: str, **parameters) -> float | None:
-        """The median over the runs of one row; None if there is none. ValueError if the
-        parameters fit rows that differ in others."""
+        """Of the one row that `find` finds; None if it finds none, ValueError if several."""
         found = self.find(program, metric, unit, **parameters)
-        if len({row.parameters for row in found}) > 1:
+        if len(found) > 1:
             raise ValueError(f"{program} {metric}: {parameters} fits several rows")
-        return statistics.median(row.value for row in found) if found else None
+        return found[0].value if found else None
 
     def values(self, program: str, metric: str, unit: str, name: str, **parameters) -> dict:
         """`value` for each value that the parameter `name` (a number) takes, in rising order."""
