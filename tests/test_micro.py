@@ -202,14 +202,22 @@ class TestRunner:
             'case "$*" in *--start=0*) echo "case 0 a"; echo "case 1 b"; exit 1;; esac',
         )
         monkeypatch.setattr(run.sys, "executable", str(tmp_path / "python"))
-        run.run_baseline(tmp_path, 100, log)
+        assert run.run_baseline(tmp_path, 100, log)
         first, second = calls.read_text().splitlines()
         assert "--start=0" in first
         assert "--start=2" in second
 
     def test_no_baseline_without_time(self, log, monkeypatch, tmp_path):
         monkeypatch.setattr(run.sys, "executable", str(tmp_path / "nothing"))
-        run.run_baseline(tmp_path, 10, log)
+        assert not run.run_baseline(tmp_path, 10, log)
+
+    def test_a_baseline_that_never_ends_well_is_given_up(
+        self, no_tools, log, monkeypatch, tmp_path
+    ):
+        script(tmp_path / "python", f"echo again >> {tmp_path / 'calls'}; exit 1")
+        monkeypatch.setattr(run.sys, "executable", str(tmp_path / "python"))
+        assert run.main(["--out", str(tmp_path), "--only", "baseline"]) == 1
+        assert len((tmp_path / "calls").read_text().splitlines()) == run.RESTARTS + 1
 
     def test_everything_lands_in_the_folder(self, build, no_tools, tmp_path, capsys):
         out = tmp_path / "out"

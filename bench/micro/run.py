@@ -169,8 +169,9 @@ def run_programs(
         yield found
 
 
-def run_baseline(out: Path, until: float, log: Log) -> None:
-    """torch.nn in a process of its own, begun again behind a case that ended it."""
+def run_baseline(out: Path, until: float, log: Log) -> bool:
+    """torch.nn in a process of its own, begun again behind a case that ended it. Whether the last
+    one came to its end."""
     start = 0
     for _ in range(RESTARTS + 1):
         left = until - log.seconds()
@@ -191,8 +192,9 @@ def run_baseline(out: Path, until: float, log: Log) -> None:
             timer.cancel()
         log(f"baseline: status {child.returncode}")
         if child.returncode == 0:
-            break
+            return True
         start = begun + 1
+    return False
 
 
 def gather_facts() -> dict[str, str]:
@@ -269,6 +271,7 @@ def main(words: list[str] | None = None) -> int:
     facts, machine = gather_facts(), gather_machine()
     log(f"{facts} {machine}")
     found: list[rows.Row] = []
+    complete = True
     if programs:
         arch = architecture()
         try:
@@ -282,13 +285,13 @@ def main(words: list[str] | None = None) -> int:
         (chosen.out / "floors.md").write_text(report)
     if "baseline" in chosen.only:
         with ClockSampler(chosen.out / "clocks.csv"):
-            run_baseline(chosen.out, chosen.seconds, log)
+            complete = run_baseline(chosen.out, chosen.seconds, log)
     machine |= {f"{name} after": value for name, value in gather_machine().items()}
     (chosen.out / "machine.json").write_text(json.dumps(facts | machine, indent=1) + "\n")
     if programs:
         print(report)
     log("done")
-    return 0 if {row.program for row in found} == set(programs) else 1
+    return 0 if complete and {row.program for row in found} == set(programs) else 1
 
 
 if __name__ == "__main__":
