@@ -71,8 +71,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
     barrier_wait(barrier, (step >> 1) & 1);
-    if (check) compare(buffer, step);
     __syncthreads();
+    if (check) {
+      compare(buffer, step);
+      __syncthreads();
+    }
   }
   if (thread == 0 && rank == 0) spans[blockIdx.x / size] = since(start);
   compare(buffers + ((kSteps - 1) & 1) * chunks, kSteps - 1);
