@@ -2,6 +2,7 @@
 # make test      run the test suite
 # make lint      check style: ruff, clang-format
 # make build     compile the extension in place (incremental)
+# make micro     compile the GPU programs of bench/micro (needs nvcc, no GPU)
 # make sanitize  run the C++ tests under the address and undefined-behaviour sanitizers
 # make clean     remove everything that these made, .venv included
 #
@@ -20,13 +21,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc -type f)
 CPP_TESTS := $(wildcard tests/cpp/*.cpp)
-CPP_STYLED := $(SOURCES) $(shell find tests/cpp -name '*.h' -o -name '*.cpp' 2>/dev/null)
+CPP_STYLED := $(SOURCES) $(shell find tests/cpp -name '*.h' -o -name '*.cpp' 2>/dev/null) \
+    $(wildcard bench/micro/*.cu bench/micro/*.cuh)
 
 # Empty files that date the last installation and the last compilation.
 INSTALLED := $(VENV)/installed
 BUILT := $(VENV)/built-$(FASTRNN_BUILD)
 
-.PHONY: bench test lint build sanitize clean
+.PHONY: bench test lint build micro sanitize clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -44,6 +46,9 @@ lint: $(INSTALLED)
 	$(BIN)/clang-format --dry-run -Werror $(CPP_STYLED)
 
 build: $(BUILT)
+
+micro: $(VENV)/pyvenv.cfg
+	$(BIN)/python -m bench.micro.run --compile-only
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so

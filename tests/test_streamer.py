@@ -1,0 +1,198 @@
+"""fastrnn.Streamer against the module itself, which takes the whole sequence at once."""
+
+import threading
+
+import numpy
+import pytest
+import torch
+
+import fastrnn
+from tests.conftest import KERNELS, assert_matches
+
+pytestmark = pytest.mark.skipif(KERNELS is None, reason="a Streamer is compiled code")
+
+MODULES = [
+    (fastrnn.LSTM, {}),
+    (fastrnn.LSTM, {"proj_size": 5, "num_layers": 2}),
+    (fastrnn.LSTM, {"bias": False}),
+    (fastrnn.GRU, {"num_layers": 3}),
+    (fastrnn.RNN, {}),
+    (fastrnn.RNN, {"nonlinearity": "relu"}),
+]
+
+
+def states(state):
+    return (state,) if isinstance(state, torch.Tensor) else state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("kind, options", MODULES)
+def test_steps_equal_the_sequence(isa, kind, options, batch, dtype):
+    module = kind(7, 19, dtype=dtype, **options)
+    x = torch.randn(9, batch, 7, dtype=dtype)
+    expected, final = module.double()(x.double())
+    stream = fastrnn.Streamer(module.to(dtype), batch)
+    for x_t, y_t in zip(x, expected, strict=True):
+        assert_matches(stream(x_t), y_t)
+    for got, wanted in zip(states(stream.state), states(final), strict=True):
+        assert_matches(got, wanted)
+
+
+@pytest.mark.parametrize("size", [300, 513])
+def test_a_panel_that_is_cut_in_depth(isa, size):
+    module = fastrnn.GRU(3, size)
+    x = torch.randn(4, 2, 3)
+    stream = fastrnn.Streamer(module, 2)
+    got = torch.stack([stream(x_t).clone() for x_t in x])
+    assert_matches(got, module.double()(x.double())[0])
+
+
+def test_numpy_goes_in_and_out_without_copies():
+    module = fastrnn.LSTM(4, 6)
+    a, b = fastrnn.Streamer(module), fastrnn.Streamer(module)
+    x = torch.randn(3, 1, 4)
+    for x_t in x:
+        from_numpy, from_torch = a(x_t.numpy()), b(x_t)
+        assert isinstance(from_numpy, numpy.ndarray)
+        assert torch.equal(torch.from_numpy(from_numpy), from_torch)
+    # One piece of memory, call after call, whatever asks.
+    assert a(x[0].numpy()) is from_numpy
+    assert a(x[0]).data_ptr() == from_numpy.ctypes.data
+
+
+@pytest.mark.parametrize("as_numpy", [False, True])
+def test_input_that_is_not_contiguous(as_numpy):
+    module = fastrnn.GRU(4, 6)
+    x = torch.randn(4, 3).t()
+    strided = x.numpy() if as_numpy else x
+    got = torch.as_tensor(fastrnn.Streamer(module, 3)(strided))
+    assert_matches(got, module(x.unsqueeze(0))[0][0])
+
+
+def test_later_weights_arrive_with_refresh_only():
+    module = fastrnn.LSTM(4, 6)
+    stream = fastrnn.Streamer(module)
+    x = torch.randn(1, 4)
+    before = stream(x).clone()
+    middle = stream.state
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(2)
+        module.bias_ih_l0.data.add_(1)
+    stream.reset()
+    assert torch.equal(stream(x), before)
+    stream.refresh()
+    assert all(torch.equal(a, b) for a, b in zip(stream.state, middle, strict=True))
+    assert_matches(stream(x), module(x.unsqueeze(0), middle)[0][0])
+
+
+def test_weights_of_a_parametrization():
+    module = torch.nn.utils.parametrizations.weight_norm(fastrnn.GRU(4, 6), "weight_hh_l0")
+    x = torch.randn(2, 4)
+    assert_matches(fastrnn.Streamer(module, 2)(x), module(x.unsqueeze(0))[0][0])
+
+
+@pytest.mark.parametrize("rows", [None, 1, [0, 2], torch.tensor([True, False, True, False])])
+def test_reset(rows):
+    module = fastrnn.LSTM(4, 6, num_layers=2)
+    stream = fastrnn.Streamer(module, 4)
+    x = torch.randn(2, 4, 4)
+    stream(x[0])
+    h, c = stream.state
+    stream.reset(rows)
+    h[:, slice(None) if rows is None else rows] = 0
+    c[:, slice(None) if rows is None else rows] = 0
+    assert_matches(stream(x[1]), module(x[1:], (h, c))[0][0])
+
+
+def test_a_state_is_a_copy_and_can_be_loaded():
+    module = fastrnn.LSTM(4, 6, proj_size=3)
+    a, b = fastrnn.Streamer(module, 2), fastrnn.Streamer(module, 2)
+    x = torch.randn(3, 2, 4)
+    a(x[0])
+    saved = a.state
+    a(x[1])
+    b.load_state(saved)
+    b(x[1])
+    assert torch.equal(a(x[2]), b(x[2]))
+
+
+def test_streams_in_several_threads():
+    module = fastrnn.LSTM(16, 32)
+    x = torch.randn(200, 4, 1, 16)
+    expected = torch.stack([module(x[:, k])[0] for k in range(4)])
+    got = torch.empty_like(expected)
+
+    def drive(k):
+        stream = fastrnn.Streamer(module)
+        for t in range(len(x)):
+            got[k, t] = stream(x[t, k])
+
+    threads = [threading.Thread(target=drive, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_matches(got, expected)
+
+
+def test_no_memory_is_allocated_by_a_step():
+    stream = fastrnn.Streamer(fastrnn.LSTM(16, 32))
+    x = torch.randn(1, 16)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        for _ in range(3):
+            stream(x)
+    assert not [event for event in profile.events() if event.cpu_memory_usage]
+
+
+def test_no_gradient_is_recorded():
+    x = torch.randn(1, 4, requires_grad=True)
+    assert not fastrnn.Streamer(fastrnn.GRU(4, 6))(x).requires_grad
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: fastrnn.Streamer(torch.nn.LSTM(2, 3)), TypeError, "takes an LSTM, GRU or RNN"),
+        (lambda: fastrnn.Streamer(fastrnn.GRU(2, 3, bidirectional=True)), ValueError, "bidirect"),
+        (lambda: fastrnn.Streamer(fastrnn.GRU(2, 3), 0), ValueError, "batch_size must be at"),
+        (lambda: fastrnn.Streamer(fastrnn.GRU(2, 3).bfloat16()), ValueError, "torch.bfloat16"),
+        (lambda: fastrnn.Streamer(fastrnn.GRU(2, 3, device="meta")), ValueError, "on meta"),
+    ],
+)
+def test_modules_that_cannot_be_streamed(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "x, error",
+    [
+        (torch.zeros(2, 4), ValueError),
+        (torch.zeros(1, 5), ValueError),
+        (torch.zeros(4), ValueError),
+        (torch.zeros(1, 4, dtype=torch.float64), ValueError),
+        (torch.zeros(1, 4, device="meta"), ValueError),
+        (numpy.zeros((1, 4)), ValueError),
+        (numpy.zeros((4, 1), dtype="f"), ValueError),
+        ([[0.0] * 4], TypeError),
+    ],
+)
+def test_input_that_does_not_fit(x, error):
+    stream = fastrnn.Streamer(fastrnn.LSTM(4, 6))
+    with pytest.raises(error, match="x must be"):
+        stream(x)
+
+
+def test_states_and_weights_that_do_not_fit():
+    module = fastrnn.LSTM(4, 6)
+    stream = fastrnn.Streamer(module)
+    with pytest.raises(ValueError, match="has 2 parts"):
+        stream.load_state(torch.zeros(1, 1, 6))
+    with pytest.raises(ValueError, match="expected a state"):
+        stream.load_state((torch.zeros(1, 1, 6), torch.zeros(1, 2, 6)))
+    with pytest.raises(IndexError):
+        stream.reset(7)
+    module.double()
+    with pytest.raises(ValueError, match="a weight of the module is torch.float64"):
+        stream.refresh()
