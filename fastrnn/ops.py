@@ -144,6 +144,7 @@ def _(
 
 _BACKENDS = ("auto", "reference", "cpu")
 _chosen = "auto"
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def backends() -> dict[str, str]:
@@ -156,8 +157,8 @@ def backend(name: str) -> Iterator[None]:
     """Context manager that chooses what computes the layers, in every thread of the process.
 
     Args:
-        name: "auto", the fastest that can run; "cpu", the compiled kernels, for float32 and
-            float64 on the CPU; or "reference", plain PyTorch.
+        name: "auto", the fastest that can run; "cpu", the compiled kernels; or "reference",
+            plain PyTorch.
 
     Raises:
         ValueError: there is no such backend.
@@ -239,8 +240,9 @@ def layer(
     """One layer in all its directions, on the backend chosen: (output, h_n, c_n).
 
     Arguments and results as in `reference.layer`; all tensors but batch_sizes share one device,
-    and all but it, reset and lengths one dtype. With `options.trace` gates, detached, and cells
-    follow. Differentiable, and to any order.
+    and all but it, reset and lengths one dtype. float16 and bfloat16 on the CPU are computed in
+    float32, which the states keep between the steps of a layer. With `options.trace` gates,
+    detached, and cells follow. Differentiable, and to any order.
 
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit, the backend that was forced
@@ -261,6 +263,8 @@ def layer(
     if not on_cpu:
         _raise_mixed(input, tensors)
 
+    if dtype in _HALF and _chosen != "reference" and (input.is_cpu or input.is_meta):
+        return _in_float32(input, batch_sizes, h0, c0, weights, cell, bias, options)
     compiling = torch.compiler.is_compiling()
     obstacle = _obstacle(input, h0, compiling)
     if _chosen == "cpu" and obstacle:
@@ -276,6 +280,14 @@ def layer(
         return results[:3] if wants_grad else results
     results = op(input, batch_sizes, h0, c0, weights, cell, bias, *options[:4])
     return results[: 5 if options.trace else 3]
+
+
+def _in_float32(input, batch_sizes, h0, c0, weights, *rest) -> tuple[Tensor, ...]:
+    """`layer` of half-precision tensors: only what goes in and comes out is rounded to theirs."""
+    c0 = None if c0 is None else c0.float()
+    weights = [weight.float() for weight in weights]
+    results = layer(input.float(), batch_sizes, h0.float(), c0, weights, *rest)
+    return tuple(result.to(input.dtype) for result in results)
 
 
 def _by_reference(*arguments) -> tuple[Tensor, ...]:

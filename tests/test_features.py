@@ -666,7 +666,7 @@ def test_transforms(name):
 
 
 def test_low_precision():
-    """bfloat16 goes through the reference; under autocast States have the dtype of the output."""
+    """bfloat16 is computed in float32; under autocast States have the dtype of the output."""
     for name in LAYERS:
         module, asked = getattr(fastrnn, name)(4, 3), FEATURES["all"](5, 3)
         x = torch.randn(5, 3, 4)
