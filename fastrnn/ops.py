@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import autograd, reference, reference_ops
+from . import autograd, reference, reference_ops, triton
 
 # Not keyword-only, which torch.library gives no derivative to when they are tensors.
 _FEATURES = "Tensor? reset=None, Tensor? lengths=None, int detach_every=0, float grad_clip=0."
@@ -47,6 +47,7 @@ except ImportError as error:
     warnings.warn(f"{_not_built}: fastrnn runs on the reference path", stacklevel=4)
     for _name in _SCHEMAS:
         _library.impl(_name, getattr(reference_ops, _name), "CPU")
+triton.register(_library)
 
 _inference = torch.ops.fastrnn.layer_inference.default
 _forward = torch.ops.fastrnn.layer_forward.default
@@ -142,14 +143,18 @@ def _(
 
 # Choice of backend.
 
-_BACKENDS = ("auto", "reference", "cpu")
+_BACKENDS = ("auto", "reference", "cpu", "triton")
 _chosen = "auto"
 _HALF = (torch.float16, torch.bfloat16)
 
 
 def backends() -> dict[str, str]:
     """Each backend by name, with "usable" or the reason why it is not."""
-    return {"cpu": _not_built or "usable", "reference": "usable"}
+    return {
+        "cpu": _not_built or "usable",
+        "triton": triton.status() or "usable",
+        "reference": "usable",
+    }
 
 
 @contextlib.contextmanager
@@ -157,8 +162,8 @@ def backend(name: str) -> Iterator[None]:
     """Context manager that chooses what computes the layers, in every thread of the process.
 
     Args:
-        name: "auto", the fastest that can run; "cpu", the compiled kernels; or "reference",
-            plain PyTorch.
+        name: "auto", the fastest that can run; "cpu", the compiled kernels; "triton", the kernels
+            for GPUs, which take all dtypes but float64; or "reference", plain PyTorch.
 
     Raises:
         ValueError: there is no such backend.
@@ -168,27 +173,32 @@ def backend(name: str) -> Iterator[None]:
     global _chosen
     if name not in _BACKENDS:
         raise ValueError(f"unknown backend '{name}'. Select from {', '.join(_BACKENDS)}")
-    if name == "cpu" and _not_built:
-        raise RuntimeError(f"backend 'cpu' cannot run: {_not_built}")
+    if name in ("cpu", "triton") and (state := backends()[name]) != "usable":
+        raise RuntimeError(f"backend '{name}' cannot run: {state}")
     before, _chosen = _chosen, name
     try:
-        yield
+        with triton.forced() if name == "triton" else contextlib.nullcontext():
+            yield
     finally:
         _chosen = before
 
 
 def _obstacle(input: Tensor, h0: Tensor, compiling: bool) -> str | None:
     """Why the kernels cannot take this call, or None."""
-    if not (input.is_cpu or (input.is_meta and _chosen == "auto")):
+    on_gpu = _chosen == "triton" or (input.is_cuda and _chosen == "auto")
+    if on_gpu:
+        if reason := triton.obstacle(input):
+            return reason
+    elif not (input.is_cpu or (input.is_meta and _chosen == "auto")):
         return f"tensors are on {input.device}"
-    if input.dtype not in (torch.float32, torch.float64):
+    elif input.dtype not in (torch.float32, torch.float64):
         return f"dtype is {input.dtype}, the kernels take torch.float32 and torch.float64"
     if not (input.size(-1) and h0.size(-1)):
         return "there are no features"
     # An op sees neither: jvp of one gives zero and vmap fails. Compiled code asks this as well.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode AD go through the reference"
-    return None if compiling else _not_built
+    return None if compiling or on_gpu else _not_built
 
 
 def prefers_torch(input: Tensor, h: Tensor) -> bool:
@@ -263,12 +273,13 @@ def layer(
     if not on_cpu:
         _raise_mixed(input, tensors)
 
-    if dtype in _HALF and _chosen != "reference" and (input.is_cpu or input.is_meta):
+    elsewhere = _chosen in ("reference", "triton")
+    if dtype in _HALF and not elsewhere and (input.is_cpu or input.is_meta):
         return _in_float32(input, batch_sizes, h0, c0, weights, cell, bias, options)
     compiling = torch.compiler.is_compiling()
     obstacle = _obstacle(input, h0, compiling)
-    if _chosen == "cpu" and obstacle:
-        raise RuntimeError(f"backend 'cpu' cannot run: {obstacle}")
+    if _chosen in ("cpu", "triton") and obstacle:
+        raise RuntimeError(f"backend '{_chosen}' cannot run: {obstacle}")
     if _chosen == "reference" or obstacle:
         return _by_reference(input, batch_sizes, h0, c0, weights, cell, bias, options)
     wants_grad = requires_grad and torch.is_grad_enabled()
