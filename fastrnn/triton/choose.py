@@ -18,7 +18,7 @@ class Device(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A schedule and its tiles, as in `kernels.py`."""
+    """A schedule and its tiles, as in `forward.py`."""
 
     persistent: bool
     block_n: int  # batch rows of a program
@@ -58,7 +58,7 @@ def choose(
             through registers, where only little fits.
         device: see `Device`.
     """
-    smallest = next((b for b in ROWS if N <= b), ROWS[-1])
+    smallest = next((b for b in ROWS if b >= N), ROWS[-1])
     if ieee:
         return Plan(False, min(smallest, 32), 16, 16, 4, 2)
     room = device.shared - RESERVED

@@ -1,13 +1,14 @@
-"""Runs a kernel of `kernels.py` over all steps of a layer, in the schedule that `choose` names."""
+"""Runs a kernel over all steps of a layer, in the schedule that `choose` names."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import INTERPRETED, graphs, kernels
+from . import INTERPRETED, graphs
+from .backward import backward
 from .cells import Cell
-from .choose import Device, Plan, choose
+from .choose import Device, choose
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -23,7 +24,9 @@ def device_of(tensor: Tensor) -> Device:
 
 
 def precision(tensor: Tensor) -> str:
-    """How `tl.dot` multiplies: "tf32" for float32 where torch's own products use it."""
+    """How products of blocks are made, see `tiles.product`: TF32 where torch's own products use it."""
+    if INTERPRETED and tensor.dtype == torch.bfloat16:
+        return "widen"  # the interpreter would multiply the bits
     allowed = torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tensor.dtype == torch.float32 and allowed else "ieee"
 
@@ -36,7 +39,7 @@ def launch(
     numbers: dict[str, int | float],
     constants: dict[str, object],
 ) -> None:
-    """Launches `kernel` (`kernels.forward` or `kernels.backward`).
+    """Launches `kernel`, `forward` or `backward`.
 
     Args:
         cell: what the layer consists of.
@@ -46,11 +49,11 @@ def launch(
         constants: compile-time constants of its own.
     """
     w_hh, w_hr = tensors["w_hh"], tensors["w_hr"]
-    backward = kernel is kernels.backward
+    reverse = kernel is backward
     units = max(size.H, size.P)
-    depth = cell.gates * (size.H if backward else size.P)
+    depth = cell.gates * (size.H if reverse else size.P)
     if w_hr is not None:
-        depth += size.P if backward else size.H
+        depth += size.P if reverse else size.H
     how = precision(w_hh)
     ieee = how == "ieee" and w_hh.dtype == torch.float32
     plan = choose(units, depth, size.N, size.D, w_hh.element_size(), ieee, device_of(w_hh))
@@ -71,8 +74,6 @@ def launch(
         "BLOCK_K": plan.block_k,
         "PERSISTENT": plan.persistent,
         "PRECISION": how,
-        # The interpreter would multiply the bits of bfloat16.
-        "WIDEN": INTERPRETED and w_hh.dtype == torch.bfloat16,
     }
     options = {
         "num_warps": plan.num_warps,
@@ -103,7 +104,7 @@ def launch(
 
     def chain() -> None:
         for i in range(size.T):
-            step = size.T - 1 - i if backward else i
+            step = size.T - 1 - i if reverse else i
             for part in (0,) if w_hr is None else (1, 2):
                 run(step, step + 1, part)
 

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .. import reference
-from . import kernels
+from .. import reference, reference_ops
+from .backward import backward
 from .cells import CELLS
+from .forward import forward
 from .launch import launch
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -33,7 +34,11 @@ class _Layer:
     """The arguments of a call: checked, dense, the weights stacked over directions."""
 
     def __init__(self, input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths):
-        self.size = size = reference.sizes(input, batch_sizes, h0, c0, weights, cell, bias)
+        self.size = size = reference.sizes(
+            input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths
+        )
+        if lengths is not None and lengths.is_cpu:
+            reference_ops.check_lengths(lengths, size.T)
         if input.dtype not in DTYPES:
             raise RuntimeError(
                 f"the Triton kernels take float16, bfloat16 and float32, got {input.dtype}"
@@ -58,8 +63,6 @@ class _Layer:
 
     def _pack(self, batch_sizes: Tensor) -> None:
         """Packed rows as rows of given lengths. Sorted by them, so counted by the batch sizes."""
-        if self.reset is not None or self.lengths is not None:
-            raise RuntimeError("reset and lengths need padded input")
         size = self.size
         steps = torch.tensor(reference._step_sizes(size, batch_sizes))
         lengths = (steps > torch.arange(size.N)[:, None]).sum(1)
@@ -70,7 +73,7 @@ class _Layer:
         self.lengths, self.offsets, self.earlier = packed
 
     def matrix(self, *shape: int) -> Tensor:
-        """For results of the loop, which writes nothing past the end of a padded row: zero there."""
+        """For results of the loop, which leaves what is past the end of a padded row: zero."""
         ragged = self.lengths is not None and self.offsets is None
         return (self.input.new_zeros if ragged else self.input.new_empty)(shape)
 
@@ -82,7 +85,7 @@ class _Layer:
         elif self.lengths is None:
             values = matrix[self.size.rows - N :]
         else:
-            step = (self.lengths - 1).clamp(min=0)
+            step = (self.lengths - 1).clamp(0, self.size.T - 1)
             offset = step * N if self.offsets is None else self.offsets[step]
             values = matrix.index_select(0, offset + torch.arange(N, device=offset.device))
         alive = None
@@ -122,7 +125,7 @@ def _forward(call: _Layer, save: bool) -> tuple[Tensor | None, ...]:
         "offsets": call.offsets,
         "reset": call.reset,
     }
-    launch(kernels.forward, cell, size, tensors, {}, {"CELL": cell.forward})
+    launch(forward, cell, size, tensors, {}, {"CELL": cell.forward})
     y = tensors["y"]
     y = y if call.offsets is not None else y.view(size.T, N, D * P)
     c_n = kept.to(y.dtype) if cell.keeps == "c" else y.new_empty(0)
@@ -137,7 +140,6 @@ def layer_inference(
     weights: Sequence[Tensor],
     cell: str,
     bias: bool,
-    *,
     reset: Tensor | None = None,
     lengths: Tensor | None = None,
     detach_every: int = 0,
@@ -156,7 +158,6 @@ def layer_forward(
     weights: Sequence[Tensor],
     cell: str,
     bias: bool,
-    *,
     reset: Tensor | None = None,
     lengths: Tensor | None = None,
     detach_every: int = 0,
@@ -175,6 +176,7 @@ def layer_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
     input: Tensor,
     batch_sizes: Tensor | None,
     h0: Tensor,
@@ -189,8 +191,6 @@ def layer_backward(
     need_input: bool,
     need_state: bool,
     need_weights: bool,
-    *,
-    grad_cells: Tensor | None = None,
     reset: Tensor | None = None,
     lengths: Tensor | None = None,
     detach_every: int = 0,
@@ -229,7 +229,7 @@ def layer_backward(
         "reset": call.reset,
     }
     launch(
-        kernels.backward,
+        backward,
         kind,
         size,
         tensors,
@@ -280,7 +280,7 @@ def _weight_gradients(call: _Layer, d: int, dx: Tensor, du: Tensor, y: Tensor) -
     after, before = (du[N:], pick(y)) if d == 0 else (pick(du), y[N:])
     if call.reset is not None:
         before = before.masked_fill(call.reset.flatten()[N:, None], 0)
-    # The sum of the first steps, which is short, is rounded; the long one is added to it in float32.
+    # The short sum, of the first steps, is rounded once more than the long one that is added to it.
     w_hh = torch.mm(call.first(d, du).t(), call.h0[d])
     grads = [
         torch.mm(dx.t(), call.input.reshape(len(dx), -1)),

@@ -1,0 +1,125 @@
+"""The forward loop over time of one layer: all directions, all cells, both schedules.
+
+A program owns BLOCK_N batch rows and BLOCK_U units of one direction. At every step it needs all
+that the `UNIT_TILES` programs of its group, those with the same rows, made in the step before. Two
+schedules run the one body:
+
+persistent  the whole sequence in one launch. A program loads its share of the weights once and
+            keeps it on chip. The group meets in global memory, for which the launch must be
+            cooperative, or, if one program owns all units, within that program.
+step        one launch per time step, between which everyone has met; weights are streamed.
+
+Matrices are dense and row-major; `row` runs over (T, N), or over the rows of packed input.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .tiles import hold, load, meet, place, product, span, step, store, widen
+
+
+@triton.jit(do_not_specialize=["T", "N", "rows", "first", "last"])
+def forward(
+    x,  # [rows, D, G, H] input part of the pre-activations
+    w_hh,  # [D, G, H, P]
+    b_hh,  # [D, G, H] or None
+    w_hr,  # [D, P, H] or None
+    h,  # [2, D, N, P] h_{t-1} and h_t in turn; both begin as h0
+    kept,  # [D, N, H] float32, see cells.py: the initial one, in the end the final one; or None
+    y,  # [rows, D, P]
+    h_n,  # [D, N, P] begins as h0, for rows without a step
+    m,  # [D, N, H] room for o tanh(c) of a projected layer, or None
+    gates,  # [D, rows, S, H] or None, like the two that follow, where not wanted
+    cells,  # [D, rows, H]
+    hidden,  # [D, rows, H]
+    lengths,  # [N] int64: row n has the steps t < lengths[n]; None: all T
+    offsets,  # [T] int64 first row of each step of packed input, or None: t N
+    reset,  # [T, N] bool: whether the state is zero before the step; or None
+    meetings,  # [row blocks * D] int32 zeros
+    T, N, rows,  # not specialised, like all run-time numbers: one compilation serves all
+    first, last,  # steps to do, in the direction's own order, for the step schedule
+    CELL: tl.constexpr,  # of cells.py
+    G: tl.constexpr, S: tl.constexpr, KEEPS: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
+    P: tl.constexpr, UNIT_TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
+    BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, PRECISION: tl.constexpr,
+    PART: tl.constexpr,  # for the step schedule of a projected layer: 1 cell, 2 projection; 0 all
+):  # fmt: skip
+    group, d, n, length, j = place(T, N, lengths, D, UNIT_TILES, BLOCK_N, BLOCK_U)
+    first, last = span(T, d, length, first, last, PERSISTENT)
+    state = d * N + n
+    unit = (j < H)[None, :]
+    at = state[:, None] * H + j[None, :]
+    w_hh += d.to(tl.int64) * (G * H * P)
+    held = hold(w_hh, j, G, P, H, True, BLOCK_K, PERSISTENT)
+    held_hr = ()
+    if w_hr is not None:
+        w_hr += d.to(tl.int64) * (P * H)
+        held_hr = hold(w_hr, j, 1, H, P, True, BLOCK_K, PERSISTENT)
+    bias = ()
+    if b_hh is not None:
+        bias = load(b_hh + d * (G * H) + j, j < H, G, H)
+    arrivals = 0
+
+    t, active, row = step(first, T, N, d, n, length, offsets, first < last)
+    x += j[None, :]
+    if PART != 2:
+        x_t = load(x + (row * D + d)[:, None] * (G * H), active[:, None] & unit, G, H)
+
+    for i in tl.range(first, last, num_stages=1):  # unpipelined: a step loads what the last stored
+        before = active
+        if reset is not None:
+            at_t = reset + t.to(tl.int64) * N + n
+            before = (tl.load(at_t, mask=active, other=1) == 0) & active
+        ends = t == tl.where(d == 0, length - 1, 0)
+        mask = active[:, None] & unit
+        h_old = h + (i % 2 * D * N + state) * P
+        h_new = (h + ((1 - i % 2) * D * N + state) * P)[:, None] + j[None, :]
+        y_t = (y + (row * D + d) * P)[:, None] + j[None, :]
+
+        if PART != 2:
+            u = product(
+                h_old, before, w_hh, held, j, G, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K, PERSISTENT,
+                PRECISION,
+            )  # fmt: skip
+            if b_hh is not None:
+                sums = u
+                u = ()
+                for g in tl.static_range(G):
+                    u = u + (sums[g] + bias[g].to(tl.float32)[None, :],)
+            old = u[0]
+            if KEEPS != "":
+                old = tl.load(kept + at, mask=before[:, None] & unit, other=0.0)
+            value, new, saved = CELL(widen(x_t, G), u, old)
+            at_row = (d.to(tl.int64) * rows + row)[:, None]
+            if KEEPS != "":
+                tl.store(kept + at, new, mask=mask)
+            if cells is not None:
+                store(cells + at_row * H + j[None, :], (new,), mask, 1, 0)
+            if gates is not None:
+                store(gates + at_row * (S * H) + j[None, :], saved, mask, S, H)
+            if w_hr is not None:
+                store(m + at, (value,), mask, 1, 0)
+                if hidden is not None:
+                    store(hidden + at_row * H + j[None, :], (value,), mask, 1, 0)
+        if w_hr is not None:
+            if PART == 0:
+                arrivals += UNIT_TILES
+                meet(meetings + group, arrivals, UNIT_TILES == 1)
+            if PART != 1:
+                (value,) = product(
+                    m + state * H, active, w_hr, held_hr, j, 1, H, P, True, BLOCK_N, BLOCK_U,
+                    BLOCK_K, PERSISTENT, PRECISION,
+                )  # fmt: skip
+        if (w_hr is None) or (PART != 1):
+            mask_p = active[:, None] & (j < P)[None, :]
+            store(h_new, (value,), mask_p, 1, 0)
+            store(y_t, (value,), mask_p, 1, 0)
+            store(h_n + state[:, None] * P + j[None, :], (value,), mask_p & ends[:, None], 1, 0)
+        if PERSISTENT:
+            # what the next step needs beside h is on its way while the group meets
+            t, active, row = step(i + 1, T, N, d, n, length, offsets, i + 1 < last)
+            x_t = load(x + (row * D + d)[:, None] * (G * H), active[:, None] & unit, G, H)
+            arrivals += UNIT_TILES
+            meet(meetings + group, arrivals, UNIT_TILES == 1)
