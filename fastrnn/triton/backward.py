@@ -112,7 +112,7 @@ def backward(
     unit = (j < H)[None, :]
     at = state[:, None] * H + j[None, :]
     w_hh += d.to(tl.int64) * (G * H * P)
-    held = hold(w_hh, j, 1, G * H, P, False, BLOCK_K, PERSISTENT)
+    held = hold(w_hh, j, G, H, P, False, BLOCK_K, PERSISTENT)
     held_hr = ()
     if w_hr is not None:
         w_hr += d.to(tl.int64) * (P * H)
@@ -144,10 +144,13 @@ def backward(
 
         if PART != 2:
             row_after = first_row(t_after, T, N, offsets) + n
-            (dh,) = product(
-                du + (row_after * D + d) * (G * H), comes, w_hh, held, j, 1, G * H, P, False,
-                BLOCK_N, BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
+            sums = product(
+                du + (row_after * D + d) * (G * H), comes, w_hh, held, j, G, H, P, False, BLOCK_N,
+                BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
             )  # fmt: skip
+            dh = sums[0]
+            for g in tl.static_range(1, G):
+                dh += sums[g]
             if KEEPS == "h":
                 dh += tl.load(d_kept + at, mask=mask, other=0.0)
             if CLIP:

@@ -15,6 +15,7 @@ class Device(NamedTuple):
 
     processors: int  # that a cooperative launch can fill; 0 where there is none
     shared: int  # bytes of fast memory that one program can have
+    lanes: int = 32  # of a warp
 
 
 class Plan(NamedTuple):
@@ -23,7 +24,7 @@ class Plan(NamedTuple):
     persistent: bool
     block_n: int  # batch rows of a program
     block_u: int  # units of a program
-    block_k: int  # depth of one step of a product
+    block_k: int  # depth of one block of a product
     num_warps: int
     num_stages: int
 
@@ -32,12 +33,12 @@ class Plan(NamedTuple):
         return -(-units // self.block_u)
 
     def row_blocks(self, N: int) -> int:
+        """Blocks that N rows make."""
         return -(-N // self.block_n)
 
 
-ROWS = 16, 32, 64
 # Beside the weights a program needs room for a block of h and for changes of register layout.
-RESERVED = 40 << 10
+RESERVED = 44 << 10
 
 
 def power_of_two(n: int) -> int:
@@ -54,23 +55,32 @@ def choose(
         units: columns that a step makes: the hidden size, or the projection's if that is larger.
         depth: terms of the sums for one unit, over all gates and products: G*P forward.
         itemsize: bytes of an element.
-        ieee: whether products are float32 without TF32, which no tensor core computes: they go
-            through registers, where only little fits.
+        ieee: whether products are float32 without TF32. No tensor core computes those; they go
+            through registers, which hold no weights besides.
         device: see `Device`.
+
+    Tiles of tensor cores have fewer rows than units: the compiler then gives each warp units of its
+    own; otherwise (Triton 3.9) all warps repeat each other's work and spill.
     """
-    smallest = next((b for b in ROWS if b >= N), ROWS[-1])
     if ieee:
-        return Plan(False, min(smallest, 32), 16, 16, 4, 2)
+        return _plan(False, 16 if N <= 16 else 32, 16, 16, device)
     room = device.shared - RESERVED
     alone = power_of_two(units)
     if alone <= 128 and depth * alone * itemsize <= room:
-        # One program owns all units: nothing to exchange, so rows may be spread thin.
-        block_n = next((b for b in ROWS if D * -(-N // b) <= device.processors), smallest)
-        return Plan(True, min(block_n, smallest), alone, min(64, alone), 8 if alone > 64 else 4, 2)
-    for block_n in ROWS[: ROWS.index(smallest) + 1]:
-        for block_u in (16, 32):
-            plan = Plan(True, block_n, block_u, 64, 4, 2)
-            programs = plan.unit_tiles(units) * plan.row_blocks(N) * D
-            if programs <= device.processors and depth * block_u * itemsize <= room:
-                return plan
-    return Plan(False, smallest, 32, 64, 4, 3)
+        # One program owns all units, so there is nothing to exchange.
+        crowded = alone >= 64 and -(-N // 16) * D > device.processors
+        return _plan(True, 32 if crowded else 16, alone, min(128, alone), device)
+    for block_u in (32, 16):
+        plan = _plan(True, 16, block_u, 128, device)
+        programs = plan.unit_tiles(units) * plan.row_blocks(N) * D
+        if programs <= device.processors and depth * block_u * itemsize <= room:
+            return plan
+    if N <= 16 or device.lanes > 32:
+        return _plan(False, 16, 32, 128 // itemsize, device)
+    return _plan(False, 32, 64, 128 // itemsize, device)
+
+
+def _plan(persistent: bool, block_n: int, block_u: int, block_k: int, device: Device) -> Plan:
+    # A warp of 32 multiplies at least 16 x 8.
+    warps = max(4, min(8, block_n * block_u // 128)) * 32 // device.lanes
+    return Plan(persistent, block_n, block_u, block_k, warps, 2)

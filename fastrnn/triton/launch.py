@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..reference import Sizes
 from . import INTERPRETED, graphs
 from .backward import backward
 from .cells import Cell
-from .choose import Device, choose
+from .choose import Device, Plan, choose
+from .forward import forward
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -20,71 +22,80 @@ def device_of(tensor: Tensor) -> Device:
         return Device(processors=0, shared=227 << 10)
     properties = torch.cuda.get_device_properties(tensor.device)
     shared = getattr(properties, "shared_memory_per_block_optin", 64 << 10)
-    return Device(properties.multi_processor_count, shared)
+    return Device(properties.multi_processor_count, shared, properties.warp_size)
 
 
 def precision(tensor: Tensor) -> str:
-    """How products of blocks are made, see `tiles.product`: TF32 where torch's own products use it."""
+    """How products are made, see `tiles.product`: in TF32 where torch's own products are."""
     if INTERPRETED and tensor.dtype == torch.bfloat16:
         return "widen"  # the interpreter would multiply the bits
     allowed = torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if tensor.dtype == torch.float32 and allowed else "ieee"
 
 
-def launch(
-    kernel,
-    cell: Cell,
-    size,
-    tensors: dict[str, Tensor | None],
-    numbers: dict[str, int | float],
-    constants: dict[str, object],
-) -> None:
-    """Launches `kernel`, `forward` or `backward`.
+def plan_for(
+    kernel, cell: Cell, size: Sizes, projected: bool, dtype: torch.dtype, how: str, device: Device
+) -> Plan:
+    """The plan for `kernel`; `how` is its `precision`."""
+    depth = cell.gates * (size.H if kernel is backward else size.P)
+    if projected:
+        depth += size.P if kernel is backward else size.H
+    ieee = how == "ieee" and dtype == torch.float32
+    return choose(max(size.H, size.P), depth, size.N, size.D, dtype.itemsize, ieee, device)
 
-    Args:
-        cell: what the layer consists of.
-        size: a `reference.Sizes`.
-        tensors: its pointers by name, but for `meetings`.
-        numbers: run-time numbers of its own.
-        constants: compile-time constants of its own.
-    """
-    w_hh, w_hr = tensors["w_hh"], tensors["w_hr"]
-    reverse = kernel is backward
-    units = max(size.H, size.P)
-    depth = cell.gates * (size.H if reverse else size.P)
-    if w_hr is not None:
-        depth += size.P if reverse else size.H
-    how = precision(w_hh)
-    ieee = how == "ieee" and w_hh.dtype == torch.float32
-    plan = choose(units, depth, size.N, size.D, w_hh.element_size(), ieee, device_of(w_hh))
 
-    tiles = plan.unit_tiles(units)
-    groups = plan.row_blocks(size.N) * size.D
-    meetings = torch.zeros(groups, dtype=torch.int32, device=w_hh.device)
-    constants = constants | {
+def constants(kernel, cell: Cell, size: Sizes, plan: Plan, how: str) -> dict[str, object]:
+    """The compile-time arguments of `kernel` that do not belong to one launch."""
+    return {
+        "CELL": cell.forward if kernel is forward else cell.backward,
         "G": cell.gates,
         "S": cell.saved,
         "KEEPS": cell.keeps,
         "D": size.D,
         "H": size.H,
         "P": size.P,
-        "UNIT_TILES": tiles,
+        "UNIT_TILES": plan.unit_tiles(max(size.H, size.P)),
         "BLOCK_N": plan.block_n,
         "BLOCK_U": plan.block_u,
         "BLOCK_K": plan.block_k,
         "PERSISTENT": plan.persistent,
         "PRECISION": how,
     }
-    options = {
+
+
+def options(plan: Plan, units: int) -> dict[str, object]:
+    """The compiler's and launcher's options of a plan."""
+    return {
         "num_warps": plan.num_warps,
         "num_stages": plan.num_stages,
         "enable_fp_fusion": True,
+        "launch_cooperative_grid": plan.persistent and plan.unit_tiles(units) > 1,
     }
-    if plan.persistent and tiles > 1:
-        options["launch_cooperative_grid"] = True
+
+
+def launch(
+    kernel,
+    cell: Cell,
+    size: Sizes,
+    tensors: dict[str, Tensor | None],
+    numbers: dict[str, int | float],
+) -> None:
+    """Launches `kernel`, `forward` or `backward`.
+
+    Args:
+        tensors: its pointers by name, but for `meetings`.
+        numbers: its arguments besides, which differ between the two.
+    """
+    w_hh, projected = tensors["w_hh"], tensors["w_hr"] is not None
+    how = precision(w_hh)
+    plan = plan_for(kernel, cell, size, projected, w_hh.dtype, how, device_of(w_hh))
+    units = max(size.H, size.P)
+    groups = plan.row_blocks(size.N) * size.D
+    meetings = torch.zeros(groups, dtype=torch.int32, device=w_hh.device)
+    fixed = constants(kernel, cell, size, plan, how) | options(plan, units)
 
     def run(first: int, last: int, part: int) -> None:
-        kernel[(groups * tiles,)](
+        kernel[(groups * plan.unit_tiles(units),)](
             **tensors,
             meetings=meetings,
             T=size.T,
@@ -93,9 +104,8 @@ def launch(
             first=first,
             last=last,
             **numbers,
+            **fixed,
             PART=part,
-            **constants,
-            **options,
         )
 
     if plan.persistent:
@@ -104,13 +114,13 @@ def launch(
 
     def chain() -> None:
         for i in range(size.T):
-            step = size.T - 1 - i if reverse else i
-            for part in (0,) if w_hr is None else (1, 2):
+            step = i if kernel is forward else size.T - 1 - i
+            for part in (1, 2) if projected else (0,):
                 run(step, step + 1, part)
 
     if w_hh.is_cuda and not torch.cuda.is_current_stream_capturing():
         addresses = tuple(None if t is None else t.data_ptr() for t in tensors.values())
-        key = kernel, size, w_hh.dtype, w_hh.device, plan, how, addresses
-        graphs.repeat((*key, *numbers.values(), *constants.values()), chain)
+        key = (kernel, size, w_hh.dtype, w_hh.device, *fixed.values(), *numbers.values())
+        graphs.repeat((key, addresses, meetings.data_ptr()), chain)
     else:
         chain()

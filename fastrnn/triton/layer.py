@@ -125,7 +125,7 @@ def _forward(call: _Layer, save: bool) -> tuple[Tensor | None, ...]:
         "offsets": call.offsets,
         "reset": call.reset,
     }
-    launch(forward, cell, size, tensors, {}, {"CELL": cell.forward})
+    launch(forward, cell, size, tensors, {})
     y = tensors["y"]
     y = y if call.offsets is not None else y.view(size.T, N, D * P)
     c_n = kept.to(y.dtype) if cell.keeps == "c" else y.new_empty(0)
@@ -228,14 +228,8 @@ def layer_backward(
         "offsets": call.offsets,
         "reset": call.reset,
     }
-    launch(
-        backward,
-        kind,
-        size,
-        tensors,
-        {"detach_every": detach_every, "grad_clip": float(grad_clip)},
-        {"CELL": kind.backward, "CLIP": grad_clip > 0},
-    )
+    limits = {"detach_every": detach_every, "grad_clip": float(grad_clip), "CLIP": grad_clip > 0}
+    launch(backward, kind, size, tensors, limits)
     grad_input = grad_h0 = grad_c0 = input.new_empty(0)
     grad_weights: list[Tensor] = []
     if need_input:

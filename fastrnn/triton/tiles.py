@@ -90,7 +90,7 @@ def weights(
     if K_LAST:
         at = (plane * COLUMNS + column).to(tl.int64)[None, :] * K + k[:, None]
     else:
-        at = k.to(tl.int64)[:, None] * COLUMNS + column[None, :]
+        at = (plane * K + k).to(tl.int64)[:, None] * COLUMNS + column[None, :]
     return tl.load(w + at, mask=(k < K)[:, None] & (column < COLUMNS)[None, :], other=0.0)
 
 
@@ -116,15 +116,16 @@ def _add_block(
 ):  # fmt: skip
     """The sums of `product` with the part of BLOCK_K terms from k0 added."""
     k = k0 + tl.arange(0, BLOCK_K)
-    # .cg: past the first-level cache, as another program may have written this
-    block = tl.load(
-        a[:, None] + k[None, :],
-        mask=mask[:, None] & (k < K)[None, :],
-        other=0.0,
-        cache_modifier=".cg",
-    )
     out = ()
     for plane in tl.static_range(PLANES):
+        if (plane == 0) or (not K_LAST):
+            # .cg: past the first-level cache, as another program may have written this
+            block = tl.load(
+                a[:, None] + ((0 if K_LAST else plane * K) + k)[None, :],
+                mask=mask[:, None] & (k < K)[None, :],
+                other=0.0,
+                cache_modifier=".cg",
+            )
         if HOLD:
             factor = held[k0 // BLOCK_K * PLANES + plane]
         else:
@@ -145,12 +146,15 @@ def product(
     K_LAST: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr,
     HOLD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A tuple of PLANES sums over k < K of a[n][k] w[plane, column, k], [BLOCK_N, BLOCK_U] float32.
+    """A tuple of PLANES sums over k < K, each [BLOCK_N, BLOCK_U] float32.
 
-    a: pointers [BLOCK_N] to rows, of which those outside the mask count as zero.
-    w: [PLANES, COLUMNS, K] if K_LAST, else [K, COLUMNS], one plane. HOLD: it was loaded before,
-    by `hold`. The terms are added in the order of k either way.
-    PRECISION: of `tl.dot`, or "widen" to multiply in float32 what the interpreter cannot.
+    K_LAST, as forward needs it: w is [PLANES, COLUMNS, K], the sums are of a[n][k] w[plane, column,
+    k]. Else, as backward does: w is [PLANES, K, COLUMNS], the sums are of a[n][plane * K + k]
+    w[plane, k, column]; their own sum is wanted, but as one chain it would take PLANES as long.
+
+    a: pointers [BLOCK_N] to rows, of which those outside the mask count as zero. HOLD: w was loaded
+    before, by `hold`. The terms are added in the order of k either way. PRECISION: of `tl.dot`, or
+    "widen" to multiply in float32 what the interpreter cannot.
     """
     sums = ()
     for _ in tl.static_range(PLANES):
