@@ -189,7 +189,7 @@ def test_mixed_dtypes_and_devices_raise():
 
 def test_backend():
     args = arguments(Case())
-    assert set(ops.backends()) == {"cpu", "reference"}
+    assert set(ops.backends()) == {"cpu", "triton", "reference"}
     assert ops.backends()["reference"] == "usable"
     with ops.backend("reference"):
         assert "LayerBackward" not in repr(layer_of(args)(*leaves(args))[0].grad_fn)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import metadata
 
@@ -79,8 +80,10 @@ def register(library: torch.library.Library) -> None:
 def forced() -> Iterator[None]:
     """Context manager in which these kernels stand before all others."""
     library = torch.library.Library("fastrnn", "IMPL")
-    for name in _OPS:
-        library.impl(name, _op(name), _KEY, allow_override=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "[\\s\\S]*Overriding a previously registered kernel")
+        for name in _OPS:
+            library.impl(name, _op(name), _KEY, allow_override=True)
     try:
         yield
     finally:

@@ -175,7 +175,7 @@ def representative() -> Iterator[Case]:
 
 
 def everything(targets: list[str]) -> Iterator[Case]:
-    """Cells, dtypes and sizes on these targets, for those who change the tiles: for each hundreds."""
+    """Hundreds for each of these targets, for those who change the tiles."""
     for target, cell, H, N, (dtype, how), kernel in itertools.product(
         targets,
         ("lstm", "gru", "rnn_tanh"),

@@ -68,8 +68,9 @@ def choose(
     alone = power_of_two(units)
     if alone <= 128 and depth * alone * itemsize <= room:
         # One program owns all units, so there is nothing to exchange.
-        crowded = alone >= 64 and -(-N // 16) * D > device.processors
-        return _plan(True, 32 if crowded else 16, alone, min(128, alone), device)
+        blocks = -(-N // 16) * D
+        block_n = 32 if alone >= 64 and blocks > device.processors else 16
+        return _plan(True, block_n, alone, min(128, alone), device)
     for block_u in (32, 16):
         plan = _plan(True, 16, block_u, 128, device)
         programs = plan.unit_tiles(units) * plan.row_blocks(N) * D

@@ -101,7 +101,7 @@ def _forward(call: _Layer, save: bool) -> tuple[Tensor | None, ...]:
     size, cell = call.size, call.cell
     D, N, H, P, rows = size.D, size.N, size.H, size.P, size.rows
     projected = call.w_hr is not None
-    x = call.input.reshape(rows, -1)
+    x = call.input.reshape(rows, call.input.size(-1))
     if call.b_ih is None:
         x = torch.mm(x, call.w_ih.t())
     else:
@@ -277,7 +277,7 @@ def _weight_gradients(call: _Layer, d: int, dx: Tensor, du: Tensor, y: Tensor) -
     # The short sum, of the first steps, is rounded once more than the long one that is added to it.
     w_hh = torch.mm(call.first(d, du).t(), call.h0[d])
     grads = [
-        torch.mm(dx.t(), call.input.reshape(len(dx), -1)),
+        torch.mm(dx.t(), call.input.reshape(len(dx), call.input.size(-1))),
         torch.addmm(w_hh, after.t(), before),
     ]
     if call.b_ih is not None:

@@ -1,0 +1,330 @@
+"""The Triton kernels against float64: on a GPU if there is one, else in Triton's interpreter.
+
+The interpreter runs the programs of a launch one after the other, on one thread each. It proves
+arithmetic and addresses, not what threads of a GPU see of each other's memory, and not speed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+
+import pytest
+import torch
+from conftest import assert_matches
+from test_ops import (
+    AXES,
+    FORWARD,
+    Case,
+    arguments,
+    assert_gradients,
+    backward,
+    converted,
+    cotangents,
+    expected,
+    ops_of,
+    scattered,
+)
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+import fastrnn
+from fastrnn import ops, reference, reference_ops, triton
+from fastrnn.triton import cells, launch, layer
+from fastrnn.triton.choose import Plan
+
+DEVICE = "cpu" if triton.INTERPRETED else "cuda"
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# Tiles so small that little sizes have several, and a tail in the last.
+PLANS = {"step": Plan(False, 16, 16, 16, 4, 2), "persistent": Plan(True, 16, 32, 16, 4, 2)}
+FORMS = [(1, False, True), (2, True, True), (2, False, False), (1, True, False)]
+
+
+def on_device(value):
+    """Tensors in it moved to the device under test, but for batch sizes, which stay on the CPU."""
+    move = tree_map_only(Tensor, lambda t: t.to(DEVICE), value)
+    if isinstance(value, tuple) and len(value) > 1 and isinstance(value[1], Tensor):
+        return (move[0], value[1], *move[2:])
+    return move
+
+
+def force(monkeypatch, schedule: str) -> None:
+    monkeypatch.setattr(launch, "choose", lambda *_: PLANS[schedule])
+
+
+@pytest.fixture(params=PLANS)
+def plan(request, monkeypatch):
+    """Each schedule in turn, forced."""
+    force(monkeypatch, request.param)
+
+
+@pytest.fixture(autouse=True)
+def chosen():
+    with fastrnn.backend("triton"):
+        yield
+
+
+def cases() -> list:
+    """Every cell in every dtype on every schedule, in the forms of a layer by turns."""
+    forms = itertools.cycle(FORMS)
+    return [
+        pytest.param(
+            schedule,
+            Case(cell, T=T, N=N, H=17, D=D, packed=packed, bias=bias, dtype=dtype),
+            id=f"{schedule}-{cell}-{str(dtype)[6:]}-D{D}-{'packed' if packed else 'padded'}",
+        )
+        for (schedule, T, N), cell, dtype in itertools.product(
+            [("step", 2, 3), ("persistent", 3, 18)], AXES["cell"], DTYPES
+        )
+        for D, packed, bias in [next(forms)]
+    ]
+
+
+@pytest.mark.parametrize(("schedule", "case"), cases())
+def test_matches_float64(schedule, case, monkeypatch):
+    force(monkeypatch, schedule)
+    args = arguments(case)
+    wanted, wanted_gradients = expected(case)
+    results = ops_of.layer_forward(*on_device(args))
+    for name, actual, value in zip(FORWARD, results, wanted, strict=True):
+        assert actual.dtype == case.dtype and actual.is_contiguous()
+        assert_matches(actual.cpu(), value, name)
+    inference = ops_of.layer_inference(*on_device(args))
+    for name, actual, value in zip(FORWARD, inference, results, strict=False):
+        assert torch.equal(actual, value), name
+    grads = on_device(cotangents(wanted))
+    grads = [None if g is None else g.to(case.dtype) for g in grads]
+    gradients = backward(ops_of.layer_backward, on_device(args), results, grads)
+    assert_gradients(tree_map_only(Tensor, Tensor.cpu, gradients), wanted_gradients)
+
+
+def features(case: Case, reset: bool) -> dict:
+    """Lengths with 0 and T among them, limits that bind, and resets if asked for."""
+    lengths = torch.tensor([3, 0, case.T, 2, 1])[: case.N]
+    limits = {"detach_every": 2, "grad_clip": 0.05}
+    flags = {"reset": torch.rand(case.T, case.N) < 0.4} if reset else {}
+    return {"lengths": lengths, **limits, **flags}
+
+
+@pytest.mark.parametrize("which", ["all", "lengths", "reset", "limits"])
+@pytest.mark.parametrize("cell", AXES["cell"])
+def test_features(cell, which, plan):
+    case = Case(
+        cell, T=5, N=5, H=5, I=3, D=1 if which in ("all", "reset") else 2, dtype=torch.float32
+    )
+    options = features(case, reset=True)
+    keep = {"all": options, "limits": ("detach_every", "grad_clip")}.get(which, (which,))
+    options = {name: options[name] for name in keep}
+    args = arguments(case)
+
+    def run(ops, args, options, grads):
+        results = ops.layer_forward(*args, **options)
+        output, _, _, *saved = results
+        needs = (True, True, True)
+        return results, ops.layer_backward(
+            *grads, *args[:5], output, *saved, *args[5:], *needs, **options
+        )
+
+    double = converted(args, torch.float64)
+    shapes = reference_ops.layer_forward(*double, **options)
+    grads = [
+        torch.randn_like(t).float() if t.numel() else None
+        for t in (*shapes[:3], shapes[4] if case.D == 1 else torch.empty(0))
+    ]
+    wide = [None if g is None else g.double() for g in grads]
+    wanted, wanted_gradients = run(reference_ops, double, options, wide)
+    results, gradients = run(ops_of, on_device(args), on_device(options), on_device(grads))
+    for name, actual, value in zip(FORWARD, results, wanted, strict=True):
+        assert_matches(actual.cpu(), value, name)
+    assert_gradients(tree_map_only(Tensor, Tensor.cpu, gradients), wanted_gradients)
+
+
+@pytest.mark.parametrize("cell", AXES["cell"])
+def test_missing_and_unneeded_gradients(cell, plan):
+    case = Case(cell, H=3, N=2, T=2, I=2, dtype=torch.float32)
+    args = on_device(arguments(case))
+    results = ops_of.layer_forward(*args)
+    grads = on_device(cotangents(results))
+    for k in range(3):
+        some = [g if i == k else None for i, g in enumerate(grads)]
+        wide = tree_map_only(Tensor, lambda t: t.cpu().double(), (args, results, some))
+        wanted = backward(reference_ops.layer_backward, *wide)
+        actual = backward(ops_of.layer_backward, args, results, some)
+        assert_gradients(tree_map_only(Tensor, Tensor.cpu, actual), wanted)
+        needs = [i == k for i in range(3)]
+        *few, weights = backward(ops_of.layer_backward, args, results, some, needs)
+        for need, a, e in zip((needs[0], needs[1], needs[1]), few, actual[:3], strict=True):
+            assert torch.equal(a, e) if need else a.shape == (0,)
+        assert all(map(torch.equal, weights, actual[3])) if needs[2] else weights == []
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_modules(name):
+    # two layers and directions, the plans that `choose` makes, autograd
+    module = getattr(fastrnn, name)(3, 4, num_layers=2, bidirectional=True, device=DEVICE)
+    x = torch.randn(2, 3, 3, device=DEVICE, requires_grad=True)
+    reset_free = module(x, lengths=torch.tensor([2, 1, 0], device=DEVICE), return_states=True)
+    loss = sum(t.square().sum() for t in (reset_free[0], *reset_free[2].h))
+    actual = torch.autograd.grad(loss, [x, *module.parameters()])
+    module.double()
+    x = x.detach().double().requires_grad_()
+    with fastrnn.backend("reference"):
+        wanted = module(x, lengths=torch.tensor([2, 1, 0], device=DEVICE), return_states=True)
+    assert_matches(reset_free[0], wanted[0], "output")
+    loss = sum(t.square().sum() for t in (wanted[0], *wanted[2].h))
+    wanted = torch.autograd.grad(loss, [x, *module.parameters()])
+    for a, e in zip(actual, wanted, strict=True):
+        assert_matches(a, e)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_the_state_is_kept_in_float32(cell):
+    # Each step changes the state by less than half a unit in the last place of bfloat16, so that a
+    # rounded state stands still: an lstm adds 1/8 to a c of 64, a gru leaves 1 for 0 by 1/1000.
+    T, H, zero = 32, 1, torch.zeros
+    x = torch.ones(T, 1, 1, dtype=torch.bfloat16)
+    h0, c0 = zero(1, 1, H), None
+    if cell == "lstm":
+        c0 = torch.full((1, 1, H), 64.0)
+        w_ih = torch.tensor([[-1.9375], [100.0], [100.0], [0.0]])  # sigmoid(-1.9375) is 0.126
+    else:
+        h0 = torch.ones(1, 1, H)
+        w_ih = torch.tensor([[0.0], [6.9], [0.0]])  # sigmoid(6.9) is 0.999
+    args = (x, None, h0, c0, [w_ih, zero(len(w_ih), H)], cell, False)
+    args = converted(args, torch.bfloat16)
+    _, h_n, c_n = ops_of.layer_inference(*on_device(args))
+    _, h, c = reference.layer(*converted(args, torch.float64))
+    begin, actual, wanted = (64.0, c_n, c) if cell == "lstm" else (1.0, h_n, h)
+    change = (wanted - begin).item()
+    assert abs(actual.item() - begin - change) < 0.1 * abs(change)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize("cell", ["lstm", "lstm_proj", "gru", "rnn_tanh", "rnn_relu"])
+def test_special_values_stay_in_their_row(cell, value):
+    args = arguments(Case(cell, H=3, N=3, T=2, dtype=torch.float32))
+    plain = ops_of.layer_inference(*on_device(args))
+    args[0][:, 1, 0] = value
+    special = ops_of.layer_inference(*on_device(args))
+    for a, b in zip(plain, special, strict=True):
+        if a.numel():
+            assert torch.equal(a[:, [0, 2]], b[:, [0, 2]])
+    wanted = reference.layer(*converted(args, torch.float64))[0]
+    assert_matches(special[0].cpu(), wanted)
+
+
+@pytest.mark.parametrize("case", [Case("lstm_proj", dtype=torch.float32, T=2, D=1)], ids=str)
+def test_any_strides(case):
+    input, _, h0, c0, weights, cell, bias = args = arguments(case)
+    strided = [scattered(t) for t in (input, h0, c0)], [scattered(w) for w in weights]
+    (input, h0, c0), weights = on_device(strided)
+    wanted, wanted_gradients = expected(case)
+    results = ops_of.layer_forward(input, None, h0, c0, weights, cell, bias)
+    for name, actual, value in zip(FORWARD, results, wanted, strict=True):
+        assert_matches(actual.cpu(), value, name)
+    grads = on_device([scattered(g) for g in cotangents(wanted)])
+    grads = [g.float() for g in grads]
+    args = (input, None, h0, c0, weights, cell, bias)
+    gradients = backward(ops_of.layer_backward, args, results, grads)
+    assert_gradients(tree_map_only(Tensor, Tensor.cpu, gradients), wanted_gradients)
+
+
+def test_zero_batch(plan):
+    args = on_device(arguments(Case("gru", N=0, T=2, dtype=torch.float32)))
+    results = ops_of.layer_forward(*args)
+    assert results[0].shape == (2, 0, 34)
+    grads = [torch.zeros_like(t) if t.numel() else None for t in results[:3]]
+    gradients = backward(ops_of.layer_backward, args, results, grads)
+    assert all(not g.any() for g in gradients[3])
+
+
+def test_lengths_out_of_range():
+    args = arguments(Case("gru", T=2, N=2, D=1, dtype=torch.float32))
+    for lengths in ([3, 1], [-1, 1]):
+        with pytest.raises(RuntimeError, match="lengths must be between 0 and 2"):
+            layer.layer_inference(*args, lengths=torch.tensor(lengths))
+
+
+def test_what_cannot_run_says_so():
+    args = arguments(Case("gru", dtype=torch.float64))
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run: dtype is torch.float64; convert"):
+        ops.layer(*on_device(args))
+    args = [a.to("meta") if isinstance(a, Tensor) else a for a in converted(args, torch.float32)]
+    args[4] = [w.to("meta") for w in args[4]]
+    with pytest.raises(RuntimeError, match=r"'triton' cannot run: tensors are on meta; move them"):
+        ops.layer(*args)
+    args = arguments(Case("gru", dtype=torch.float32))
+    args = (args[0], args[1], args[2], args[3], [w.double() for w in args[4]], *args[5:])
+    with pytest.raises(RuntimeError, match="must share one dtype and one device"):
+        layer.layer_inference(*args)
+
+
+def test_cells_are_those_of_the_reference():
+    for name, cell in cells.CELLS.items():
+        wanted = reference.CELLS[name]
+        assert (cell.gates, cell.saved, cell.keeps == "c") == wanted[:3]
+    assert list(cells.CELLS) == list(reference.CELLS)
+
+
+class Concurrent:
+    """A kernel whose programs run at the same time, each in a process of its own, on shared memory.
+
+    The processes meet at the barrier as programs on a GPU do, but see memory as a CPU orders it.
+    """
+
+    launches = 0
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def run(**arguments):
+            Concurrent.launches += 1
+            for value in arguments.values():
+                if isinstance(value, Tensor):
+                    value.share_memory_()
+            context = multiprocessing.get_context("fork")
+            programs = [
+                context.Process(target=self.program, args=(grid, p, arguments))
+                for p in range(grid[0])
+            ]
+            for program in programs:
+                program.start()
+            for program in programs:
+                program.join(100)
+                if program.exitcode != 0:
+                    for other in programs:
+                        other.kill()
+                    raise AssertionError(f"program ended with {program.exitcode}")
+
+        return run
+
+    def program(self, grid, index, arguments):
+        from triton.runtime.interpreter import interpreter_builder
+
+        place = interpreter_builder.set_grid_idx
+        interpreter_builder.set_grid_dim = lambda *_: None
+        interpreter_builder.grid_dim = (*grid, 1, 1)
+        interpreter_builder.set_grid_idx = lambda x, y, z: place(index, y, z)
+        self.kernel[(1,)](**arguments)
+
+
+@pytest.mark.parametrize("cell", ["lstm_proj", "gru"])
+def test_programs_exchange_states(cell, monkeypatch):
+    if not triton.INTERPRETED:
+        pytest.fail("needs the interpreter: run with TRITON_INTERPRET=1")
+    monkeypatch.setattr(launch, "choose", lambda *_: Plan(True, 16, 16, 32, 4, 2))
+    for name in ("forward", "backward"):
+        kernel = Concurrent(getattr(launch, name))
+        monkeypatch.setattr(launch, name, kernel)
+        monkeypatch.setattr(layer, name, kernel)
+    Concurrent.launches = 0
+    case = Case(cell, H=33, N=3, T=4, D=1, dtype=torch.float32)
+    args = arguments(case)
+    wanted, wanted_gradients = expected(case)
+    results = layer.layer_forward(*args)
+    for name, actual, value in zip(FORWARD, results, wanted, strict=True):
+        assert_matches(actual, value, name)
+    grads = cotangents(results)
+    assert_gradients(backward(layer.layer_backward, args, results, grads), wanted_gradients)
+    assert Concurrent.launches == 2
