@@ -33,8 +33,8 @@ from .launch import constants, options, plan_for
 # Processors and shared memory of A100, H100, B200 and MI300X.
 TARGETS = {
     "sm_80": (GPUTarget("cuda", 80, 32), Device(108, 163 << 10)),
-    "sm_90": (GPUTarget("cuda", 90, 32), Device(132, 227 << 10)),
-    "sm_100": (GPUTarget("cuda", 100, 32), Device(148, 227 << 10)),
+    "sm_90": (GPUTarget("cuda", 90, 32), Device(132, 227 << 10, tall=True)),
+    "sm_100": (GPUTarget("cuda", 100, 32), Device(148, 227 << 10, tall=True)),
     "gfx942": (GPUTarget("hip", "gfx942", 64), Device(304, 64 << 10, 64)),
 }
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -160,16 +160,22 @@ PRECISIONS = ((torch.bfloat16, "ieee"), (torch.float32, "tf32"), (torch.float32,
 
 def representative() -> Iterator[Case]:
     """Each target, kernel and schedule, with cells and dtypes in turn."""
-    cells = itertools.cycle(["lstm", "gru", "lstm", "rnn_tanh", "gru"])
-    precisions = itertools.cycle(PRECISIONS)
-    for target, H, kernel in itertools.product(
-        TARGETS, (40, 128, 320, 512, 1000), ("forward", "backward")
+    cells = itertools.cycle(["lstm", "gru", "rnn_tanh"])
+    for target, kernel, (H, N, dtype, how) in itertools.product(
+        TARGETS,
+        ("forward", "backward"),
+        (
+            (40, 64, torch.bfloat16, "ieee"),
+            (256, 16, torch.float32, "tf32"),
+            (1000, 64, torch.float32, "ieee"),
+            (1024, 256, torch.float16, "ieee"),
+        ),
     ):
-        dtype, how = next(precisions)
         if target == "gfx942" and how == "tf32":
             dtype, how = torch.float16, "ieee"
-        yield Case(kernel, next(cells), H, 64, dtype, how, target)
+        yield Case(kernel, next(cells), H, N, dtype, how, target)
     for kernel in ("forward", "backward"):
+        yield Case(kernel, "lstm", 512, 64, torch.bfloat16, "ieee", "sm_90")
         yield Case(kernel, "lstm", 96, 64, torch.bfloat16, "ieee", "sm_90", 48, 2, True)
         yield Case(kernel, "lstm", 600, 64, torch.bfloat16, "ieee", "sm_90", 300, 2)
 

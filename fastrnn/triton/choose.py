@@ -16,6 +16,7 @@ class Device(NamedTuple):
     processors: int  # that a cooperative launch can fill; 0 where there is none
     shared: int  # bytes of fast memory that one program can have
     lanes: int = 32  # of a warp
+    tall: bool = False  # whether one instruction multiplies 64 rows: Hopper, datacenter Blackwell
 
 
 class Plan(NamedTuple):
@@ -39,6 +40,9 @@ class Plan(NamedTuple):
 
 # Beside the weights a program needs room for a block of h and for changes of register layout.
 RESERVED = 44 << 10
+# Products with weights that are held are unrolled. Matrix instructions of one warp at which both
+# kernels together take about ten seconds to compile, on one core of a server.
+UNROLLED = 400
 
 
 def power_of_two(n: int) -> int:
@@ -59,8 +63,8 @@ def choose(
             through registers, which hold no weights besides.
         device: see `Device`.
 
-    Tiles of tensor cores have fewer rows than units: the compiler then gives each warp units of its
-    own; otherwise (Triton 3.9) all warps repeat each other's work and spill.
+    Tiles of tensor cores have fewer rows than units, but for `tall` instructions: the compiler
+    (Triton 3.9) then gives each warp units of its own; otherwise all repeat each other's work.
     """
     if ieee:
         return _plan(False, 16 if N <= 16 else 32, 16, 16, device)
@@ -68,20 +72,20 @@ def choose(
     alone = power_of_two(units)
     if alone <= 128 and depth * alone * itemsize <= room:
         # One program owns all units, so there is nothing to exchange.
-        blocks = -(-N // 16) * D
-        block_n = 32 if alone >= 64 and blocks > device.processors else 16
-        return _plan(True, block_n, alone, min(128, alone), device)
-    for block_u in (32, 16):
-        plan = _plan(True, 16, block_u, 128, device)
+        block_n = 32 if alone >= 64 and -(-N // 16) * D > device.processors else 16
+        return _plan(True, block_n, alone, min(256 // itemsize, alone), device)
+    for block_u, repeated in ((32, 1), (16, 2)):
+        plan = _plan(True, 16, block_u, 256 // itemsize, device)
         programs = plan.unit_tiles(units) * plan.row_blocks(N) * D
-        if programs <= device.processors and depth * block_u * itemsize <= room:
+        unrolled = depth * itemsize // 32 * repeated
+        fits = depth * block_u * itemsize <= room and unrolled <= UNROLLED
+        if programs <= device.processors and fits:
             return plan
-    if N <= 16 or device.lanes > 32:
-        return _plan(False, 16, 32, 128 // itemsize, device)
-    return _plan(False, 32, 64, 128 // itemsize, device)
+    if device.tall and N > 32:
+        return _plan(False, 64, 32, 128 // itemsize, device)
+    return _plan(False, 16, 64, 128 // itemsize, device)
 
 
 def _plan(persistent: bool, block_n: int, block_u: int, block_k: int, device: Device) -> Plan:
-    # A warp of 32 multiplies at least 16 x 8.
-    warps = max(4, min(8, block_n * block_u // 128)) * 32 // device.lanes
-    return Plan(persistent, block_n, block_u, block_k, warps, 2)
+    warps = 4 if block_n * block_u < 512 or (block_n, block_u) == (16, 32) else 8
+    return Plan(persistent, block_n, block_u, block_k, warps * 32 // device.lanes, 2)

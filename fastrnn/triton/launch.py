@@ -22,7 +22,8 @@ def device_of(tensor: Tensor) -> Device:
         return Device(processors=0, shared=227 << 10)
     properties = torch.cuda.get_device_properties(tensor.device)
     shared = getattr(properties, "shared_memory_per_block_optin", 64 << 10)
-    return Device(properties.multi_processor_count, shared, properties.warp_size)
+    tall = torch.version.hip is None and properties.major in (9, 10)
+    return Device(properties.multi_processor_count, shared, properties.warp_size, tall)
 
 
 def precision(tensor: Tensor) -> str:

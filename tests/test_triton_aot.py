@@ -1,0 +1,77 @@
+"""The Triton kernels compiled for GPUs that are not there."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+def run(*arguments: str, cache) -> str:
+    """What Python prints, outside of the interpreter and with an empty cache of kernels."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=1200,
+    )
+    assert not result.stderr, result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> list[dict[str, str]]:
+    text = run("-m", "fastrnn.triton.aot", cache=tmp_path_factory.mktemp("kernels"))
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_every_kernel_fits_and_no_register_is_spilled(table):
+    bad = [row for row in table if row["fits"] != "True"]
+    bad += [row for row in table if row["target"].startswith("sm") and row["local"] != "0"]
+    assert not bad
+
+
+def test_the_set_is_representative(table):
+    def values(*columns: str) -> set:
+        return {tuple(row[column].split()[0] for column in columns) for row in table}
+
+    assert len(values("target", "kernel", "schedule")) == 4 * 2 * 2
+    assert len(values("cell", "kernel")) == 3 * 2
+    assert values("target") == {("sm_80",), ("sm_90",), ("sm_100",), ("gfx942",)}
+    assert values("dtype", "how") == {
+        ("bf16", "ieee"), ("fp16", "ieee"), ("fp32", "tf32"), ("fp32", "ieee")
+    }  # fmt: skip
+    assert any(row["P"] != row["H"] for row in table)
+
+
+# What Triton looks compiled kernels up by must not know T, N or where tensors lie.
+KEYS = """
+import torch
+from triton.runtime.jit import create_function_from_signature
+from triton.compiler import make_backend
+from fastrnn.triton import aot
+
+for kernel in (aot.forward, aot.backward):
+    backend = make_backend(aot.TARGETS["sm_90"][0])
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    keys = set()
+    for T, N in ((1, 1), (1, 16), (16, 1), (17, 48), (10**4, 2**17)):
+        numbers = dict(T=T, N=N, rows=T * N, first=T - 1, last=T, detach_every=T, grad_clip=0.5)
+        values = {name: torch.empty(16) for name in kernel.arg_names}
+        for name, value in numbers.items():
+            if name in values:
+                values[name] = value
+        fixed = {p.name: 1 for p in kernel.params if p.is_constexpr}
+        keys.add(str(bind(**values | fixed)[1]))
+    print(kernel.__name__, len(keys))
+"""
+
+
+def test_nothing_is_compiled_again_for_another_length_or_batch(tmp_path):
+    assert run("-c", KEYS, cache=tmp_path) == "forward 1\nbackward 1\n"
