@@ -163,18 +163,27 @@ def test_modules(name):
     # two layers and directions, the plans that `choose` makes, autograd
     module = getattr(fastrnn, name)(3, 4, num_layers=2, bidirectional=True, device=DEVICE)
     x = torch.randn(2, 3, 3, device=DEVICE, requires_grad=True)
-    reset_free = module(x, lengths=torch.tensor([2, 1, 0], device=DEVICE), return_states=True)
-    loss = sum(t.square().sum() for t in (reset_free[0], *reset_free[2].h))
+    results = module(x, lengths=torch.tensor([2, 1, 0], device=DEVICE), return_states=True)
+    loss = sum(t.square().sum() for t in (results[0], *results[2].h))
     actual = torch.autograd.grad(loss, [x, *module.parameters()])
     module.double()
     x = x.detach().double().requires_grad_()
     with fastrnn.backend("reference"):
         wanted = module(x, lengths=torch.tensor([2, 1, 0], device=DEVICE), return_states=True)
-    assert_matches(reset_free[0], wanted[0], "output")
+    assert_matches(results[0], wanted[0], "output")
     loss = sum(t.square().sum() for t in (wanted[0], *wanted[2].h))
     wanted = torch.autograd.grad(loss, [x, *module.parameters()])
     for a, e in zip(actual, wanted, strict=True):
         assert_matches(a, e)
+
+
+def test_compile():
+    module = fastrnn.LSTM(3, 4, device=DEVICE)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 3, 3, device=DEVICE, requires_grad=True)
+    results = [f(x)[0] for f in (module, compiled)]
+    assert torch.equal(*results)
+    assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y in results))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

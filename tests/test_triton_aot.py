@@ -75,3 +75,27 @@ for kernel in (aot.forward, aot.backward):
 
 def test_nothing_is_compiled_again_for_another_length_or_batch(tmp_path):
     assert run("-c", KEYS, cache=tmp_path) == "forward 1\nbackward 1\n"
+
+
+# What the interpreter cannot show of programs that meet: the launch is cooperative, arrivals are
+# released and waited for with acquire at the scope of the GPU, and nothing is copied ahead of time
+# in a loop that loads what the step before stored.
+MEETING = """
+import torch
+from fastrnn.triton import aot
+
+for kernel in ("forward", "backward"):
+    case = aot.Case(kernel, "lstm", 192, 16, torch.bfloat16, "ieee", "sm_90")
+    compiled = aot.build(case)[0]
+    text = compiled.asm["ptx"]
+    print(
+        compiled.metadata.launch_cooperative_grid,
+        "red.global.gpu.release" in text,
+        "ld.global.gpu.acquire" in text,
+        "cp.async" in text,
+    )
+"""
+
+
+def test_programs_meet_in_memory(tmp_path):
+    assert run("-c", MEETING, cache=tmp_path) == "True True True False\n" * 2

@@ -56,6 +56,10 @@ def obstacle(input: Tensor) -> str | None:
         return _missing
     if input.device.type != _KEY.lower():
         return f"tensors are on {input.device}; move them and the module to 'cuda'"
+    if input.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling():
+        capability = torch.cuda.get_device_capability(input.device)
+        if capability < (8, 0):
+            return f"the GPU has compute capability {capability}; Triton needs (8, 0)"
     if input.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"dtype is {input.dtype}; convert to torch.float32, torch.bfloat16 or torch.float16"
     return None
