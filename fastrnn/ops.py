@@ -177,7 +177,7 @@ def backend(name: str) -> Iterator[None]:
         raise RuntimeError(f"backend '{name}' cannot run: {state}")
     before, _chosen = _chosen, name
     try:
-        with triton.forced() if name == "triton" else contextlib.nullcontext():
+        with triton.forced(name == "triton"):
             yield
     finally:
         _chosen = before

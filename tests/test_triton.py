@@ -254,6 +254,16 @@ def test_lengths_out_of_range():
             layer.layer_inference(*args, lengths=torch.tensor(lengths))
 
 
+def test_other_backends_inside():
+    args = on_device(arguments(Case("gru", T=2, dtype=torch.float64)))
+    for name in ("auto", "reference"):
+        with fastrnn.backend(name):
+            output = ops.layer(*args)[0]
+        assert output.dtype == torch.float64
+    output = ops.layer(*on_device(arguments(Case("gru", T=2, dtype=torch.bfloat16))))[0]
+    assert output.dtype == torch.bfloat16
+
+
 def test_what_cannot_run_says_so():
     args = arguments(Case("gru", dtype=torch.float64))
     with pytest.raises(RuntimeError, match=r"'triton' cannot run: dtype is torch.float64; convert"):

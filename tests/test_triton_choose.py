@@ -1,4 +1,4 @@
-"""What the Triton backend decides without a GPU: plan, graphs, and the reasons why it cannot run."""
+"""What the Triton backend decides without a GPU: plan, graphs, reasons why it cannot run."""
 
 from __future__ import annotations
 

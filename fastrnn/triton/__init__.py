@@ -80,15 +80,28 @@ def register(library: torch.library.Library) -> None:
             library.impl(name, _op(name), "CUDA")
 
 
+_override: torch.library.Library | None = None
+
+
+def _set_override(on: bool) -> None:
+    global _override
+    if on and _override is None:
+        _override = torch.library.Library("fastrnn", "IMPL")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "[\\s\\S]*Overriding a previously registered kernel")
+            for name in _OPS:
+                _override.impl(name, _op(name), _KEY, allow_override=True)
+    elif not on and _override is not None:
+        _override._destroy()
+        _override = None
+
+
 @contextlib.contextmanager
-def forced() -> Iterator[None]:
-    """Context manager in which these kernels stand before all others."""
-    library = torch.library.Library("fastrnn", "IMPL")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "[\\s\\S]*Overriding a previously registered kernel")
-        for name in _OPS:
-            library.impl(name, _op(name), _KEY, allow_override=True)
+def forced(on: bool) -> Iterator[None]:
+    """Context manager in which these kernels stand before all others, or, if not `on`, do not."""
+    before = _override is not None
+    _set_override(on)
     try:
         yield
     finally:
-        library._destroy()
+        _set_override(before)

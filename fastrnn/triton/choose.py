@@ -72,8 +72,8 @@ def choose(
     alone = power_of_two(units)
     if alone <= 128 and depth * alone * itemsize <= room:
         # One program owns all units, so there is nothing to exchange.
-        block_n = 32 if alone >= 64 and -(-N // 16) * D > device.processors else 16
-        return _plan(True, block_n, alone, min(256 // itemsize, alone), device)
+        crowded = alone >= 64 and device.processors < (N + 15) // 16 * D
+        return _plan(True, 32 if crowded else 16, alone, min(256 // itemsize, alone), device)
     for block_u, repeated in ((32, 1), (16, 2)):
         plan = _plan(True, 16, block_u, 256 // itemsize, device)
         programs = plan.unit_tiles(units) * plan.row_blocks(N) * D

@@ -1,7 +1,7 @@
 """The three ops on Triton kernels: one product for the inputs, the loop over time, and, backward,
 one product each for the gradients of the input and of every weight.
 
-Signatures and results are those of `fastrnn.reference`, and all raise RuntimeError where it does
+Signatures and results are those of `reference_ops`, and all raise RuntimeError where it does
 and for dtypes that the kernels do not take. The products are torch's, with TF32 where its setting
 says so. Nothing here waits for the device.
 """
@@ -46,7 +46,7 @@ class _Layer:
         for tensor in (h0, c0, *weights):
             if tensor is not None and (tensor.dtype, tensor.device) != (input.dtype, input.device):
                 raise RuntimeError("input, hx and weights must share one dtype and one device")
-        self.name, self.cell, self.input = cell, CELLS[cell], _dense(input)
+        self.cell, self.input = CELLS[cell], _dense(input)
         self.h0, self.c0 = _dense(h0), _dense(c0)
         D, k = size.D, size.per_direction
         stacks = [weights[i : i + 1] if D == 1 else (weights[i], weights[i + k]) for i in range(k)]
@@ -145,7 +145,7 @@ def layer_inference(
     detach_every: int = 0,
     grad_clip: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.layer_inference`."""
+    """As `reference_ops.layer_inference`."""
     call = _Layer(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
     return _forward(call, save=False)[:3]
 
@@ -163,7 +163,7 @@ def layer_forward(
     detach_every: int = 0,
     grad_clip: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.layer_forward`."""
+    """As `reference_ops.layer_forward`."""
     call = _Layer(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
     y, h_n, c_n, gates, cells, hidden = _forward(call, save=True)
     if gates is None:
@@ -196,7 +196,7 @@ def layer_backward(
     detach_every: int = 0,
     grad_clip: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """As `reference.layer_backward`, from what `layer_forward` saved."""
+    """As `reference_ops.layer_backward`, from what `layer_forward` saved."""
     call = _Layer(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
     size, kind = call.size, call.cell
     D, N, H, P, rows, G = size.D, size.N, size.H, size.P, size.rows, kind.gates
