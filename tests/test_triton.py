@@ -33,6 +33,8 @@ from fastrnn import ops, reference, reference_ops, triton
 from fastrnn.triton import cells, launch, layer
 from fastrnn.triton.choose import Plan
 
+# numpy warns where an exponential overflows, which the cells expect.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 DEVICE = "cpu" if triton.INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Tiles so small that little sizes have several, and a tail in the last.

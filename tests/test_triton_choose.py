@@ -80,8 +80,9 @@ def test_graphs_replay_what_repeats(monkeypatch):
 
 def test_reasons():
     assert triton.missing("3.6.0") is None and triton.missing("3.10.1") is None
-    assert "3.2.0 is too old; 'pip install triton>=3.6'" in triton.missing("3.2.0")
-    assert "there is no Triton; 'pip install triton>=3.6'" in triton.missing(None)
+    remedy = "on Linux, pip install 'triton>=3.6'"
+    assert triton.missing("3.2.0") == f"Triton 3.2.0 is too old; {remedy}"
+    assert triton.missing(None) == f"there is no Triton; {remedy}"
 
 
 def test_without_gpu_or_interpreter():

@@ -25,11 +25,11 @@ _KEY = "CPU" if INTERPRETED else "CUDA"
 
 def missing(version: str | None) -> str | None:
     """Why this version of Triton (None: there is none) does not do, or None if it does."""
-    needed = ".".join(map(str, MINIMUM))
+    remedy = f"on Linux, pip install 'triton>={'.'.join(map(str, MINIMUM))}'"
     if version is None:
-        return f"there is no Triton; 'pip install triton>={needed}' (Linux)"
+        return f"there is no Triton; {remedy}"
     if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM:
-        return f"Triton {version} is too old; 'pip install triton>={needed}'"
+        return f"Triton {version} is too old; {remedy}"
     return None
 
 
