@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable
 
 import torch
 
-LIMIT = 64  # chains remembered; a graph of 1000 launches holds about a megabyte
+LIMIT = 64  # chains remembered
 
 _chains: OrderedDict[Hashable, Callable[[], None] | None] = OrderedDict()
 
