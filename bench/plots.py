@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bench.charts import Chart
 
@@ -15,8 +15,11 @@ STYLE |= {"axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "axe
 
 
 def draw(charts: list[Chart], folder: Path) -> list[Path]:
-    """Write NAME.svg and NAME.png of each; the paths of the latter."""
+    """Write NAME.svg and NAME.png of each, and remove those of earlier rows from `folder`, which
+    has nothing else; the paths of the PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in [*folder.glob("*.svg"), *folder.glob("*.png")]:
+        old.unlink()
     written = []
     with rc_context(STYLE):
         for chart in charts:
@@ -51,9 +54,9 @@ def bars(chart: Chart) -> Figure:
         )  # fmt: skip
         axes.bar_label(drawn, [f"{y:.1f}" for y in one.y], padding=2, fontsize=7)
     axes.axhline(1, color="black", linewidth=1)
-    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 6 else 0, ha="right")
-    if len(names) <= 6:
-        axes.set_xticks(range(len(names)), names, ha="center")
+    crowded = 0.09 * sum(len(name) + 2 for name in names) > figure.get_figwidth() - 2  # inches
+    turned = {"rotation": 30, "ha": "right"} if crowded else {}
+    axes.set_xticks(range(len(names)), names, **turned)
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
@@ -70,7 +73,10 @@ def curves(chart: Chart) -> Figure:
             linestyle="" if points else "--" if one.dashed else "-",
             marker="" if one.dashed else "o",
         )  # fmt: skip
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(plain)
+    axes.yaxis.set_major_formatter(plain)
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_formatter(plain if high < 30 * low else NullFormatter())
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure

@@ -83,6 +83,7 @@ def test_plots_are_drawn_as_svg_and_png(tmp_path):
         assert root.tag.endswith("svg")
     before = (tmp_path / f"{found[1].name}.svg").read_text()
     plots.draw(found[1:2], tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == {found[1].name}  # no stale ones
     assert (tmp_path / f"{found[1].name}.svg").read_text() == before  # the same rows, the same file
 
 
