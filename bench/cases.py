@@ -30,6 +30,12 @@ class Case:
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
+    def has(self, cell: str) -> bool:
+        """Whether it makes sense with `cell`: a module of one step takes one step of one layer."""
+        if cell in STEPS:
+            return self.job == "layer" and self.T == self.layers == self.directions == 1
+        return cell in (self.cells or CELLS)
+
     def shape(self) -> str:
         text = f"{self.T}, {self.N}, {self.input_size}, {self.hidden_size}, {self.layers}"
         return text + (" bi" if self.bidirectional else "")

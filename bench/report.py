@@ -60,15 +60,21 @@ def lines(rows: Iterable[Row]) -> list[Line]:
 
 
 def tables(all_lines: list[Line]) -> Iterator[tuple[str, list[Line]]]:
-    """Title and lines of each table: one for each dtype and number of threads, or device."""
+    """Title and lines of each table: one for each suite, dtype and number of threads, or device."""
+    suites = list(dict.fromkeys(line.ours.suite for line in all_lines))
 
     def setting(line: Line) -> tuple:
         ours = line.ours
-        return ours.device, ours.dtype, ours.threads, not line.plain, ours.ms_p99 is not None
+        tails = ours.ms_p99 is not None
+        where = ours.device, ours.dtype, ours.threads
+        return suites.index(ours.suite), *where, not line.plain, tails
 
-    for (device, dtype, threads, *_), group in groupby(sorted(all_lines, key=setting), setting):
+    for (suite, device, dtype, threads, *_), group in groupby(
+        sorted(all_lines, key=setting), setting
+    ):
         where = device if device != "cpu" else f"{threads} thread{'s' if threads > 1 else ''}"
-        yield f"{dtype}, {where}", list(group)
+        title = f"{dtype}, {where}"
+        yield (f"{suites[suite]}: {title}" if len(suites) > 1 else title), list(group)
 
 
 def mean_ratio(some: Iterable[Line], name: str = "") -> float | None:

@@ -151,5 +151,5 @@ def select(
         for mode in modes or suite.modes
         for cell in cells or suite.cells
         for case in suite.cases
-        if any(word in case.name for word in words) and cell in (case.cells or CELLS + STEPS)
+        if any(word in case.name for word in words) and case.has(cell)
     ]

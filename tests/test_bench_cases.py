@@ -68,6 +68,12 @@ def test_a_selection_can_be_narrowed():
     assert select(SUITES["quick"], cores=2, names="nothing") == []
 
 
+def test_cells_of_one_step_are_timed_on_cases_of_one_step():
+    specs = select(SUITES["cpu"], cores=1, cells=("GRUCell",))
+    assert {spec.case.name for spec in specs} == {"stream"}
+    assert select(SUITES["stream"], cores=1, cells=STEPS) == []
+
+
 def test_flops_count_the_products_of_every_layer_and_direction():
     text = next(case for case in CPU if case.name == "text")
     forward = 2 * 100 * 32 * 4 * 256 * (128 + 256)

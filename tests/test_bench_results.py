@@ -109,6 +109,12 @@ def test_ways_to_one_result_and_latencies_are_listed_one_below_the_other():
     assert "p99.9 µs" in text and "4.50" in text
 
 
+def test_suites_have_tables_of_their_own():
+    text = shown([row(), row(case="deep", suite="layers"), row(case="wide")])
+    titles = [line.strip() for line in text.splitlines() if "1 thread" in line and ":" in line]
+    assert titles == ["cpu: float32, 1 thread", "layers: float32, 1 thread"]
+
+
 def test_who_is_not_installed_is_no_failure():
     missing = replace(FAILED, contender="haste", cell="LSTM", status="not installed: no haste")
     text = shown([row(), missing])
