@@ -1,100 +1,87 @@
 """The command line: `python -m bench`, `python -m bench report`."""
 
-import argparse
 import os
 import sys
-from pathlib import Path
+from dataclasses import replace
+from subprocess import CalledProcessError
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from bench.cases import CELLS, MODES, STEPS, SUITES, Spec, select
-from bench.contenders import CONTENDERS
+from bench import base, ceilings, compare, readme
+from bench.cases import Spec
+from bench.ceilings import Ceilings
+from bench.facts import cores, gather
+from bench.jobs import baseline, entrants
 from bench.measure import measure
-from bench.report import rewrite, show
-from bench.results import FOLDER, OK, ROOT, Row, cores, gather, load, save
-from bench.sessions import Local, Remote, Session
-from bench.timing import matrix_rate
+from bench.options import parse
+from bench.report import coloured, lines, show
+from bench.results import OK, Row, load, save
+from bench.sessions import MISSING, Local, Remote, Session
+from bench.suites import SUITES, Suite, select
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     console = Console(highlight=False)
-    if options.command == "report":
+    if options.suites == ["report"]:
         return report(options, console)
-    suite = SUITES[options.suite]
-    specs = select(
-        suite,
-        cores=cores(),
-        names=options.filter,
-        cells=options.cells,
-        modes=options.modes,
-        dtype=options.dtype,
-        threads=options.threads,
-    )
+    chosen = {
+        name: select(
+            SUITES[name],
+            cores=cores(),
+            names=options.filter,
+            cells=options.cells,
+            modes=options.modes,
+            dtypes=options.dtypes,
+            threads=options.threads,
+            device=options.device,
+        )
+        for name in options.suites
+    }
     if options.list:
-        console.print(listing(specs))
+        for name, specs in chosen.items():
+            console.print(listing(name, specs))
         return 0
-    if not specs:
-        console.print(f"[red]no case of suite {options.suite} matches {options.filter!r}")
+    if not any(chosen.values()):
+        console.print(f"[red]no case of {', '.join(chosen)} matches {options.filter!r}")
         return 2
-    facts = gather(matrix_rate())
-    rows = run(specs, options.seconds or suite.seconds, console)
+    on_gpu = any(spec.device == "cuda" for specs in chosen.values() for spec in specs)
+    if on_gpu and not torch.cuda.is_available():
+        console.print("[red]torch sees no GPU here")
+        return 2
+    try:
+        folder = base.checkout(options.base) if options.base else None
+    except CalledProcessError as error:
+        console.print(f"[red]{options.base}:[/] {error}\n{str(error.stderr)[-2000:]}")
+        return 2
+    run = Run(console, options, folder)
+    rows = [row for name, specs in chosen.items() for row in run(name, SUITES[name], specs)]
+    facts = gather(run.facing("float32", 1, rows[0].device), rows[0].device)
     show(rows, facts, console)
+    if options.compare:
+        found = compare.changes([row for row, _ in load(options.compare)], rows)
+        console.print(compare.table(found, f"since {options.compare.name}"))
     if options.save:
-        path = FOLDER / f"{facts.machine()}.csv"
-        save(rows, facts, path)
+        path = options.results / f"{facts.machine()}.csv"
+        save((row for row in rows if not row.status.startswith(MISSING)), facts, path)
         console.print(f"saved to {os.path.relpath(path)}")
-    return 0 if all(row.status == OK for row in rows) else 1
+    fit = all(row.status == OK or row.status.startswith(MISSING) for row in rows)
+    return 0 if fit else 1
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
-    def some(*allowed: str):
-        def words(text: str) -> tuple[str, ...]:
-            lookup = {word.lower(): word for word in allowed}
-            unknown = [word for word in text.split(",") if word.lower() not in lookup]
-            if unknown:
-                raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(allowed)}")
-            return tuple(lookup[word.lower()] for word in text.split(","))
-
-        return words
-
-    def counts(text: str) -> tuple[int, ...]:
-        found = tuple(int(word) for word in text.split(","))
-        if min(found) < 1:
-            raise argparse.ArgumentTypeError("a number of threads is at least 1")
-        return found
-
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description="Time fastrnn against torch.nn. Every contender is verified first.",
-        epilog="Exit status: 0, or 1 if a contender was wrong or failed. See bench/README.md.",
-    )
-    add = parser.add_argument
-    add(
-        "command", nargs="?", choices=("run", "report"), default="run", help="report: README tables"
-    )
-    add("--suite", choices=SUITES, default="quick")
-    add("--filter", default="", metavar="WORDS", help="cases whose names contain one of a,b,c")
-    add("--cells", type=some(*CELLS, *STEPS), default=(), metavar=",".join(CELLS))
-    add("--modes", type=some(*MODES), default=MODES, metavar=",".join(MODES))
-    add("--threads", type=counts, default=(), metavar="1,2", help="instead of the suite's")
-    add("--dtype", choices=("float32", "float64"), default="float32")
-    add("--seconds", type=float, metavar="S", help="of timing a row, instead of the suite's")
-    add("--save", action="store_true", help="write bench/results/<machine>.csv")
-    add("--list", action="store_true", help="show what would be timed, and who runs such a model")
-    add("--readme", type=Path, default=ROOT / "README.md", help="the file that report rewrites")
-    return parser.parse_args(arguments)
-
-
-def listing(specs: list[Spec]) -> Table:
+def listing(name: str, specs: list[Spec]) -> Table:
     def all_of(name: str) -> str:
         return " ".join(str(value) for value in dict.fromkeys(getattr(s, name) for s in specs))
 
-    title = f"{len(specs)} rows: {all_of('cell')}; {all_of('mode')}; threads: {all_of('threads')}"
-    table = Table(title=title, title_style="bold", box=box.SIMPLE_HEAD)
+    settings = (
+        f"{all_of('cell')}; {all_of('mode')}; {all_of('dtype')}; threads: {all_of('threads')}"
+    )
+    table = Table(title=f"{name}: {len(specs)} rows: {settings}", title_style="bold")
+    table.box = box.SIMPLE_HEAD
     table.add_column("case", no_wrap=True)
     table.add_column("T, N, input, hidden, layers", no_wrap=True)
     table.add_column("who runs such a model")
@@ -103,43 +90,94 @@ def listing(specs: list[Spec]) -> Table:
     return table
 
 
-def run(specs: list[Spec], seconds: float, console: Console) -> list[Row]:
-    """Measure `specs` in order, under a progress bar that counts expected seconds: a row is timed
-    for `seconds`, but a large one is only verified and called its fewest times for longer."""
-    costs = {spec: seconds + 1 + spec.flops() / 8e9 for spec in specs}
-    rows: list[Row] = []
-    columns = (
-        TextColumn("{task.fields[row]:32}"),
-        BarColumn(),
-        TextColumn("{task.fields[done]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=sum(costs.values()), row="", done="")
-        for count in dict.fromkeys(spec.threads for spec in specs):
-            kind = Local if count == 1 else Remote
-            sessions: dict[str, Session] = {one.name: kind(one) for one in CONTENDERS}
-            for spec in (spec for spec in specs if spec.threads == count):
-                done = f"{specs.index(spec)}/{len(specs)}"
-                progress.update(task, row=f"{spec.case.name} {spec.cell} {spec.mode}", done=done)
-                able = {
-                    one.name: sessions[one.name] for one in CONTENDERS if spec.mode in one.modes
-                }
-                rows += measure(spec, able, seconds)
-                progress.advance(task, costs[spec])
-            for session in sessions.values():
-                session.close()
-    return rows
+class Run:
+    """Measures specs in order, under a progress bar that counts expected seconds: a row is timed
+    for as long as its suite says, but a large one is only verified and called its fewest times for
+    longer."""
+
+    def __init__(self, console: Console, options, folder):
+        self.console, self.options, self.folder = console, options, folder
+        self.known: dict[tuple, Ceilings | None] = {}
+
+    def facing(self, *place) -> Ceilings | None:
+        """The ceilings for a dtype, number of threads and device, measured once."""
+        if place not in self.known:
+            self.known[place] = ceilings.measure(*place)
+        return self.known[place]
+
+    def __call__(self, name: str, suite: Suite, specs: list[Spec]) -> list[Row]:
+        seconds = self.options.seconds or suite.seconds
+        costs = {spec: seconds + 1 + spec.flops() / 8e9 for spec in specs}
+        rows: list[Row] = []
+        columns = (
+            TextColumn("{task.fields[row]:40}"),
+            BarColumn(),
+            TextColumn("{task.fields[done]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[last]}"),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task("", total=sum(costs.values()), row="", done="", last="")
+            for count in dict.fromkeys(spec.threads for spec in specs):
+                remotes: dict[str, Session] = {}
+                for spec in (spec for spec in specs if spec.threads == count):
+                    done = f"{specs.index(spec)}/{len(specs)}"
+                    place = f"{spec.case.name} {spec.cell} {spec.mode}"
+                    progress.update(task, row=place, done=done)
+                    found = self.measure(spec, name, suite, seconds, remotes)
+                    rows += found
+                    ratio = next((coloured(line.ours.ratio) for line in lines(found)), "")
+                    progress.update(task, last=f"{place} {ratio}", advance=costs[spec])
+                for session in remotes.values():
+                    session.close()
+        return rows
+
+    def measure(
+        self, spec: Spec, name: str, suite: Suite, seconds: float, remotes: dict[str, Session]
+    ) -> list[Row]:
+        ref = self.options.base
+        able = (
+            base.rivals(spec, ref, self.folder)
+            if ref
+            else entrants(spec, self.options.contenders, suite.extra)
+        )
+        sessions: dict[str, Session] = {}
+        for one in able:
+            if spec.threads == 1 and not ref:
+                sessions[one.name] = Local(one)
+                continue
+            if one.name not in remotes:
+                remotes[one.name] = Remote(one.name, one.checkout)
+            sessions[one.name] = remotes[one.name]
+        rows = measure(
+            spec,
+            sessions,
+            seconds,
+            baseline=able[-1].name if ref else baseline(spec.case.job).name,
+            ceilings=self.facing(spec.dtype, spec.threads, spec.device),
+            memory=suite.memory,
+        )
+        return [replace(row, suite=suite.table or name) for row in rows]
 
 
-def report(options: argparse.Namespace, console: Console) -> int:
-    """Rewrite the README's tables from all files of results."""
-    files = sorted(FOLDER.glob("*.csv"))
-    if not files:
+def report(options, console: Console) -> int:
+    """Rewrite the README's tables from all files of results, and draw the plots and the page."""
+    from bench import page, plots  # and with them matplotlib and plotly, which take their time
+    from bench.charts import charts
+
+    files = sorted(options.results.glob("*.csv"))
+    results = [records for records in map(load, files) if records]
+    if not results:
         console.print("[red]no results: run `python -m bench --save` first")
         return 2
-    rewrite(options.readme, [load(path) for path in files])
-    console.print(f"{options.readme.name}: tables of {', '.join(path.stem for path in files)}")
+    suites = readme.rewrite(options.readme, results)
+    console.print(f"{options.readme.name}: tables of {', '.join(suites) or 'no suite'}")
+    for records in results:
+        folder = options.out / records[-1][1].machine()
+        drawn = plots.draw(charts(records), folder)
+        console.print(f"{os.path.relpath(folder)}: {len(drawn)} plots, as SVG and PNG")
+    path = page.write(results, options.out / "index.html")
+    console.print(f"{os.path.relpath(path)}: all of it in one page")
     return 0
 
 

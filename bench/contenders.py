@@ -1,38 +1,20 @@
-"""Who is timed, and the proof that a contender computes what torch.nn computes."""
+"""Who is timed. A contender is a name and a function from a problem to the call to be timed."""
 
 import importlib
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 
-from bench.cases import MODES, STEPS, Spec
-from bench.timing import Clock
+from bench.cases import DTYPES, MODES, Spec
+from bench.problems import Problem, sizes
 
-Results = list[Tensor]  # what one call computes, in the order of Problem.names
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What every contender is given. `weights` is the state_dict of the torch.nn module; the
-    gradient of the output is there in training."""
-
-    spec: Spec
-    input: Tensor  # (T, N, input_size), without T for a cell, and so is grad_output
-    weights: dict[str, Tensor]
-    grad_output: Tensor  # (T, N, hidden_size)
-
-    def names(self) -> list[str]:
-        """The results that a call has to give: with gradients in training, of the input and of
-        every parameter in the order of `weights`."""
-        names = ["h_n"] if self.spec.cell in STEPS else ["output", "h_n"]
-        names += ["c_n"] if self.spec.cell.startswith("LSTM") else []
-        if self.spec.mode == "training":
-            names += ["gradient of " + name for name in ("input", *self.weights)]
-        return names
+Call = Callable[[], object]
+Prepare = Callable[[Problem], Call]
 
 
 @dataclass(frozen=True)
@@ -42,135 +24,132 @@ class Contender:
     to `Problem.names`. It raises ImportError where a library is not installed."""
 
     name: str
-    prepare: Callable[[Problem], Callable[[], object]]
+    prepare: Prepare
     modes: tuple[str, ...] = MODES
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[str, ...] = DTYPES
+    fits: Callable[[Spec], bool] = lambda spec: True  # whatever else it needs
+    asked: bool = False  # timed only by suites that name it in `extra`, or when asked for
+    lacks: tuple[str, ...] = ()  # of Problem.names: what it cannot give
+    around: Callable[[], AbstractContextManager] = nullcontext  # entered for each sample
+    checkout: Path | None = None  # where the library is imported from, if not from here
+
+    def takes(self, spec: Spec) -> bool:
+        return (
+            spec.mode in self.modes
+            and spec.device in self.devices
+            and spec.dtype in self.dtypes
+            and self.fits(spec)
+        )
 
 
-def sizes(spec: Spec) -> tuple[int, ...]:
-    """The positional arguments of the module's constructor."""
-    case = spec.case
-    layers = () if spec.cell in STEPS else (case.layers,)
-    return case.input_size, case.hidden_size, *layers
+def build(library: str, problem: Problem, **options) -> torch.nn.Module:
+    """The module of `library` that has torch.nn's names, with the weights of the problem."""
+    spec, x = problem.spec, problem.input
+    kind = getattr(importlib.import_module(library), spec.cell)
+    module = kind(**sizes(spec), **options, dtype=x.dtype, device=x.device)
+    module.load_state_dict(problem.weights)
+    return module.train(spec.mode != "inference")
 
 
-def module_of(library: str) -> Callable[[Problem], Callable[[], object]]:
-    """`prepare` of a library that has torch.nn's classes."""
+def caller(
+    problem: Problem, run: Callable[[Tensor], object], parameters: dict[str, Tensor]
+) -> Call:
+    """The call of `run`, which takes the input and gives the results, in the mode of the spec."""
+    mode = problem.spec.mode
+    if mode == "inference":
 
-    def prepare(problem: Problem) -> Callable[[], object]:
-        spec = problem.spec
-        build = getattr(importlib.import_module(library), spec.cell)
-        module = build(*sizes(spec), dtype=problem.input.dtype)
-        module.load_state_dict(problem.weights)
-        if spec.mode == "inference":
-            module.eval()
+        def infer() -> object:
+            with torch.no_grad():
+                return run(problem.input)
 
-            def infer() -> object:
-                with torch.no_grad():
-                    return module(problem.input)
+        return infer
+    x = problem.input.detach().requires_grad_()
+    if mode == "forward":
+        return lambda: run(x)
+    inputs = [x, *(parameters[name] for name in problem.weights)]
 
-            return infer
+    def train() -> object:
+        results = run(x)
+        outputs = tensors(results)[: len(problem.gradients)]
+        return results, torch.autograd.grad(outputs, inputs, problem.gradients)
 
-        x = problem.input.detach().requires_grad_()
-        parameters = [module.get_parameter(name) for name in problem.weights]
+    return train
 
-        def train() -> object:
-            results = module(x)
-            output = results if isinstance(results, Tensor) else results[0]
-            return results, torch.autograd.grad(output, [x, *parameters], problem.grad_output)
 
-        return train
+def module_of(library: str, change: Callable = lambda module: module, **options) -> Prepare:
+    """`prepare` of a library that has torch.nn's classes. `change` has the module before it is
+    called; `options` go to the constructor."""
+
+    def prepare(problem: Problem) -> Call:
+        module = build(library, problem, **options)
+        changed = change(module)
+        if not options.get("batch_first"):
+            return caller(problem, changed, dict(module.named_parameters()))
+
+        def run(x: Tensor) -> object:
+            output, state = changed(x.transpose(0, 1))
+            return output.transpose(0, 1), state
+
+        return caller(problem, run, dict(module.named_parameters()))
 
     return prepare
 
 
+def packed(library: str) -> Prepare:
+    """The same on a PackedSequence: packing it is not part of the call."""
+
+    def prepare(problem: Problem) -> Call:
+        module = build(library, problem)
+        lengths = problem.lengths.cpu()
+
+        def pack(x: Tensor):
+            return pack_padded_sequence(x, lengths, enforce_sorted=False)
+
+        packed = pack(problem.input)
+        ready = replace(problem, input=packed.data, gradients=(pack(problem.gradients[0]).data,))
+
+        def run(x: Tensor) -> object:
+            output, state = module(packed._replace(data=x))
+            return output.data, state
+
+        return caller(ready, run, dict(module.named_parameters()))
+
+    return prepare
+
+
+def compiled(module: torch.nn.Module) -> Callable:
+    """As torch.compile does it when told to look inside torch.nn's RNNs, which it does not by
+    itself. GRU and RNN are unrolled over time, and compile for as long as they have steps."""
+    torch._dynamo.config.allow_rnn = True
+    return torch.compile(module, fullgraph=True, dynamic=False)
+
+
+def graph(contender: Contender) -> Contender:
+    """The same, captured in a CUDA graph: a call replays it and gives the tensors it wrote."""
+
+    def prepare(problem: Problem) -> Call:
+        from bench.cuda import captured
+
+        return captured(contender.prepare(problem))
+
+    name = f"{contender.name} graph"
+    return replace(contender, name=name, prepare=prepare, devices=("cuda",), asked=True)
+
+
+def tensors(results: object) -> list[Tensor]:
+    """Those of nested tuples and lists, in order; arrays become tensors."""
+    if isinstance(results, Tensor):
+        return [results]
+    if isinstance(results, (tuple, list)):
+        return [tensor for part in results for tensor in tensors(part)]
+    return [torch.as_tensor(results)]
+
+
+def flatten(results: object) -> list[Tensor]:
+    """The same without the graph."""
+    return [tensor.detach() for tensor in tensors(results)]
+
+
 OURS = Contender("fastrnn", module_of("fastrnn"))
 BASELINE = Contender("torch.nn", module_of("torch.nn"))
-CONTENDERS = (OURS, BASELINE)
-
-
-def make_problem(spec: Spec) -> Problem:
-    """The same numbers for a case and cell, whatever the mode, dtype and threads: drawn in
-    float32."""
-    case = spec.case
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        module = getattr(nn, spec.cell)(*sizes(spec))
-        x = torch.randn(case.T, case.N, case.input_size)
-        grad_output = torch.randn(case.T, case.N, case.hidden_size)
-    if spec.cell in STEPS:
-        x, grad_output = x.squeeze(0), grad_output.squeeze(0)
-    dtype = getattr(torch, spec.dtype)
-    weights = {name: value.to(dtype) for name, value in module.state_dict().items()}
-    return Problem(spec, x.to(dtype), weights, grad_output.to(dtype))
-
-
-def flatten(results: object) -> Results:
-    """The tensors of nested tuples and lists, in order."""
-    if isinstance(results, Tensor):
-        return [results.detach()]
-    return [tensor for part in results for tensor in flatten(part)]
-
-
-# --- Verification -----------------------------------------------------------------------------
-
-# Largest error of an entry as a fraction of the tensor's largest entry. A gradient of a weight is a
-# sum of T * N products, so float32 loses a few digits of its seven, differently in every library.
-TOLERANCE = {"float32": 1e-4, "float64": 1e-11}
-# A float64 run by torch.nn takes about 0.1 s per 1e9 operations: beyond this, fewer time steps.
-MOST_FLOPS = 6e9
-
-
-class WrongResult(Exception):
-    """A contender computed something else than torch.nn did."""
-
-
-@lru_cache(maxsize=2)
-def expected(spec: Spec, dtype: str) -> Results:
-    """What torch.nn computes from the numbers of `spec`, in `dtype`."""
-    problem = make_problem(spec)
-    wide = getattr(torch, dtype)
-    problem = Problem(
-        spec,
-        problem.input.to(wide),
-        {name: value.to(wide) for name, value in problem.weights.items()},
-        problem.grad_output.to(wide),
-    )
-    return flatten(BASELINE.prepare(problem)())
-
-
-def compare(problem: Problem, results: object, truth: Results) -> None:
-    """Raise WrongResult at the first tensor of `results` that is not that of `truth`."""
-    names, got = problem.names(), flatten(results)
-    if len(got) != len(names):
-        raise WrongResult(f"{len(got)} results instead of {len(names)}")
-    for name, ours, right in zip(names, got, truth, strict=True):
-        if ours.shape != right.shape:
-            raise WrongResult(f"{name} has shape {tuple(ours.shape)}, not {tuple(right.shape)}")
-        error = (ours.double() - right.double()).abs().max().item()
-        largest = right.double().abs().max().item()
-        if not error <= TOLERANCE[problem.spec.dtype] * largest:  # so that NaN fails
-            raise WrongResult(
-                f"{name} is off by {error:.1e}, its largest entry being {largest:.1e}"
-            )
-
-
-def verified(
-    contender: Contender, spec: Spec, clock: Clock = time.perf_counter
-) -> tuple[Callable[[], object], float]:
-    """The call to be timed, after it was found right: on a problem of the same sizes against
-    float64, twice, and if that had to be one of fewer time steps, on all of them against torch.nn
-    in the same dtype; with the seconds that this call took, or 0 where it was not needed."""
-    short = spec.within(MOST_FLOPS)
-    problem = make_problem(short)
-    call = contender.prepare(problem)
-    for _ in range(2):  # a second call may find what the first one left behind
-        compare(problem, call(), expected(short, "float64"))
-    if short == spec:
-        return call, 0.0
-    problem = make_problem(spec)
-    call = contender.prepare(problem)
-    start = clock()
-    found = call()
-    seconds = clock() - start
-    compare(problem, found, expected(spec, spec.dtype))
-    return call, seconds

@@ -1,8 +1,7 @@
-"""What is read: the table in the terminal and the one in the README, both made from rows."""
+"""What is read in the terminal: coloured tables, made from rows."""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import NamedTuple
 
 from rich import box
@@ -10,12 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bench.cases import MODES
-from bench.contenders import BASELINE, OURS
-from bench.results import OK, Facts, Record, Row
+from bench.facts import Facts
+from bench.results import OK, Row
+from bench.sessions import MISSING
 from bench.timing import NOISY, Spread, geometric_mean
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 EVEN = 0.05  # a ratio within this of 1 is neither faster nor slower
 
 
@@ -26,35 +24,63 @@ class Line(NamedTuple):
 
     @property
     def ours(self) -> Row:
-        return self.rows[OURS.name]
+        return next(row for name, row in self.rows.items() if name.startswith("fastrnn"))
 
     @property
     def noise(self) -> float:
-        """Half-width of the quartiles of the ratio."""
-        ours = self.ours
-        return Spread(ours.ratio_low, ours.ratio, ours.ratio_high).relative if ours.ratio else 0.0
+        return noise(self.ours)
+
+    @property
+    def plain(self) -> bool:
+        """Whether ours is `torch.nn` called the same way, so that modes fit side by side."""
+        return self.ours.baseline == "torch.nn" and self.ours.ms_p99 is None
+
+    @property
+    def fastest(self) -> float:
+        return min((row.ms for row in self.rows.values() if row.ms), default=0.0)
+
+
+def noise(row: Row) -> float:
+    """Half-width of the quartiles of the ratio."""
+    return Spread(row.ratio_low, row.ratio, row.ratio_high).relative if row.ratio else 0.0
 
 
 def lines(rows: Iterable[Row]) -> list[Line]:
-    """One for each spec in which fastrnn took part, in the order of the rows."""
+    """One for each spec in which fastrnn took part, in the order of the rows. Contenders that are
+    not installed are left out."""
     specs: dict[tuple, dict[str, Row]] = {}
     for row in rows:
-        specs.setdefault(row.key()[:-1], {})[row.contender] = row
-    return [Line(contenders) for contenders in specs.values() if OURS.name in contenders]
+        if not row.status.startswith(MISSING):
+            specs.setdefault(row.key()[:-1], {})[row.contender] = row
+    return [
+        Line(contenders)
+        for contenders in specs.values()
+        if any(name.startswith("fastrnn") for name in contenders)
+    ]
 
 
 def tables(all_lines: list[Line]) -> Iterator[tuple[str, list[Line]]]:
-    """Title and lines of each table: one for each dtype and number of threads."""
+    """Title and lines of each table: one for each suite, dtype and number of threads, or device."""
+    suites = list(dict.fromkeys(line.ours.suite for line in all_lines))
 
-    def setting(line: Line) -> tuple[str, int]:
-        return line.ours.dtype, line.ours.threads
+    def setting(line: Line) -> tuple:
+        ours = line.ours
+        tails = ours.ms_p99 is not None
+        where = ours.device, ours.dtype, ours.threads
+        return suites.index(ours.suite), *where, not line.plain, tails
 
-    for (dtype, threads), group in groupby(sorted(all_lines, key=setting), setting):
-        yield f"{dtype}, {threads} thread{'s' if threads > 1 else ''}", list(group)
+    for (suite, device, dtype, threads, *_), group in groupby(
+        sorted(all_lines, key=setting), setting
+    ):
+        where = device if device != "cpu" else f"{threads} thread{'s' if threads > 1 else ''}"
+        title = f"{dtype}, {where}"
+        yield (f"{suites[suite]}: {title}" if len(suites) > 1 else title), list(group)
 
 
-def mean_ratio(some: Iterable[Line]) -> float | None:
-    found = [line.ours.ratio for line in some if line.ours.ratio]
+def mean_ratio(some: Iterable[Line], name: str = "") -> float | None:
+    """Of ours, or of the contender `name`."""
+    rows = [line.rows.get(name) if name else line.ours for line in some]
+    found = [row.ratio for row in rows if row and row.ratio]
     return geometric_mean(found) if found else None
 
 
@@ -66,146 +92,123 @@ def number(value: float | None) -> str:
     return f"{value:.{digits}f}"
 
 
-# --- Terminal ---------------------------------------------------------------------------------
-
-
 def show(rows: list[Row], facts: Facts, console: Console) -> None:
-    """The coloured table, with the geometric mean of the ratios below each cell and mode."""
+    """The coloured tables, with the geometric mean of the ratios below each cell and mode."""
     found = lines(rows)
     for title, group in tables(found):
-        console.print(terminal_table(title, group))
-    console.print(
-        f"[bold]{OURS.name} {facts.version}[/] ({facts.commit}, {facts.isa}), torch {facts.torch}; "
-        f"{facts.cpu}, {facts.cores} cores; torch.mm {facts.mm_gflops:.0f} GFLOP/s on one thread"
-    )
+        table = wide if group[0].plain else long
+        console.print(table(title, group))
+    console.print(machine(facts))
     for row in rows:
-        if row.status != OK:
+        if row.status != OK and not row.status.startswith(MISSING):
             place = f"{row.case} {row.cell} {row.mode}"
             console.print(f"[red]{row.contender}[/] on {place}: {row.status}")
+    missing = {row.contender: row.status for row in rows if row.status.startswith(MISSING)}
+    for contender, status in missing.items():
+        console.print(f"[dim]{contender} is {status}")
     noisy = sum(line.noise > NOISY for line in found)
     if noisy:
         console.print(
             f"[yellow]A noisy run:[/] in {noisy} of {len(found)} rows the quartiles of the ratio "
             f"lie more than {NOISY:.0%} from its median. Run again while the machine is idle."
         )
+    if found:
+        console.print(
+            "[dim]Milliseconds a call unless it says µs. Ratio: times faster than the baseline, "
+            "± half the distance of its quartiles; floor: share of what the ceilings allow."
+        )
 
 
-def terminal_table(title: str, group: list[Line]) -> Table:
-    names = list(dict.fromkeys(name for line in group for name in line.rows))
-    table = Table(title=title, title_style="bold", header_style="bold", box=box.SIMPLE_HEAD)
-    for name in ("case", "cell", "mode"):
-        table.add_column(name, no_wrap=True)
-    for name in [f"{name} ms" for name in names] + ["ratio", "±", "GFLOP/s"]:
-        table.add_column(name, justify="right")
+def machine(facts: Facts) -> str:
+    text = (
+        f"[bold]fastrnn {facts.version}[/] ({facts.commit}, {facts.isa}), torch {facts.torch}; "
+        f"{facts.gpu or facts.cpu}, {facts.cores} cores; "
+        f"torch.mm {facts.mm_gflops:.0f} GFLOP/s on one thread"
+    )
+    if facts.fma_gflops:
+        text += (
+            f"; ceilings: {facts.fma_gflops:.0f} GFLOP/s, reading {facts.cache_gbs:.0f} GB/s from "
+            f"the cache, {facts.memory_gbs:.0f} from memory"
+        )
+    return text
 
-    def section(line: Line) -> tuple[str, str]:
-        return line.ours.cell, line.ours.mode
 
+def contenders(group: list[Line]) -> list[str]:
+    return list(dict.fromkeys(name for line in group for name in line.rows))
+
+
+def section(line: Line) -> tuple[str, str]:
+    return line.ours.cell, line.ours.mode
+
+
+def wide(title: str, group: list[Line]) -> Table:
+    """A line for each spec, milliseconds of the contenders side by side, the fastest in bold."""
+    names = contenders(group)
+    table = empty(title, "case", *names, "ratio", "±", "floor")
+    own = next(name for name in names if name.startswith("fastrnn"))
     for (cell, mode), part in groupby(group, section):
         part = list(part)
+        table.add_row(f"[bold]{cell} {mode}")
         for line in part:
             table.add_row(
                 line.ours.case,
-                cell,
-                mode,
-                *(milliseconds(line.rows.get(name)) for name in names),
+                *(milliseconds(line.rows.get(name), line.fastest) for name in names),
                 coloured(line.ours.ratio),
-                Text(f"{line.noise:.0%}", "yellow" if line.noise > NOISY else "dim"),
-                number(line.ours.gflops),
+                scatter(line.ours),
+                share(line.ours),
             )
-        blanks = [""] * (len(names) - 1)
-        mean = coloured(mean_ratio(part), "bold ")
-        table.add_row("[bold]mean", cell, mode, "", *blanks, mean, "", "")
+        ratios = [None if name == own else mean_ratio(part, name) for name in names]
+        means = [coloured(ratio, "dim ") if ratio else Text("") for ratio in ratios]
+        table.add_row("[dim]mean ratio", *means, coloured(mean_ratio(part), "bold "))
         table.add_section()
     return table
 
 
-def milliseconds(row: Row | None) -> Text:
+def empty(title: str, first: str, *rest: str) -> Table:
+    """Narrow enough for 80 columns: what does not fit in a heading is folded."""
+    style = {"title_style": "bold", "header_style": "bold", "box": box.SIMPLE_HEAD}
+    table = Table(title=title, pad_edge=False, collapse_padding=True, **style)
+    table.add_column(first, no_wrap=True)
+    for name in rest:
+        table.add_column(name, justify="right", overflow="fold", min_width=min(len(name), 8))
+    return table
+
+
+def long(title: str, group: list[Line]) -> Table:
+    """A line for each contender: the ways to one result, or the latencies of a stream."""
+    tails = any(row.ms_p99 for line in group for row in line.rows.values())
+    times = ["p50 µs", "p99 µs", "p99.9 µs"] if tails else ["ms"]
+    table = empty(title, "case", *times, "ratio", "±", "floor")
+    for line in group:
+        table.add_row(f"[bold]{line.ours.case} {' '.join(section(line))}")
+        for name, row in line.rows.items():
+            found = [milliseconds(row, line.fastest, 1e3 if tails else 1)]
+            if tails:
+                found += [Text(number(1e3 * ms) if ms else "") for ms in (row.ms_p99, row.ms_p999)]
+            table.add_row(f"  {name}", *found, coloured(row.ratio), scatter(row), share(row))
+        table.add_section()
+    return table
+
+
+def milliseconds(row: Row | None, fastest: float, unit: float = 1.0) -> Text:
     if row is None:
         return Text("")
     if row.status != OK:
         return Text(row.status.partition(":")[0], "bold red")
-    return Text(number(row.ms))
+    return Text(number(unit * row.ms), "bold" if row.ms == fastest else "")
 
 
 def coloured(ratio: float | None, style: str = "") -> Text:
     if ratio is None:
         return Text("–")
     colour = "green" if ratio > 1 + EVEN else "red" if ratio < 1 - EVEN else "yellow"
-    return Text(f"{ratio:.2f}x", style + colour)
+    shown = f"{ratio:.2f}" if ratio < 10 else number(ratio)
+    return Text(f"{shown}x", style + colour)
 
 
-# --- README -----------------------------------------------------------------------------------
+def scatter(row: Row) -> Text:
+    return Text(f"{noise(row):.0%}", "yellow" if noise(row) > NOISY else "dim")
 
 
-def markdown(records: list[Record]) -> str:
-    """The tables of one file of results."""
-    facts = records[-1][1]
-    parts = [
-        f"{facts.cpu}, {facts.cores} cores, {facts.isa}; {OURS.name} {facts.version} "
-        f"({facts.commit}), torch {facts.torch}, Python {facts.python}, {facts.date}. "
-        f"torch.mm reaches {facts.mm_gflops:.0f} GFLOP/s on one thread here. Times are "
-        "milliseconds a call, ratios are how many times faster than torch.nn."
-    ]
-    for title, group in tables(lines(row for row, _ in records)):
-        parts.append(f"**{title}**\n\n" + markdown_table(group))
-    return "\n\n".join(parts)
-
-
-def markdown_table(group: list[Line]) -> str:
-    """A line for each case and cell, modes side by side, geometric means below each cell."""
-    modes = [mode for mode in MODES if any(line.ours.mode == mode for line in group)]
-    heads = ["case (T, N, input, hidden, layers)", "cell"]
-    for mode in modes:
-        heads += [f"{mode}: {OURS.name}", BASELINE.name, "ratio"]
-    out = [heads, ["---", "---"] + ["---:"] * (len(heads) - 2)]
-    by_cell: dict[str, dict[str, dict[str, Line]]] = {}
-    for line in group:
-        cases = by_cell.setdefault(line.ours.cell, {})
-        cases.setdefault(line.ours.case, {})[line.ours.mode] = line
-    for cell, cases in by_cell.items():
-        for found in cases.values():
-            out.append([place(next(iter(found.values())).ours), cell])
-            for mode in modes:
-                out[-1] += markdown_cells(found.get(mode))
-        out.append(["*geometric mean*", cell])
-        for mode in modes:
-            mean = mean_ratio(found[mode] for found in cases.values() if mode in found)
-            out[-1] += ["", "", f"**{mean:.2f}x**" if mean else "–"]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
-
-
-def place(row: Row) -> str:
-    return f"{row.case} ({row.T}, {row.N}, {row.input_size}, {row.hidden_size}, {row.layers})"
-
-
-def markdown_cells(line: Line | None) -> list[str]:
-    if line is None:
-        return ["–", "–", "–"]
-    ratio = f"{line.ours.ratio:.2f}x" if line.ours.ratio else "–"
-    noise = f" ± {line.noise:.0%}" if line.noise > NOISY else ""
-    return [
-        *(markdown_ms(line.rows.get(name)) for name in (OURS.name, BASELINE.name)),
-        ratio + noise,
-    ]
-
-
-def markdown_ms(row: Row | None) -> str:
-    if row is None:
-        return "–"
-    return number(row.ms) if row.status == OK else row.status.partition(":")[0]
-
-
-def replace_between_markers(text: str, table: str) -> str:
-    """ValueError where the markers are not there, once and in order."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"the text needs one {BEGIN} and, after it, one {END}")
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
-
-
-def rewrite(readme: Path, results: list[list[Record]]) -> None:
-    """Put the tables of all files of results between the markers of `readme`."""
-    table = "\n\n".join(markdown(records) for records in results if records)
-    readme.write_text(replace_between_markers(readme.read_text(), table))
+def share(row: Row) -> Text:
+    return Text(f"{row.percent:.0f}%" if row.percent else "–", "dim")

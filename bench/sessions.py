@@ -3,22 +3,29 @@
 On one thread all contenders share this process and its memory. On several, each gets a process:
 the thread pools of different libraries keep spinning for a while after their work is done, and
 would take the cores from whoever comes next. The processes then take turns, one at work at a time.
+Another checkout of fastrnn needs a process in any case, since one process imports one fastrnn.
 """
 
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from bench import cuda, memory
 from bench.cases import Spec
-from bench.contenders import CONTENDERS, Contender, WrongResult, verified
-from bench.timing import Clock, sample, warm_up
+from bench.contenders import Contender
+from bench.jobs import find
+from bench.timing import Clock, Turn, latencies, no_garbage_collection, sample, warm_up
+from bench.verify import WrongResult, verified
 
 # A pool that has finished spins for a few milliseconds before it sleeps.
 SETTLE_SECONDS = 0.02
+MISSING = "not installed"
 
 
 class Unfit(Exception):
@@ -29,8 +36,11 @@ class Session(Protocol):
     def open(self, spec: Spec) -> float:
         """Verify and warm up; seconds of a call. Raises Unfit."""
 
-    def sample(self, repeats: int) -> float:
-        """Seconds a call, averaged over `repeats` calls of what was opened last."""
+    def sample(self, repeats: int) -> Turn:
+        """Of `repeats` calls of what was opened last: their mean, or of a stream each."""
+
+    def peak(self) -> float | None:
+        """Bytes that a call takes at its height, None where that cannot be known."""
 
     def close(self) -> None: ...
 
@@ -40,41 +50,64 @@ class Local:
 
     def __init__(self, contender: Contender, clock: Clock = time.perf_counter):
         self.contender, self.clock = contender, clock
+        self.spec: Spec | None = None
         self.call: Callable[[], object] = lambda: None
 
     def open(self, spec: Spec) -> float:
+        self.close()
+        self.spec = spec
         torch.set_num_threads(spec.threads)
+        cuda.allow_tf32(spec.dtype == "tf32")
         try:
-            self.call, seconds = verified(self.contender, spec, self.clock)
+            with self.contender.around():
+                self.call, seconds = verified(self.contender, spec, self.clock)
+                if spec.device == "cuda":  # whose calls return before they are done
+                    return warm_up(lambda: cuda.sample(self.call, 1))
+                return warm_up(lambda: sample(self.call, 1, self.clock), seconds)
         except ImportError as error:
-            raise Unfit(f"not installed: {error}") from error
+            raise Unfit(f"{MISSING}: {error}") from error
         except WrongResult as error:
             raise Unfit(f"wrong: {error}") from error
         except Exception as error:  # whatever a library raises is a result, not the suite's end
             reason = str(error).strip().partition("\n")[0]
             raise Unfit(f"failed: {type(error).__name__}: {reason}") from error
-        return warm_up(self.call, seconds, self.clock)
 
-    def sample(self, repeats: int) -> float:
-        return sample(self.call, repeats, self.clock)
+    def sample(self, repeats: int) -> Turn:
+        with self.contender.around(), no_garbage_collection():
+            if self.spec.device == "cuda":
+                return [cuda.sample(self.call, repeats)]
+            if self.spec.case.job == "step":
+                return latencies(self.call, repeats, self.clock)
+            return [sample(self.call, repeats, self.clock)]
+
+    def waited(self) -> object:
+        """One call, until the GPU is done with it: for who times with a clock."""
+        results = self.call()
+        torch.cuda.synchronize()
+        return results
+
+    def peak(self) -> float | None:
+        with self.contender.around():
+            return memory.peak(self.call, self.spec.device)
 
     def close(self) -> None:
         self.call = lambda: None
 
 
 class Remote:
-    """The same in a process of its own, for a contender listed in CONTENDERS."""
+    """The same in a process of its own, for contenders listed in JOBS: those of this name."""
 
-    def __init__(self, contender: Contender):
+    def __init__(self, name: str, checkout: Path | None = None):
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, contender.name), daemon=True)
+        arguments = theirs, name.partition("@")[0], checkout
+        self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
 
-    def ask(self, verb: str, argument: object) -> float:
+    def ask(self, verb: str, *arguments: object):
         try:
-            self.connection.send((verb, argument))
+            self.connection.send((verb, arguments))
             reply = self.connection.recv()
         except (EOFError, OSError) as error:
             raise Unfit("failed: its process died") from error
@@ -85,25 +118,34 @@ class Remote:
     def open(self, spec: Spec) -> float:
         return self.ask("open", spec)
 
-    def sample(self, repeats: int) -> float:
+    def sample(self, repeats: int) -> Turn:
         time.sleep(SETTLE_SECONDS)
         return self.ask("sample", repeats)
+
+    def peak(self) -> float | None:
+        return self.ask("peak")
 
     def close(self) -> None:
         self.connection.close()
         self.process.join()
 
 
-def serve(connection: Connection, name: str) -> None:
-    """The other end of Remote: answers with seconds, or with the text of Unfit, until it is cut."""
-    (contender,) = (contender for contender in CONTENDERS if contender.name == name)
-    session = Local(contender)
+def serve(connection: Connection, name: str, checkout: Path | None = None) -> None:
+    """The other end of Remote: answers until it is cut, with the text of Unfit where one is raised.
+
+    No module of bench imports fastrnn by itself, so that it comes from `checkout` if there is one.
+    """
+    if checkout is not None:
+        sys.path.insert(0, str(checkout))
+    session: Session | None = None
     while True:
         try:
-            verb, argument = connection.recv()
+            verb, arguments = connection.recv()
         except EOFError:
             return
         try:
-            connection.send(getattr(session, verb)(argument))
+            if verb == "open":
+                session = Local(find(arguments[0].case.job, name))
+            connection.send(getattr(session, verb)(*arguments))
         except Unfit as error:
             connection.send(str(error))

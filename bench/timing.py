@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -47,6 +48,11 @@ def ratios(baseline: Sequence[float], other: Sequence[float]) -> Spread:
     return spread([b / o for b, o in zip(baseline, other, strict=True)])
 
 
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that `share` of the values do not exceed."""
+    return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)]
+
+
 def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
@@ -55,7 +61,6 @@ def geometric_mean(values: Sequence[float]) -> float:
 def no_garbage_collection() -> Iterator[None]:
     """A collection would fall into one contender's sample or another's by chance."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
@@ -72,24 +77,35 @@ def sample(call: Callable[[], object], repeats: int, clock: Clock = time.perf_co
     return (clock() - start) / repeats
 
 
-def warm_up(
-    call: Callable[[], object], already: float = 0.0, clock: Clock = time.perf_counter
-) -> float:
-    """Call until times have settled, for as long as ten samples take. Returns the seconds of the
-    fastest call. `already` are those of a call before, if there was one; a long one is enough."""
+def latencies(
+    call: Callable[[], object], repeats: int, clock: Clock = time.perf_counter
+) -> list[float]:
+    """Seconds of each of `repeats` calls."""
+    times = [clock()]
+    for _ in range(repeats):
+        call()
+        times.append(clock())
+    return [after - before for before, after in pairwise(times)]
+
+
+def warm_up(take: Callable[[], float], already: float = 0.0) -> float:
+    """Call until times have settled, for as long as ten samples take. `take` calls once and gives
+    the seconds. Returns those of the fastest call. `already` are those of a call before, if there
+    was one; a long one is enough."""
     fastest, spent, calls = already or math.inf, already, 0
     while fastest == math.inf or (spent < 10 * SAMPLE_SECONDS and calls < 1000):
-        seconds = sample(call, 1, clock)
+        seconds = take()
         fastest, spent, calls = min(fastest, seconds), spent + seconds, calls + 1
     return fastest
 
 
-Sampler = Callable[[int], float]  # repeats -> seconds a call
+Turn = list[float]  # seconds of a call: one mean over the calls of the turn, or all of them
+Sampler = Callable[[int], Turn]  # number of calls -> their seconds
 
 
 def alternate(
     samplers: Mapping[str, Sampler], estimates: Mapping[str, float], seconds: float
-) -> dict[str, list[float]]:
+) -> dict[str, list[Turn]]:
     """Samples of each contender, one of each a turn, until `seconds` are used up.
 
     `estimates` are the seconds that a call takes. The order is reversed every other turn, so that
@@ -98,26 +114,15 @@ def alternate(
     repeats = {
         name: max(1, math.ceil(SAMPLE_SECONDS / max(estimates[name], 1e-9))) for name in samplers
     }
-    taken: dict[str, list[float]] = {name: [] for name in samplers}
+    taken: dict[str, list[Turn]] = {name: [] for name in samplers}
     order, spent, turns = list(samplers), 0.0, 0
     while turns < FEWEST_TURNS or (spent < seconds and turns < MOST_TURNS):
         for name in order:
             taken[name].append(samplers[name](repeats[name]))
-            spent += taken[name][-1] * repeats[name]
+            spent += statistics.fmean(taken[name][-1]) * repeats[name]
         order.reverse()
         turns += 1
     return taken
-
-
-def matrix_rate(size: int = 1024, seconds: float = 0.5) -> float:
-    """GFLOP/s of torch.mm on square float32 matrices, one thread: what the machine is known to do,
-    to read the GFLOP/s of a row against. The best of several calls, as for any ceiling."""
-    with torch_threads(1):
-        a, b = torch.randn(size, size), torch.randn(size, size)
-        fastest, stop = warm_up(lambda: torch.mm(a, b)), time.perf_counter() + seconds
-        while time.perf_counter() < stop:
-            fastest = min(fastest, sample(lambda: torch.mm(a, b), 1))
-    return 2 * size**3 / fastest / 1e9
 
 
 @contextmanager

@@ -1,0 +1,73 @@
+"""Which contenders take part in which job. The first of each is ours, and the figure that other
+contenders' rows are read against is the first of torch.nn."""
+
+import importlib
+from dataclasses import replace
+
+from bench.cases import STEPS, Spec
+from bench.contenders import BASELINE, OURS, Contender, compiled, graph, module_of, packed
+from bench.features import LENGTHS, RESET, STATES
+from bench.peers import LIBRARIES, RUNTIMES, STEP_RUNTIMES
+from bench.streaming import STEP
+
+
+def forced(backend: str) -> Contender:
+    return replace(
+        OURS,
+        name=f"fastrnn {backend}",
+        around=lambda: importlib.import_module("fastrnn").backend(backend),
+        asked=True,
+    )
+
+
+JOBS: dict[str, tuple[Contender, ...]] = {
+    "layer": (
+        OURS,
+        BASELINE,
+        *RUNTIMES,
+        *map(forced, ("cpu", "reference", "triton", "cuda")),
+        replace(
+            BASELINE,
+            name="torch.nn compiled",
+            prepare=module_of("torch.nn", compiled),
+            fits=lambda spec: spec.cell not in STEPS and spec.case.T <= 8,
+            asked=True,
+        ),
+        graph(OURS),
+        graph(BASELINE),
+        *LIBRARIES,
+    ),
+    "packed": (Contender("fastrnn", packed("fastrnn")), Contender("torch.nn", packed("torch.nn"))),
+    "reset": RESET,
+    "lengths": LENGTHS,
+    "states": STATES,
+    "step": STEP + STEP_RUNTIMES,
+}
+
+
+def baseline(job: str) -> Contender:
+    return next(one for one in JOBS[job] if one.name.startswith("torch.nn"))
+
+
+def find(job: str, name: str) -> Contender:
+    return next(one for one in JOBS[job] if one.name == name)
+
+
+def names() -> list[str]:
+    """Of all contenders there are."""
+    return list(dict.fromkeys(one.name for some in JOBS.values() for one in some))
+
+
+def entrants(
+    spec: Spec, wanted: tuple[str, ...] = (), extra: tuple[str, ...] = ()
+) -> list[Contender]:
+    """Those that take `spec`: the `wanted`, or else all that need not be asked for and `extra`. The
+    baseline is always among them, for without it there is no ratio."""
+    base = baseline(spec.case.job).name
+
+    def listed(one: Contender) -> bool:
+        if wanted:
+            return one.name in wanted or one.name == base
+        return not one.asked or one.name in extra
+
+    return [one for one in JOBS[spec.case.job] if listed(one) and one.takes(spec)]

@@ -1,0 +1,236 @@
+"""Other libraries. The runtimes for inference read one ONNX model, made here from the weights:
+ONNX has LSTM, GRU and RNN as nodes, and what an exporter adds around them depends on its version.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+import numpy as np
+import torch
+
+from bench.cases import STEPS, Spec
+from bench.contenders import Call, Contender, module_of
+from bench.problems import Problem
+
+# ONNX stacks gates in another order (https://onnx.ai/onnx/operators/onnx__LSTM.html, ...__GRU):
+# the places of ONNX's gates in torch's.
+GATE_ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}  # iofc in ifgo, zrh in rzn
+OPSET, IR = 17, 8  # of the year 2022, which every runtime in use reads
+
+
+def onnx_model(problem: Problem, step: bool = False):
+    """A ModelProto from x (T, N, input) to y, h_n and, for an LSTM, c_n as torch.nn gives them.
+    With `step` also from the states: h_0 and c_0 are inputs."""
+    onnx = importlib.import_module("onnx")
+    helper, spec = onnx.helper, problem.spec
+    case = spec.case
+    directions, hidden = case.directions, case.hidden_size
+    states = ("h", "c") if spec.cell == "LSTM" else ("h",)
+    nodes, constants = [], []
+
+    def constant(name: str, value: np.ndarray) -> str:
+        constants.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def stacked(stem: str, layer: int) -> np.ndarray:
+        """Of both directions, gates in the order of ONNX: (directions, gates*hidden, ...)."""
+        found = []
+        for suffix in ("", "_reverse")[:directions]:
+            parts = problem.weights[f"{stem}_l{layer}{suffix}"].chunk(spec.gates)
+            found.append(torch.cat([parts[gate] for gate in GATE_ORDER[spec.cell]]).numpy())
+        return np.stack(found)
+
+    shape = constant("shape", np.array([0, 0, -1], np.int64))  # keeps T and N, joins directions
+    sizes = constant("sizes", np.full(case.layers, directions, np.int64))
+    if step:
+        for s in states:
+            names = [f"{s}_0_{layer}" for layer in range(case.layers)]
+            nodes.append(helper.make_node("Split", [f"{s}_0", sizes], names, axis=0))
+    x = "x"
+    for layer in range(case.layers):
+        bias = np.concatenate([stacked("bias_ih", layer), stacked("bias_hh", layer)], 1)
+        inputs = [
+            x,
+            constant(f"W{layer}", stacked("weight_ih", layer)),
+            constant(f"R{layer}", stacked("weight_hh", layer)),
+            constant(f"B{layer}", bias),
+            "",  # sequence_lens: all of them
+            *(f"{s}_0_{layer}" if step else "" for s in states),
+        ]
+        y = "y" if layer == case.layers - 1 else f"y{layer}"
+        options = {"linear_before_reset": 1} if spec.cell == "GRU" else {}
+        options["direction"] = "bidirectional" if case.bidirectional else "forward"
+        outputs = [f"Y{layer}", *(f"{s}_n_{layer}" for s in states)]
+        nodes += [
+            helper.make_node(spec.cell, inputs, outputs, hidden_size=hidden, **options),
+            helper.make_node("Transpose", [f"Y{layer}"], [f"Z{layer}"], perm=(0, 2, 1, 3)),
+            helper.make_node("Reshape", [f"Z{layer}", shape], [y]),
+        ]
+        x = y
+    for s in states:
+        names = [f"{s}_n_{layer}" for layer in range(case.layers)]
+        nodes.append(helper.make_node("Concat", names, [f"{s}_n"], axis=0))
+    kind = helper.np_dtype_to_tensor_dtype(problem.input.numpy().dtype)
+    steps, state = 1 if step else case.T, (case.layers * directions, case.N, hidden)
+
+    def value(name: str, *dims: int):
+        return helper.make_tensor_value_info(name, kind, dims)
+
+    given = [value(f"{s}_0", *state) for s in states] if step else []
+    graph = helper.make_graph(
+        nodes,
+        spec.cell,
+        [value("x", steps, case.N, case.input_size), *given],
+        [
+            value("y", steps, case.N, directions * hidden),
+            *(value(f"{s}_n", *state) for s in states),
+        ],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    onnx.checker.check_model(model)
+    return model
+
+
+def onnxruntime_run(problem: Problem, step: bool) -> Callable[[dict], list]:
+    """The function from arrays by name to arrays, on as many threads as the spec says."""
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = problem.spec.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(
+        onnx_model(problem, step).SerializeToString(), options, ["CPUExecutionProvider"]
+    )
+    return lambda inputs: session.run(None, inputs)
+
+
+def openvino_run(problem: Problem, step: bool) -> Callable[[dict], list]:
+    """The same. Its results are arrays that the next call overwrites, so that a step has to copy
+    those it is given back."""
+    openvino = importlib.import_module("openvino")
+    core = openvino.Core()
+    model = core.compile_model(
+        core.read_model(onnx_model(problem, step).SerializeToString()),
+        "CPU",
+        {
+            "INFERENCE_NUM_THREADS": problem.spec.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            # Without it a CPU with bfloat16 would compute in that.
+            "INFERENCE_PRECISION_HINT": "f32",
+        },
+    )
+    request = model.create_infer_request()
+    outputs = range(len(model.outputs))
+
+    def run(inputs: dict) -> list:
+        request.infer(inputs, share_inputs=not step)
+        return [request.get_output_tensor(number).data for number in outputs]
+
+    return run
+
+
+Runtime = Callable[[Problem, bool], Callable[[dict], list]]
+
+
+def whole(runtime: Runtime) -> Callable[[Problem], Call]:
+    """`prepare` of a call over the whole sequence."""
+
+    def prepare(problem: Problem) -> Call:
+        run, inputs = runtime(problem, False), {"x": problem.input.numpy()}
+        return lambda: run(inputs)
+
+    return prepare
+
+
+def stepwise(runtime: Runtime) -> Callable[[Problem], Call]:
+    """`prepare` of a call of one frame, which gives back the states of the call before."""
+
+    def prepare(problem: Problem) -> Call:
+        case = problem.spec.case
+        run = runtime(problem, True)
+        zeros = np.zeros((case.layers, case.N, case.hidden_size), problem.input.numpy().dtype)
+        names = ("h_0", "c_0") if problem.spec.cell == "LSTM" else ("h_0",)
+        states = [zeros] * len(names)
+        frames: Iterator[np.ndarray] = cycle(problem.input.numpy()[:, None])
+
+        def call() -> np.ndarray:
+            output, *found = run({"x": next(frames), **dict(zip(names, states, strict=True))})
+            states[:] = found
+            return output[0]
+
+        return call
+
+    return prepare
+
+
+def infers(name: str, prepare) -> Contender:
+    return Contender(
+        name,
+        prepare,
+        modes=("inference",),
+        devices=("cpu",),
+        dtypes=("float32",),  # onnxruntime has no double in these nodes
+        fits=lambda spec: spec.cell not in STEPS,
+    )
+
+
+def exclusively_forward(spec: Spec) -> bool:
+    return spec.cell in ("LSTM", "GRU") and not spec.case.bidirectional
+
+
+def haste(problem: Problem) -> Call:
+    """https://github.com/lmnt-com/haste, docs/pytorch: one layer, weights (input, 4*hidden) with
+    the gates in the order i, g, f, o, and one bias."""
+    spec, w = problem.spec, problem.weights
+    layer = importlib.import_module("haste_pytorch").LSTM(
+        spec.case.input_size, spec.case.hidden_size
+    )
+
+    def ordered(value: torch.Tensor) -> torch.Tensor:
+        i, f, g, o = value.chunk(4)
+        return torch.cat([i, g, f, o])
+
+    layer.load_state_dict(
+        {
+            "kernel": ordered(w["weight_ih_l0"]).T,
+            "recurrent_kernel": ordered(w["weight_hh_l0"]).T,
+            "bias": ordered(w["bias_ih_l0"] + w["bias_hh_l0"]),
+        }
+    )
+    layer = layer.to(problem.input.device, problem.input.dtype).eval()
+
+    def call() -> object:
+        with torch.no_grad():
+            return layer(problem.input)
+
+    return call
+
+
+RUNTIMES = (
+    infers("onnxruntime", whole(onnxruntime_run)),
+    infers("OpenVINO", whole(openvino_run)),
+)
+STEP_RUNTIMES = (
+    infers("onnxruntime", stepwise(onnxruntime_run)),
+    infers("OpenVINO", stepwise(openvino_run)),
+)
+LIBRARIES = (
+    Contender(
+        "TorchRL",
+        module_of("torchrl.modules", batch_first=True),
+        fits=exclusively_forward,
+        asked=True,
+    ),
+    Contender(
+        "haste",
+        haste,
+        modes=("inference",),
+        devices=("cuda",),
+        dtypes=("float32", "float64"),
+        fits=lambda spec: spec.cell == "LSTM" and spec.case.layers == spec.case.directions == 1,
+        asked=True,
+    ),
+)

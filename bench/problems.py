@@ -1,0 +1,89 @@
+"""What every contender is given, and the right answer to it."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from bench.cases import STEPS, Spec
+
+FRAMES = 8  # of a stream: a call takes the next one, and the first again after the last
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Numbers for one spec. `weights` is the state_dict of the torch.nn module."""
+
+    spec: Spec
+    input: Tensor  # (T, N, input_size); (N, input_size) for a cell; (FRAMES, N, ...) for a stream
+    weights: dict[str, Tensor]
+    gradients: tuple[Tensor, ...]  # of the first results, in the order of `names`
+    reset: Tensor | None = None  # (T, N) bool: the state of that row is zero before that step
+    lengths: Tensor | None = None  # (N,) int64
+
+    def names(self) -> list[str]:
+        """The results that a call has to give: with gradients in training, of the input and of
+        every parameter in the order of `weights`. Of a stream, one call gives `output` alone."""
+        spec = self.spec
+        if spec.case.job == "step":
+            return ["output"]
+        names = ["h_n"] if spec.cell in STEPS else ["output", "h_n"]
+        names += ["c_n"] if spec.cell.startswith("LSTM") else []
+        if spec.case.job == "states":
+            names.insert(1, "states")
+        if spec.mode == "training":
+            names += ["gradient of " + name for name in ("input", *self.weights)]
+        return names
+
+    def to(self, device: str, dtype: torch.dtype) -> "Problem":
+        return replace(
+            self,
+            input=self.input.to(device, dtype),
+            weights={name: value.to(device, dtype) for name, value in self.weights.items()},
+            gradients=tuple(gradient.to(device, dtype) for gradient in self.gradients),
+            reset=None if self.reset is None else self.reset.to(device),
+            lengths=None if self.lengths is None else self.lengths.to(device),
+        )
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Of the tensors, from a name in cases.DTYPES."""
+    return torch.float32 if name == "tf32" else getattr(torch, name)
+
+
+def sizes(spec: Spec) -> dict[str, object]:
+    """The arguments of the module's constructor."""
+    case = spec.case
+    found = {"input_size": case.input_size, "hidden_size": case.hidden_size}
+    if spec.cell in STEPS:
+        return found
+    return found | {"num_layers": case.layers, "bidirectional": case.bidirectional}
+
+
+def make_problem(spec: Spec) -> Problem:
+    """The same numbers for a case and cell, whatever the mode, dtype, threads and device: drawn in
+    float32 on the CPU, then rounded to `dtype`."""
+    case = spec.case
+    steps = FRAMES if case.job == "step" else case.T
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = getattr(nn, spec.cell)(**sizes(spec))
+        x = torch.randn(steps, case.N, case.input_size)
+        shape = steps, case.N, case.directions * case.hidden_size
+        gradients = [torch.randn(shape) for _ in range(2 if case.job == "states" else 1)]
+        episodes = torch.rand(steps, case.N) < 2 / steps  # two ends in a row of a rollout
+    if spec.cell in STEPS:
+        x, gradients = x.squeeze(0), [gradient.squeeze(0) for gradient in gradients]
+    lengths = torch.tensor(case.lengths()) if case.job in ("lengths", "packed") else None
+    if lengths is not None:  # what is past the end of a row is nobody's result
+        valid = torch.arange(steps)[:, None] < lengths
+        gradients = [gradient * valid[:, :, None] for gradient in gradients]
+    problem = Problem(
+        spec,
+        x,
+        module.state_dict(),
+        tuple(gradients),
+        episodes if case.job == "reset" else None,
+        lengths,
+    )
+    return problem.to(spec.device, torch_dtype(spec.dtype))

@@ -1,0 +1,92 @@
+"""One time step a call, the state carried from call to call: an agent, a phone, a plug-in.
+
+The call of every contender takes the next frame of the problem's input and gives its output."""
+
+import importlib
+from collections.abc import Callable
+from itertools import cycle
+
+import torch
+from torch import Tensor
+
+from bench.contenders import Call, Contender, build, compiled
+from bench.problems import Problem
+
+
+def stepping(library: str, step_of: Callable, change: Callable = lambda module: module):
+    """`prepare` from step_of(module), a function (x (N, input), state or None) -> (y, state)."""
+
+    def prepare(problem: Problem) -> Call:
+        step = step_of(change(build(library, problem)))
+        frames = cycle(problem.input)
+        state = None
+
+        def call() -> Tensor:
+            nonlocal state
+            with torch.no_grad():
+                output, state = step(next(frames), state)
+            return output
+
+        return call
+
+    return prepare
+
+
+def by_module(module) -> Callable:
+    def step(x: Tensor, state):
+        output, state = module(x[None], state)
+        return output[0], state
+
+    return step
+
+
+def by_step(module) -> Callable:
+    return lambda x, state: module.step(x, state)
+
+
+def by_cells(module) -> Callable:
+    """A torch.nn cell for every layer of `module`."""
+    weights, cells = module.state_dict(), []
+    for layer in range(module.num_layers):
+        width = module.hidden_size if layer else module.input_size
+        kind = getattr(torch.nn, f"{type(module).__name__}Cell")
+        cells.append(kind(width, module.hidden_size, dtype=module.weight_ih_l0.dtype))
+        names = cells[-1].state_dict()
+        cells[-1].load_state_dict({name: weights[f"{name}_l{layer}"] for name in names})
+
+    def step(x: Tensor, states):
+        found = []
+        for cell, state in zip(cells, states or [None] * len(cells), strict=True):
+            found.append(cell(x, state))
+            x = found[-1][0] if isinstance(found[-1], tuple) else found[-1]
+        return x, found
+
+    return step
+
+
+def streamer(problem: Problem) -> Call:
+    module = build("fastrnn", problem)
+    step = importlib.import_module("fastrnn").Streamer(module, batch_size=problem.spec.case.N)
+    frames = cycle(problem.input)
+    return lambda: step(next(frames))
+
+
+def streamer_numpy(problem: Problem) -> Call:
+    """From arrays to arrays, as the runtimes that know no tensors."""
+    module = build("fastrnn", problem)
+    step = importlib.import_module("fastrnn").Streamer(module, batch_size=problem.spec.case.N)
+    frames = cycle(problem.input.numpy())
+    return lambda: step(next(frames))
+
+
+STEP = (
+    Contender("fastrnn Streamer", streamer, devices=("cpu",), dtypes=("float32", "float64")),
+    Contender(
+        "fastrnn Streamer, numpy", streamer_numpy, devices=("cpu",), dtypes=("float32", "float64")
+    ),
+    Contender("fastrnn step", stepping("fastrnn", by_step)),
+    Contender("fastrnn module", stepping("fastrnn", by_module)),
+    Contender("torch.nn", stepping("torch.nn", by_module)),
+    Contender("torch.nn cells", stepping("torch.nn", by_cells), devices=("cpu",)),
+    Contender("torch.nn compiled", stepping("torch.nn", by_module, compiled), asked=True),
+)

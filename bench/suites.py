@@ -1,0 +1,155 @@
+"""The suites: which cases, and how they are timed unless an option says otherwise."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+from bench.cases import CELLS, STEPS, Case, Spec
+
+CPU = (
+    Case("stream", 1, 1, 128, 256, 1, "a speech front end or an agent that gets one frame a call"),
+    Case("vad", 32, 1, 64, 128, 1, "voice activity detection on one second of audio"),
+    Case("rnnoise", 200, 1, 128, 256, 1, "noise suppression on two seconds of one speaker"),
+    Case("text", 100, 32, 128, 256, 1, "a sentence classifier or tagger on a batch of sentences"),
+    Case("rl", 64, 64, 256, 256, 1, "a reinforcement learning policy in 64 environments"),
+    Case("ts", 96, 64, 16, 64, 2, "a forecaster on four days of quarter-hourly sensor readings"),
+    Case("lm", 35, 20, 650, 650, 2, "the medium word language model of Zaremba et al. 2014"),
+    Case("big", 50, 64, 1024, 1024, 1, "a layer of a speech recogniser being trained"),
+)
+
+lstm, gru = partial(Case, cells=("LSTM",)), partial(Case, cells=("GRU",))
+# Sizes from the sources named; where a source gives no T or N, what its task implies.
+GPU = (
+    Case("fastrnns", 100, 64, 512, 512, 1, "fastrnns, PyTorch's own benchmark of LSTMs"),
+    Case("fastrnns-packed", 100, 64, 512, 512, 1, "the same, sentences packed", job="packed"),
+    Case("flashrnn", 1024, 16, 768, 768, 1, "FlashRNN's headline: an LSTM for long contexts"),
+    Case("char-lm", 150, 64, 256, 256, 1, "DeepBench: a character language model"),
+    Case("mt", 25, 64, 1024, 1024, 1, "DeepBench: machine translation"),
+    Case("mt-wide", 25, 32, 2048, 2048, 1, "DeepBench: machine translation, large weights"),
+    gru("speaker-id", 1500, 32, 1024, 1024, 1, "DeepBench: who speaks, from 15 s of audio"),
+    gru("deepspeech", 375, 32, 1536, 1536, 1, "DeepBench: a layer of DeepSpeech 2"),
+    lstm("rnnt-pre", 557, 32, 240, 1024, 2, "MLPerf RNN-T: encoder, before frames are stacked"),
+    lstm("rnnt-post", 278, 32, 2048, 1024, 3, "MLPerf RNN-T: encoder, after it"),
+    lstm("gnmt-bi", 50, 128, 1024, 1024, 1, "GNMT: first layer of the encoder", True, "packed"),
+    lstm("gnmt", 50, 128, 1024, 1024, 3, "GNMT: the layers above it", job="packed"),
+    lstm("dprnn", 100, 320, 128, 128, 1, "DPRNN-TasNet: speech separation, 4 s chunks", True),
+    gru("wavernn", 1375, 32, 512, 512, 1, "WaveRNN: a vocoder in training"),
+    gru("rnnoise-train", 2000, 128, 256, 256, 3, "RNNoise: noise suppression in training"),
+    lstm("hydrology", 365, 256, 30, 128, 1, "rainfall to runoff: a year of days, 256 basins"),
+    lstm("tts", 200, 1, 512, 256, 1, "Kokoro: speech synthesis of one sentence", True),
+    Case("ppo", 32, 2048, 512, 512, 1, "PufferLib, sample-factory: PPO on 2048 environments"),
+    lstm("silero", 500, 1, 128, 128, 1, "voice activity detection on a recording"),
+    lstm("cliff", 2058, 62, 16, 168, 1, "nobody: probes where cuDNN changes its algorithm"),
+    lstm("odd", 100, 64, 125, 320, 1, "sizes that are no multiple of anything"),
+)
+
+reset = partial(Case, job="reset", cells=("LSTM", "GRU"))
+lengths = partial(Case, job="lengths")
+FEATURES = (
+    reset("rl-reset", 64, 64, 256, 256, 1, "a policy whose environments end inside a rollout"),
+    reset("rl-long", 256, 16, 128, 256, 1, "the same on long rollouts of few environments"),
+    lengths("text-lengths", 100, 32, 128, 256, 1, "sentences of different lengths, unsorted"),
+    lengths("tagger-lengths", 60, 64, 100, 128, 1, "a bidirectional tagger on such", True),
+    lstm("states", 100, 32, 128, 256, 1, "anyone who reads or trains cell states", job="states"),
+)
+
+STREAM = (
+    Case("keyword", 1, 1, 40, 64, 1, "a wake word on a microcontroller-sized network"),
+    Case("silero-step", 1, 1, 128, 128, 1, "voice activity detection, a window a call"),
+    Case("front-end", 1, 1, 128, 256, 1, "a speech front end, 100 frames a second"),
+    Case("denoise-step", 1, 1, 128, 256, 3, "noise suppression during a call: three layers"),
+    Case("controller", 1, 1, 32, 512, 1, "a robot's policy in a loop of a kilohertz"),
+)
+
+
+STREAM = tuple(replace(case, job="step") for case in STREAM)
+
+
+def axis(name: str, values: tuple[int, ...], user: str) -> tuple[Case, ...]:
+    """Cases that differ in one of T, N and H (input and hidden size) from 32, 8, 256."""
+    sizes = [{"T": 32, "N": 8, "H": 256} | {name: value} for value in values]
+    return tuple(Case(f"{name}={s[name]}", s["T"], s["N"], s["H"], s["H"], 1, user) for s in sizes)
+
+
+SCALING = (
+    *axis("T", (16, 64, 256, 1024, 4096, 16384), "how time and memory grow with the sequence"),
+    *axis("N", (1, 4, 16, 64, 256, 1024, 4096), "how they grow with the batch"),
+    *axis("H", (16, 64, 256, 1024, 4096), "how they grow with the layer"),
+)
+
+LAYERS = tuple(
+    Case(f"{'bi-' if bi else ''}{n}", 64, 16, 256, 256, n, f"a stack of {n}", bi)
+    for bi in (False, True)
+    for n in (1, 2, 4, 8)
+)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named selection. `threads`: None stands for all the cores of the machine. `extra` names
+    contenders that are otherwise timed only when asked for."""
+
+    about: str
+    cases: tuple[Case, ...]
+    threads: tuple[int | None, ...] = (1,)
+    seconds: float = 3  # of timing a row, warm-up and verification not counted
+    cells: tuple[str, ...] = CELLS
+    modes: tuple[str, ...] = ("inference", "training")
+    dtypes: tuple[str, ...] = ("float32",)
+    device: str = "cpu"
+    extra: tuple[str, ...] = ()
+    memory: bool = False  # whether the peak of memory is measured, too
+    table: str = ""  # under which name its rows are reported; "": its own
+
+
+SUITES = {
+    "quick": Suite(
+        "every case on one thread, under five minutes on two cores", CPU, seconds=1, table="cpu"
+    ),
+    "cpu": Suite("every case on one thread and on all cores, timed for longer", CPU, (1, None), 6),
+    "gpu": Suite(
+        "published models and benchmarks, in the precisions of a GPU",
+        GPU,
+        cells=("LSTM", "GRU"),
+        dtypes=("float16", "bfloat16", "tf32", "float32"),
+        device="cuda",
+        extra=("fastrnn triton", "fastrnn graph", "torch.nn graph", "haste"),
+    ),
+    "features": Suite("what torch.nn has only work-arounds for", FEATURES),
+    "stream": Suite(
+        "the latency of one time step", STREAM, cells=("LSTM", "GRU"), modes=("inference",)
+    ),
+    "overhead": Suite(
+        "what a call costs besides arithmetic, of the layers and of the cells",
+        (Case("call", 1, 1, 8, 8, 1, "anyone whose network is small and is called step by step"),),
+        cells=CELLS + STEPS,
+    ),
+    "scaling": Suite("T, N and H, one at a time", SCALING, cells=("LSTM", "GRU"), memory=True),
+    "layers": Suite("stacks of 1 to 8 layers, in one direction and in two", LAYERS),
+}
+
+
+def select(
+    suite: Suite,
+    *,
+    cores: int,
+    names: str = "",
+    cells: tuple[str, ...] = (),
+    modes: tuple[str, ...] = (),
+    dtypes: tuple[str, ...] = (),
+    threads: tuple[int, ...] = (),
+    device: str = "",
+) -> list[Spec]:
+    """The rows of `suite`, restricted to the cases whose name contains one of the words in `names`
+    (separated by commas; "" is every case). The other arguments replace what the suite says; a
+    case that lists cells of its own has no others."""
+    words = [word for word in names.split(",") if word] or [""]
+    counts = threads or sorted({count or cores for count in suite.threads})
+    return [
+        Spec(case, cell, mode, dtype, count, device or suite.device)
+        for count in counts
+        for dtype in dtypes or suite.dtypes
+        for mode in modes or suite.modes
+        for cell in cells or suite.cells
+        for case in suite.cases
+        if any(word in case.name for word in words) and case.has(cell)
+    ]

@@ -1,0 +1,89 @@
+"""The proof that a contender computes what torch.nn computes, before it is timed."""
+
+import time
+from functools import lru_cache
+
+import torch
+
+from bench.cases import Spec
+from bench.contenders import Call, Contender, flatten
+from bench.jobs import baseline
+from bench.problems import FRAMES, Problem, make_problem, torch_dtype
+from bench.timing import Clock
+
+Results = list[torch.Tensor]  # what one call computes, in the order of Problem.names
+
+# Largest error of an entry as a fraction of the tensor's largest entry. A gradient of a weight is a
+# sum of T * N products, so float32 loses a few digits of its seven, differently in every library.
+# Of the others it is what rounding every state to 11 or 8 bits gives, with as much to spare.
+TOLERANCE = {
+    "float64": 1e-11,
+    "float32": 1e-4,
+    "tf32": 1e-2,
+    "float16": 1e-2,
+    "bfloat16": 8e-2,
+}
+# Beyond this, fewer time steps: a float64 run by torch.nn takes about 0.1 s per 1e9 operations on a
+# CPU, and a graphics processor has units for it.
+MOST_FLOPS = {"cpu": 6e9, "cuda": 1e12}
+
+
+class WrongResult(Exception):
+    """A contender computed something else than torch.nn did."""
+
+
+@lru_cache(maxsize=2)
+def expected(spec: Spec, dtype: str) -> Results:
+    """What torch.nn computes from the numbers of `spec` in `dtype`: without cuDNN, so that nothing
+    on a GPU is its own witness. Of a stream: the outputs of the frames, twice around."""
+    problem = make_problem(spec).to(spec.device, torch_dtype(dtype))
+    with torch.backends.cudnn.flags(enabled=False):
+        return outcome(baseline(spec.case.job).prepare(problem), spec)
+
+
+def outcome(call: Call, spec: Spec) -> Results:
+    """The results of one call; of a stream, those of calls that go twice around the frames."""
+    if spec.case.job != "step":
+        return flatten(call())
+    return [torch.stack([flatten(call())[0].clone() for _ in range(2 * FRAMES)])]
+
+
+def compare(problem: Problem, results: Results, truth: Results, lacks: tuple[str, ...] = ()):
+    """Raise WrongResult at the first tensor of `results` that is not that of `truth`. `lacks` names
+    those that are not there."""
+    pairs = zip(problem.names(), truth, strict=True)
+    due = [(name, right) for name, right in pairs if name not in lacks]
+    if len(results) != len(due):
+        raise WrongResult(f"{len(results)} results instead of {len(due)}")
+    for (name, right), ours in zip(due, results, strict=True):
+        if ours.shape != right.shape:
+            raise WrongResult(f"{name} has shape {tuple(ours.shape)}, not {tuple(right.shape)}")
+        error = (ours.double() - right.double()).abs().max().item()
+        largest = right.double().abs().max().item()
+        if not error <= TOLERANCE[problem.spec.dtype] * largest:  # so that NaN fails
+            raise WrongResult(
+                f"{name} is off by {error:.1e}, its largest entry being {largest:.1e}"
+            )
+
+
+def verified(
+    contender: Contender, spec: Spec, clock: Clock = time.perf_counter
+) -> tuple[Call, float]:
+    """The call to be timed, after it was found right: on a problem of the same sizes against
+    float64, twice, and if that had to be one of fewer time steps, on all of them against torch.nn
+    in the same dtype; with the seconds that this call took, or 0 where it was not needed."""
+    short = spec.within(MOST_FLOPS[spec.device])
+    problem = make_problem(short)
+    call = contender.prepare(problem)
+    # A second call may find what the first one left behind; a stream has had many.
+    for _ in range(1 if spec.case.job == "step" else 2):
+        compare(problem, outcome(call, short), expected(short, "float64"), contender.lacks)
+    if short == spec:
+        return call, 0.0
+    problem = make_problem(spec)
+    call = contender.prepare(problem)
+    start = clock()
+    found = call()
+    seconds = clock() - start
+    compare(problem, flatten(found), expected(spec, spec.dtype), contender.lacks)
+    return call, seconds

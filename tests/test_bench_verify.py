@@ -1,0 +1,238 @@
+"""The benchmark suite times nobody who is wrong: contenders are compared with float64 first."""
+
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bench_doubles import SPEC, TINY, altered
+
+from bench import verify
+from bench.cases import CELLS, MODES, STEPS, Case, Spec
+from bench.contenders import BASELINE, OURS, Contender, flatten
+from bench.features import segments
+from bench.jobs import JOBS, find
+from bench.problems import FRAMES, make_problem
+from bench.sessions import Local, Unfit
+from bench.suites import SUITES, select
+from bench.verify import WrongResult, expected, verified
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("contender", [OURS, BASELINE], ids=lambda contender: contender.name)
+def test_both_libraries_are_found_right(contender, cell, mode, dtype):
+    spec = Spec(TINY, cell, mode, dtype)
+    call, _ = verified(contender, spec)
+    assert len(flatten(call())) == len(make_problem(spec).names())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
+def test_short_dtypes_are_compared_within_their_rounding(dtype):
+    verified(BASELINE, replace(SPEC, dtype=dtype))
+    off = altered(lambda found: [1.2 * one for one in found])
+    with pytest.raises(WrongResult):
+        verified(off, replace(SPEC, dtype=dtype))
+
+
+TWO_WAYS = replace(TINY, bidirectional=True)
+
+
+@pytest.mark.parametrize("case", [TINY, TWO_WAYS], ids=["one way", "two ways"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", ["onnxruntime", "OpenVINO"])
+def test_the_onnx_model_is_right_in_every_runtime(name, cell, case):
+    verified(find("layer", name), Spec(case, cell, "inference"))
+
+
+def test_other_ways_to_run_ours_and_torchs():
+    for name in ("fastrnn reference", "fastrnn cpu"):
+        one = find("layer", name)
+        with one.around():
+            verified(one, SPEC)
+    packed = replace(TINY, job="packed", bidirectional=True)
+    for contender in JOBS["packed"]:
+        verified(contender, Spec(packed, "GRU", "training"))
+
+
+class DocumentedHaste(torch.nn.Module):
+    """haste_pytorch.LSTM as its documentation describes it: kernels (rows, 4*hidden), gates in the
+    order i, g, f, o, one bias."""
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        self.kernel = torch.nn.Parameter(torch.empty(input_size, 4 * hidden_size))
+        self.recurrent_kernel = torch.nn.Parameter(torch.empty(hidden_size, 4 * hidden_size))
+        self.bias = torch.nn.Parameter(torch.empty(4 * hidden_size))
+
+    def forward(self, x):
+        h = c = x.new_zeros(x.shape[1], self.recurrent_kernel.shape[0])
+        outputs = []
+        for step in x:
+            i, g, f, o = (step @ self.kernel + h @ self.recurrent_kernel + self.bias).chunk(4, 1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            outputs.append(h)
+        return torch.stack(outputs), (h[None], c[None])
+
+
+def test_libraries_that_are_not_here_are_called_as_documented(monkeypatch):
+    """With stand-ins for haste and for TorchRL, whose modules are batch_first."""
+    haste = SimpleNamespace(LSTM=DocumentedHaste)
+    monkeypatch.setitem(sys.modules, "haste_pytorch", haste)
+    verified(find("layer", "haste"), Spec(replace(TINY, layers=1), "LSTM", "inference"))
+    monkeypatch.setitem(sys.modules, "torchrl.modules", torch.nn)
+    for mode in MODES:
+        verified(find("layer", "TorchRL"), Spec(TINY, "GRU", mode))
+
+
+def test_the_suite_of_overheads():
+    """Layers and cells, each verified against its counterpart in torch.nn."""
+    specs = select(SUITES["overhead"], cores=2)
+    assert len(specs) == len(CELLS + STEPS) * 2
+    assert {(spec.case.T, spec.case.hidden_size) for spec in specs} == {(1, 8)}
+    for spec in specs:
+        verified(OURS, spec)
+    wrong = altered(lambda results: [2 * results[0], *results[1:]])
+    for spec in specs:
+        with pytest.raises(WrongResult):
+            verified(wrong, spec)
+
+
+def test_gradients_that_are_zero_are_right_where_they_have_to_be():
+    one_step = replace(TINY, T=1)  # from a state of zeros: weight_hh has no gradient
+    verified(OURS, Spec(one_step, "GRU", "training"))
+
+
+# --- Features and streams ---------------------------------------------------------------------
+
+FEATURES = [
+    (contender, job, cell)
+    for job, cells in {"reset": CELLS, "lengths": CELLS, "states": ("LSTM",)}.items()
+    for contender in JOBS[job]
+    for cell in cells
+]
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+@pytest.mark.parametrize(
+    "contender, job, cell",
+    FEATURES,
+    ids=[f"{one.name}-{job}-{cell}" for one, job, cell in FEATURES],
+)
+def test_features_and_work_arounds_agree(contender, job, cell, mode):
+    layers = 1 if job == "states" else 2
+    case = Case("feature", 70, 3, 4, 5, layers, "nobody", job == "lengths", job)
+    problem = make_problem(Spec(case, cell, mode))
+    assert problem.reset is None or 1 < problem.reset.sum() < 60
+    verified(contender, problem.spec)
+
+
+def test_what_the_work_arounds_are_measured_by_is_itself_right():
+    """Row by row, each segment or sentence alone through torch.nn in float64."""
+    for job in ("reset", "lengths"):
+        spec = Spec(Case(job, 40, 3, 4, 5, 1, "nobody", job=job), "GRU", "inference", "float64")
+        problem, truth = make_problem(spec), expected(spec, "float64")
+        module = torch.nn.GRU(4, 5, dtype=torch.float64)
+        module.load_state_dict(problem.weights)
+        for n in range(3):
+            x = problem.input[:, n]
+            if job == "lengths":
+                output, final = module(x[: problem.lengths[n]])
+            else:
+                marks = problem.reset[1:, n].nonzero().flatten() + 1
+                parts = [module(part) for part in x.tensor_split(marks)]
+                output, final = torch.cat([part[0] for part in parts]), parts[-1][1]
+            torch.testing.assert_close(truth[0][: len(output), n], output)
+            assert not truth[0][len(output) :, n].any()
+            torch.testing.assert_close(truth[1][:, n], final)
+
+
+def test_segments_between_resets():
+    reset = torch.tensor([[1, 0], [0, 0], [0, 1], [1, 0]], dtype=torch.bool)  # (T, N)
+    assert segments(reset) == ([3, 1, 2, 2], [1, 3])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("contender", JOBS["step"], ids=lambda contender: contender.name)
+def test_streams_carry_their_state(contender, cell):
+    case = Case("stream", 1, 2, 4, 5, 2, "nobody", job="step")
+    if contender.name != "torch.nn compiled":  # which takes a minute
+        verified(contender, Spec(case, cell, "inference"))
+
+
+def test_a_stream_that_forgets_or_repeats_is_caught():
+    spec = Spec(Case("stream", 1, 2, 4, 5, 1, "nobody", job="step"), "GRU", "inference")
+
+    def forgetful(problem):
+        module, calls = torch.nn.GRU(4, 5), iter(range(10**9))
+        module.load_state_dict(problem.weights)
+        return lambda: module(problem.input[None, next(calls) % FRAMES])[0][0].detach()
+
+    with pytest.raises(WrongResult, match="output"):
+        verified(Contender("forgetful", forgetful), spec)
+    right = find("step", "torch.nn")
+
+    def stuck(problem):
+        call = right.prepare(problem)
+        first = call()
+        return lambda: first
+
+    with pytest.raises(WrongResult, match="output"):
+        verified(Contender("stuck", stuck), spec)
+
+
+# --- Wrong contenders -------------------------------------------------------------------------
+
+WRONG = {
+    "every number a little off": lambda found: [one * 1.001 for one in found],
+    "one number of the last gradient": lambda found: found[:-1] + [found[-1] + torch.eye(20)[3]],
+    "not a number": lambda found: [found[0] * float("nan"), *found[1:]],
+    "a missing gradient": lambda found: found[:-1],
+    "another shape": lambda found: [found[0].transpose(0, 1), *found[1:]],
+    "swapped states": lambda found: [found[0], found[2], found[1], *found[3:]],
+}
+
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
+def test_wrong_numbers_are_caught(change):
+    with pytest.raises(WrongResult):
+        verified(altered(change), SPEC)
+
+
+def test_wrong_numbers_of_a_second_call_are_caught():
+    with pytest.raises(WrongResult, match="output"):
+        verified(altered(WRONG["every number a little off"], since_call=1), SPEC)
+
+
+def test_numbers_that_are_wrong_only_with_all_time_steps_are_caught(monkeypatch):
+    monkeypatch.setitem(verify.MOST_FLOPS, "cpu", 1.0)
+    late = altered(lambda found: [found[0] * (1 + 0.1 * (found[0].shape[0] > 8)), *found[1:]])
+    with pytest.raises(WrongResult, match="output"):
+        verified(late, SPEC)
+    verified(BASELINE, SPEC)
+
+
+def test_a_contender_may_lack_only_what_it_says():
+    without = altered(lambda found: [found[0], *found[3:]])
+    verified(replace(without, lacks=("h_n", "c_n")), SPEC)
+    with pytest.raises(WrongResult, match="results instead of"):
+        verified(replace(without, lacks=("h_n",)), SPEC)
+
+
+def test_unfit_says_why():
+    def raising(error: Exception) -> Contender:
+        def prepare(problem):
+            raise error
+
+        return Contender("raising", prepare)
+
+    for contender, reason in {
+        raising(ImportError("No module named 'peer'")): "not installed: No module named 'peer'",
+        raising(ValueError("bad shape\nand more")): "failed: ValueError: bad shape",
+        altered(WRONG["a missing gradient"]): "wrong: ",
+    }.items():
+        with pytest.raises(Unfit, match=f"^{reason}"):
+            Local(contender).open(SPEC)
