@@ -74,7 +74,7 @@ def fit(
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(batches))
     run, seen, start = Run(), 0, time.perf_counter()
-    for batch in track(batches, description=f"{label:8}", transient=True, console=console):
+    for batch in track(batches, description=f"{label:8}", disable=not console.is_terminal):
         value = loss(*batch)
         optimizer.zero_grad()
         value.backward()
@@ -142,12 +142,27 @@ def check(runs: dict[str, Run], gap: float | None) -> None:
 def over_lengths(rnn: nn.Module, x: Tensor, lengths: Tensor):
     """rnn(x) of padded x (N, T, I) as if each row ended at its length (N,): zeros after it, the
     final state and the reverse direction those of the row's own end. `torch.nn` has to pack."""
-    if isinstance(rnn, fastrnn.RNNBase) and hasattr(fastrnn, "Streamer"):
+    if isinstance(rnn, fastrnn.RNNBase):
         return rnn(x, lengths=lengths)
     packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     output, state = rnn(packed)
     padded, _ = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=x.size(1))
     return padded, state
+
+
+def stepper(rnn: nn.Module, batch: int = 1):
+    """A function of one time step, (batch, I) -> (batch, H), that keeps the state. `rnn` has
+    batch_first. The result holds until the next call."""
+    if isinstance(rnn, fastrnn.RNNBase):
+        return fastrnn.Streamer(rnn, batch)
+    state = None
+
+    def step(x: Tensor) -> Tensor:
+        nonlocal state
+        output, state = rnn(x.unsqueeze(1), state)
+        return output[:, 0]
+
+    return step
 
 
 def picture(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4)):

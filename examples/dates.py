@@ -20,11 +20,12 @@ from datetime import date, timedelta
 
 import torch
 from babel.dates import format_date, format_skeleton
-from common import Run, console, fit, libraries, over_lengths, parse, picture, report, save
 from num2words import num2words
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
+
+from common import Run, console, fit, libraries, over_lengths, parse, picture, report, save
 
 SPELLED = "ar bn cs da de en es fi fr he hu it ko nl pl pt ru tr".split()
 LANGUAGES = SPELLED + "el hi ja sw vi zh".split()
@@ -40,9 +41,7 @@ class Translator(nn.Module):
     def __init__(self, library, characters: int):
         super().__init__()
         self.read = nn.Embedding(characters, WIDTH, padding_idx=0)
-        self.encoder = library.GRU(
-            WIDTH, HIDDEN // 2, LAYERS, batch_first=True, bidirectional=True
-        )
+        self.encoder = library.GRU(WIDTH, HIDDEN // 2, LAYERS, batch_first=True, bidirectional=True)
         self.written = nn.Embedding(len(OUTPUT), WIDTH)
         self.decoder = library.GRU(WIDTH, HIDDEN, LAYERS, batch_first=True)
         self.scores = nn.Linear(2 * HIDDEN, len(OUTPUT))

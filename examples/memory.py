@@ -1,10 +1,10 @@
 """How long can it remember? A vanilla RNN, an LSTM and a GRU, and where the gradient goes.
 
-The first of T symbols is one of eight, all others are noise of two kinds, and after the last step
-the network has to name the first: one piece of information, kept for T - 1 steps (a form of the
-latch problem of Bengio, Simard & Frasconi 1994, which is artificial by design). The picture shows
-the accuracy after the same short training for several T, and, before training, the gradient of the
-loss with respect to the input of every step. In the RNN it vanishes on the way back, so nothing can
+At the first of T steps the network sees one of two symbols, at all of them noise, and after the
+last it has to name the symbol: one bit, kept for T - 1 steps (a form of the latch problem of
+Bengio, Simard & Frasconi 1994, which is artificial by design). The picture shows the accuracy after
+the same short training for several T, and, before training, the gradient of the loss with respect
+to the input of every step. In the RNN it vanishes on the way back, so nothing can
 be learned about the first step. Gates carry it through if they start out open: their biases are
 those of Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", for memories of up to
 T steps.
@@ -16,14 +16,15 @@ T steps.
 from statistics import fmean
 
 import torch
-from common import Run, fit, libraries, parse, picture, report, save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
+from common import Run, fit, libraries, parse, picture, report, save
+
 CELLS = ("RNN", "LSTM", "GRU")
-SYMBOLS, NOISES = 8, 2
+SYMBOLS, NOISES = 2, 4
 LENGTHS = (10, 20, 40, 80, 160)
-HIDDEN, BATCH, RATE = 48, 32, 1e-2
+HIDDEN, BATCH, RATE = 48, 32, 5e-3
 
 
 class Memory(nn.Module):
@@ -53,18 +54,19 @@ def open_gates(rnn: nn.Module, length: int) -> None:
 
 
 def sequences(length: int, count: int) -> tuple[Tensor, Tensor]:
-    """x (length, count, SYMBOLS + NOISES), one-hot, and the first symbols (count,)."""
-    first = torch.randint(SYMBOLS, (1, count))
-    noise = SYMBOLS + torch.randint(NOISES, (length - 1, count))
-    x = one_hot(torch.cat([first, noise]), SYMBOLS + NOISES)
-    return x.to(torch.get_default_dtype()), first[0]
+    """x (length, count, SYMBOLS + NOISES) and the symbols (count,)."""
+    symbols = torch.randint(SYMBOLS, (count,))
+    x = torch.randn(length, count, SYMBOLS + NOISES)
+    x[..., :SYMBOLS] = 0
+    x[0, :, :SYMBOLS] = one_hot(symbols, SYMBOLS)
+    return x, symbols
 
 
 def gradient(model: Memory, length: int) -> Tensor:
     """(length,) norm of d loss / d x_t, relative to that of the last step."""
-    x, first = sequences(length, 256)
+    x, symbols = sequences(length, 256)
     x.requires_grad_()
-    cross_entropy(model(x), first).backward()
+    cross_entropy(model(x), symbols).backward()
     norm = x.grad.flatten(1).norm(dim=1)
     return norm / norm[-1]
 
@@ -84,15 +86,15 @@ def train(library, label: str, lengths, options) -> tuple[Run, dict, dict]:
                 fit(
                     model,
                     batches,
-                    lambda x, first, model=model: cross_entropy(model(x), first),
+                    lambda x, symbols, model=model: cross_entropy(model(x), symbols),
                     RATE,
                     f"{label} {cell} {length}",
                     samples=lambda x, _: x.size(1),
                 )
             )
-            x, first = sequences(length, 512)
+            x, symbols = sequences(length, 512)
             with torch.no_grad():
-                right = (model(x).argmax(-1) == first).double().mean().item()
+                right = (model(x).argmax(-1) == symbols).double().mean().item()
             metrics[f"{cell}, {length} steps: accuracy %"] = right
             accuracies[cell].append(right)
     losses = [fmean(step) for step in zip(*(run.losses for run in runs), strict=True)]
@@ -102,19 +104,19 @@ def train(library, label: str, lengths, options) -> tuple[Run, dict, dict]:
 
 def draw(lengths, accuracies: dict, gradients: dict, options) -> None:
     figure, (left, right) = picture(1, 2, (9, 3.4))
-    for cell in CELLS:
-        left.plot(lengths, accuracies[cell], "o-", label=cell)
+    for cell, style in zip(CELLS, ("o-", "s-", "^--"), strict=True):
+        left.plot(lengths, accuracies[cell], style, label=cell, alpha=0.7)
         steps = torch.arange(1, len(gradients[cell]) + 1)
         right.semilogy(steps, gradients[cell], label=cell)
     left.axhline(1 / SYMBOLS, color="grey", lw=0.8, ls=":")
-    left.text(lengths[0], 1 / SYMBOLS + 0.02, "guessing", color="grey")
+    left.text(lengths[0], 1 / SYMBOLS - 0.06, "guessing", color="grey")
     left.set(xscale="log", xticks=lengths, xticklabels=lengths, ylim=(0, 1.05))
     left.minorticks_off()
     left.set(xlabel="length of the sequence", ylabel=f"accuracy after {options.steps} steps")
-    left.set_title("The first symbol, named after the last", loc="left")
+    left.set_title("The first symbol, named after the last step", loc="left")
     right.set(xlabel="time step", ylabel="|d loss / d input|, the last step's is 1")
     right.set_title("The gradient on its way back, before training", loc="left")
-    left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 0.2))
+    left.legend(frameon=False, loc="center left")
     save(figure, "memory", options)
 
 
