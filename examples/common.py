@@ -99,8 +99,18 @@ def _show(name: str, value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def report(runs: dict[str, Run], baseline: dict[str, float], options: argparse.Namespace) -> None:
+def report(
+    runs: dict[str, Run],
+    baseline: dict[str, float],
+    options: argparse.Namespace,
+    loss: str = "loss",
+    tolerance: float = 1e-6,
+) -> None:
     """Prints one column a run, and one of the `baseline`'s metrics beside them.
+
+    Args:
+        loss: what `Run.losses` are.
+        tolerance: how far the losses of two runs may part in smoke mode, relatively.
 
     Raises:
         SystemExit: in smoke mode, a loss did not fall or the two libraries part.
@@ -113,8 +123,8 @@ def report(runs: dict[str, Run], baseline: dict[str, float], options: argparse.N
         beside = [_show(name, baseline[name])] if name in baseline else []
         table.add_row(name, *(_show(name, value) for value in values), *beside)
 
-    row("loss at first", [ends(run.losses)[0] for run in runs.values()])
-    row("loss at last", [ends(run.losses)[1] for run in runs.values()])
+    row(f"{loss} at first", [ends(run.losses)[0] for run in runs.values()])
+    row(f"{loss} at last", [ends(run.losses)[1] for run in runs.values()])
     for name in next(iter(runs.values())).metrics:
         row(name, [run.metrics[name] for run in runs.values()])
     row("samples/s in training", [run.speed for run in runs.values()])
@@ -122,19 +132,20 @@ def report(runs: dict[str, Run], baseline: dict[str, float], options: argparse.N
     gap = None
     if len(runs) == 2:
         ours, torchs = runs["fastrnn"], runs["torch"]
-        gap = max(abs(a - b) / b for a, b in zip(ours.losses, torchs.losses, strict=True))
+        pairs = list(zip(ours.losses, torchs.losses, strict=True))
+        gap = max(abs(a - b) / max(abs(b), 1e-9) for a, b in pairs)
         console.print(f"fastrnn trains {ours.speed / torchs.speed:.2f} times as fast as torch.nn")
     if options.smoke:
-        check(runs, gap)
+        check(runs, gap, tolerance)
 
 
-def check(runs: dict[str, Run], gap: float | None) -> None:
+def check(runs: dict[str, Run], gap: float | None, tolerance: float) -> None:
     for name, run in runs.items():
         first, last = ends(run.losses)
         if not last < 0.95 * first:
             raise SystemExit(f"{name}: the loss did not fall, {first:.4f} -> {last:.4f}")
     if gap is not None:
-        if not gap < 1e-6:
+        if not gap < tolerance:
             raise SystemExit(f"the loss curves of the two libraries part: {gap:.1e}")
         console.print(f"smoke: the loss falls, the two curves are {gap:.0e} apart")
 
