@@ -139,7 +139,7 @@ def draw(written: list[int], real: list[int], options) -> None:
 
 
 def main() -> None:
-    options = parse(__doc__, steps=500)
+    options = parse(__doc__, steps=400)
     if options.smoke:
         options.steps = 16
     pieces = load(40 if options.smoke else None)

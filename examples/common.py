@@ -26,8 +26,8 @@ console = Console(highlight=False, width=100)
 
 @dataclass
 class Run:
-    """One library's training: `losses`, one a step, `speed` in samples a second, and `metrics`,
-    name -> number, in the format of the name's last word: "accuracy %", "wait ms", "error"."""
+    """One library's training: `losses`, one a step; `speed` in samples a second; `metrics` by name,
+    of which those that end in % are shares."""
 
     losses: list[float] = field(default_factory=list)
     speed: float = 0.0
@@ -42,15 +42,14 @@ def parse(doc: str, arguments: list[str] | None = None, **defaults: int) -> argp
     add("--seed", type=int, default=0)
     add("--threads", type=int, help="PyTorch's own choice if not given")
     add("--out", type=Path, default=Path(), metavar="FOLDER", help="for the picture; here")
-    add("--smoke", action="store_true", help="a minute part of it, in float64, that checks itself")
+    add("--smoke", action="store_true", help="a small part of it, in float64, that checks itself")
     for name, default in defaults.items():
         add(f"--{name}", type=int, default=default, help=f"{default} if not given")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
-    options.dtype = torch.float64 if options.smoke else torch.float32
-    torch.set_default_dtype(options.dtype)
+    torch.set_default_dtype(torch.float64 if options.smoke else torch.float32)
     return options
 
 
@@ -73,8 +72,9 @@ def fit(
     batches = list(batches)
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(batches))
-    run, seen, start = Run(), 0, time.perf_counter()
-    for batch in track(batches, description=f"{label:8}", disable=not console.is_terminal):
+    run, seen, quiet = Run(), 0, not console.is_terminal
+    start = time.perf_counter()
+    for batch in track(batches, description=f"{label:8}", transient=True, disable=quiet):
         value = loss(*batch)
         optimizer.zero_grad()
         value.backward()

@@ -27,7 +27,8 @@ SETTINGS = {
     "n_steps": ROLLOUT,
     "batch_size": 256,
     "n_epochs": 10,
-    "learning_rate": 2e-3,
+    "learning_rate": lambda left: 2e-3 * left,  # of what is left of the training, from 1 to 0
+    "clip_range": lambda left: 0.2 * left,
     "gae_lambda": 0.8,
     "gamma": 0.98,
     "policy_kwargs": {"lstm_hidden_size": 64, "enable_critic_lstm": False},

@@ -146,8 +146,8 @@ def train(library, label: str, options) -> tuple[Run, list[float]]:
     policy, corridors = Policy(library), Corridors(options.longest)
     player, optimizer = Player(policy), torch.optim.Adam(policy.parameters(), RATE)
     run, seconds, playing, start = Run(), [], 0.0, time.perf_counter()
-    rounds = range(options.rollouts)
-    for _ in track(rounds, description=f"{label:8}", disable=not console.is_terminal):
+    rounds, quiet = range(options.rollouts), not console.is_terminal
+    for _ in track(rounds, description=f"{label:8}", transient=True, disable=quiet):
         begin = time.perf_counter()
         state = player.begin()
         rollout = play(player, corridors)

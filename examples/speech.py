@@ -12,6 +12,7 @@ one time step. The word error rate is that of voices not heard in training.
 
 import math
 import time
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -149,16 +150,18 @@ def draw(utterance: Utterance, heard: list[int], scores: Tensor, options) -> Non
     top.set(ylabel="mel band", xticks=[])
     at = torch.arange(len(scores)) * STACK * HOP / RATE
     for digit in sorted({*utterance.digits, *heard}):
-        bottom.fill_between(at, scores[:, digit], alpha=0.6, lw=0, label=str(digit))
-        peak = int(scores[:, digit].argmax())
-        bottom.text(at[peak], scores[peak, digit] + 0.04, digit, ha="center", weight="bold")
+        bottom.fill_between(at, scores[:, digit], alpha=0.6, lw=0)
+    path = [BLANK, *scores.argmax(-1).tolist()]
+    for t, (before, digit) in enumerate(pairwise(path)):
+        if digit not in (before, BLANK):
+            bottom.text(at[t], 1.05, digit, ha="center", weight="bold")
     bottom.set_title(f"Heard frame by frame: {' '.join(map(str, heard))}", loc="left")
     bottom.set(xlabel="s", ylabel="probability", xlim=(0, seconds), ylim=(0, 1.2))
     save(figure, "speech", options)
 
 
 def main() -> None:
-    options = parse(__doc__, epochs=6, utterances=1500)
+    options = parse(__doc__, epochs=5, utterances=1200)
     if options.smoke:
         options.epochs, options.utterances = 8, 48
     learn = sorted(utterances(options.utterances, False, 1), key=lambda u: len(u.audio))
@@ -178,8 +181,9 @@ def main() -> None:
             "GRU's µs a frame, streaming": 1e6 * sum(h[1] for h in heard) / len(heard),
         }
     report(runs, {}, options)
-    digits, _, scores = heard[0]
-    draw(held_out[0], digits, scores, options)
+    longest = max(range(len(held_out)), key=lambda i: len(held_out[i].digits))
+    digits, _, scores = heard[longest]
+    draw(held_out[longest], digits, scores, options)
 
 
 if __name__ == "__main__":
