@@ -116,7 +116,8 @@ def compose(model: Composer, bars: int, seed: int) -> tuple[list[int], float]:
     step, symbols, start = stepper(model.rnn), [BEGIN], time.perf_counter()
     for place in range(bars * BAR):
         x = model.embed(torch.tensor(symbols[-1:]), torch.tensor([place]))
-        likely = (model.scores(step(x))[0] / 0.7).softmax(-1)  # a temperature below 1: less risk
+        likely = model.scores(step(x))[0].softmax(-1)
+        likely[likely < 0.04] = 0  # nothing too strange
         likely[REST] = 0
         symbols.append(int(likely.multinomial(1, generator=generator)))
     return symbols[1:], (time.perf_counter() - start) / (bars * BAR)
@@ -139,7 +140,7 @@ def draw(written: list[int], real: list[int], options) -> None:
 
 
 def main() -> None:
-    options = parse(__doc__, steps=400)
+    options = parse(__doc__, steps=500)
     if options.smoke:
         options.steps = 16
     pieces = load(40 if options.smoke else None)

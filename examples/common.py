@@ -157,8 +157,8 @@ def over_lengths(rnn: nn.Module, x: Tensor, lengths: Tensor):
         return rnn(x, lengths=lengths)
     packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     output, state = rnn(packed)
-    padded, _ = nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=x.size(1))
-    return padded, state
+    padded, _ = nn.utils.rnn.pad_packed_sequence(output, total_length=x.size(1))
+    return padded.transpose(0, 1), state  # in memory as (T, N), which decides on dropout's masks
 
 
 def stepper(rnn: nn.Module, batch: int = 1):

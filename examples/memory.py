@@ -109,14 +109,16 @@ def draw(lengths, accuracies: dict, gradients: dict, options) -> None:
         steps = torch.arange(1, len(gradients[cell]) + 1)
         right.semilogy(steps, gradients[cell], label=cell)
     left.axhline(1 / SYMBOLS, color="grey", lw=0.8, ls=":")
-    left.text(lengths[0], 1 / SYMBOLS - 0.06, "guessing", color="grey")
+    left.text(lengths[0], 1 / SYMBOLS - 0.09, "guessing", color="grey")
     left.set(xscale="log", xticks=lengths, xticklabels=lengths, ylim=(0, 1.05))
     left.minorticks_off()
     left.set(xlabel="length of the sequence", ylabel=f"accuracy after {options.steps} steps")
-    left.set_title("The first symbol, named after the last step", loc="left")
-    right.set(xlabel="time step", ylabel="|d loss / d input|, the last step's is 1")
+    left.set_title("The symbol of the first step, named after the last", loc="left")
+    right.set(
+        ylim=(1e-15, 3), xlabel="time step", ylabel="|d loss / d input|, the last step's is 1"
+    )
     right.set_title("The gradient on its way back, before training", loc="left")
-    left.legend(frameon=False, loc="center left")
+    left.legend(frameon=False, loc="center left", bbox_to_anchor=(0, 0.72))
     save(figure, "memory", options)
 
 

@@ -42,9 +42,9 @@ class Recogniser(nn.Module):
             width,
             LAYERS,
             batch_first=True,
-            dropout=DROPOUT,
             bidirectional=bidirectional,
         )
+        # Not between the layers, where torch.nn, having packed, would drop others.
         self.dropout = nn.Dropout(DROPOUT)
         self.scores = nn.Linear(directions * width, BLANK + 1)
 
