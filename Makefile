@@ -22,7 +22,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc -type f)
 CPP_TESTS := $(wildcard tests/cpp/*.cpp)
 CPP_STYLED := $(SOURCES) $(shell find tests/cpp -name '*.h' -o -name '*.cpp' 2>/dev/null) \
-    $(wildcard bench/micro/*.cu bench/micro/*.cuh)
+    $(wildcard bench/*.c bench/micro/*.cu bench/micro/*.cuh)
 
 # Empty files that date the last installation and the last compilation.
 INSTALLED := $(VENV)/installed

@@ -163,7 +163,8 @@ def backend(name: str) -> Iterator[None]:
 
     Args:
         name: "auto", the fastest that can run; "cpu", the compiled kernels; "triton", the kernels
-            for GPUs, which take all dtypes but float64; or "reference", plain PyTorch.
+            for GPUs, which take all dtypes but float64, and which "auto" leaves alone until they
+            have been tried on one; or "reference", plain PyTorch.
 
     Raises:
         ValueError: there is no such backend.
@@ -185,8 +186,7 @@ def backend(name: str) -> Iterator[None]:
 
 def _obstacle(input: Tensor, h0: Tensor, compiling: bool) -> str | None:
     """Why the kernels cannot take this call, or None."""
-    on_gpu = _chosen == "triton" or (input.is_cuda and _chosen == "auto")
-    if on_gpu:
+    if _chosen == "triton":
         if reason := triton.obstacle(input):
             return reason
     elif not (input.is_cpu or (input.is_meta and _chosen == "auto")):
@@ -198,7 +198,7 @@ def _obstacle(input: Tensor, h0: Tensor, compiling: bool) -> str | None:
     # An op sees neither: jvp of one gives zero and vmap fails. Compiled code asks this as well.
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "torch.func transforms and forward-mode AD go through the reference"
-    return None if compiling or on_gpu else _not_built
+    return None if compiling or _chosen == "triton" else _not_built
 
 
 def prefers_torch(input: Tensor, h: Tensor) -> bool:
