@@ -10,12 +10,12 @@ import pytest
 import torch
 from conftest import assert_matches
 from functorch.compile import make_boxed_func
-from test_modules import assert_same_results, layers, pair
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
+from torch_pairs import assert_same_results, layers, pair
 
 import fastrnn
 

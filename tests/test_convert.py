@@ -8,9 +8,9 @@ import warnings
 
 import pytest
 import torch
-from test_modules import CELLS, LAYERS, assert_same_results, everything, example, layers
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch_pairs import CELLS, LAYERS, assert_same_results, everything, example, layers
 
 import fastrnn
 

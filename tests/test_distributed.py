@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from conftest import assert_matches
-from test_modules import assert_same_results
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch_pairs import assert_same_results
 
 import fastrnn
 from examples import distributed

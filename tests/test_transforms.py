@@ -12,7 +12,6 @@ import warnings
 import pytest
 import torch
 from conftest import assert_matches
-from test_modules import CELLS, assert_same_results, everything, example, layers, pair
 from torch import nn
 from torch.func import (
     functional_call,
@@ -27,6 +26,7 @@ from torch.func import (
 from torch.nn.utils import clip_grad_norm_, parametrizations, prune
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
+from torch_pairs import CELLS, assert_same_results, everything, example, layers, pair
 
 import fastrnn
 

@@ -1,0 +1,63 @@
+"""Pairs of one of our modules and torch.nn's, and what it takes to compare the two."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_matches
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import fastrnn
+
+LAYERS = ["LSTM", "GRU", "RNN"]
+CELLS = ["LSTMCell", "GRUCell", "RNNCell"]
+layers = pytest.mark.parametrize("name", LAYERS)
+cells = pytest.mark.parametrize("name", CELLS)
+everything = pytest.mark.parametrize("name", LAYERS + CELLS)
+
+
+def pair(name: str, *args, **kwargs) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Ours and torch's module, made from the same seed."""
+    modules = []
+    for library in (fastrnn, torch.nn):
+        torch.manual_seed(0)
+        modules.append(getattr(library, name)(*args, **kwargs))
+    return modules[0], modules[1]
+
+
+def example(name: str, T: int = 5, N: int = 3, I: int = 4, dtype=torch.float32) -> Tensor:
+    return torch.randn(N, I, dtype=dtype) if name in CELLS else torch.randn(T, N, I, dtype=dtype)
+
+
+def state(name: str, *shape: int, c_width: int | None = None, dtype=torch.float32):
+    """A random hx of `name`: for LSTM a pair, whose c has its own width if projected."""
+    h = torch.randn(shape, dtype=dtype)
+    c_shape = (*shape[:-1], c_width or shape[-1])
+    return (h, torch.randn(c_shape, dtype=dtype)) if name.startswith("LSTM") else h
+
+
+def assert_same_results(ours, theirs) -> list[Tensor]:
+    """Equal nests of tensors, in the same containers. Returns our tensors."""
+    for a, e in zip(tree_leaves(ours), tree_leaves(theirs), strict=True):
+        assert (a is None) == (e is None)
+        if e is not None and e.is_floating_point():
+            assert_matches(a, e)
+        elif e is not None:
+            assert torch.equal(a, e)
+    assert type(ours) is type(theirs)
+    return [t for t in tree_leaves(ours) if t is not None and t.is_floating_point()]
+
+
+def outcome(call, library):
+    """What `call(library)` raised, as (type, message), or its result."""
+    try:
+        return call(library)
+    except Exception as error:
+        return type(error), str(error)
+
+
+def assert_same_error(call) -> None:
+    ours, theirs = outcome(call, fastrnn), outcome(call, torch.nn)
+    assert isinstance(theirs, tuple) and isinstance(theirs[0], type), "torch.nn raised nothing"
+    assert ours == theirs
