@@ -118,7 +118,7 @@ def draw(lengths, accuracies: dict, gradients: dict, options) -> None:
         ylim=(1e-15, 3), xlabel="time step", ylabel="|d loss / d input|, the last step's is 1"
     )
     right.set_title("The gradient on its way back, before training", loc="left")
-    left.legend(frameon=False, loc="center left", bbox_to_anchor=(0, 0.72))
+    left.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.75))
     save(figure, "memory", options)
 
 

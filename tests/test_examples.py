@@ -44,7 +44,7 @@ def test_programs_are_those_of_the_readme():
     assert len(PROGRAMS) == 8
     readme = (EXAMPLES / "README.md").read_text()
     for name in PROGRAMS:
-        assert f"({name}.py)" in readme and f"(pictures/{name}.png)" in readme
+        assert f"({name}.py)" in readme and f"pictures/{name}.png" in readme
         assert (EXAMPLES / "pictures" / f"{name}.png").is_file()
 
 
