@@ -213,13 +213,13 @@ struct Panels {
   int64_t stride() const { return k * kWidth<T, NV>; }
   int64_t scratch() const { return packed || !w || columns % kUnits == 0 ? 0 : stride(); }
 
-  Panel<T> get(int64_t panel, T* scratch = nullptr) const {
-    constexpr int64_t kLd = kWidth<T, NV>;
-    if (packed) return {packed + panel * stride(), kLd};
-    if constexpr (!Transposed)
-      if ((panel + 1) * kUnits <= columns) return {w + panel * kUnits, ld};
+  Panel<T> get(int64_t panel) const { return {packed + panel * stride(), kWidth<T, NV>}; }
+  Panel<T> get(int64_t panel, T* scratch) const {
+    static_assert(!Transposed, "panels of a transposed matrix are kept");
+    if (packed) return get(panel);
+    if ((panel + 1) * kUnits <= columns) return {w + panel * kUnits, ld};
     pack(panel, scratch);
-    return {scratch, kLd};
+    return {scratch, kWidth<T, NV>};
   }
   void keep(int64_t panel) { pack(panel, packed + panel * stride()); }
 
