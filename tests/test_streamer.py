@@ -5,9 +5,9 @@ import threading
 import numpy
 import pytest
 import torch
+from conftest import KERNELS, assert_matches
 
 import fastrnn
-from tests.conftest import KERNELS, assert_matches
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="a Streamer is compiled code")
 
