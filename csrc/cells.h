@@ -7,6 +7,7 @@
 //   kGates   G, planes of the weights, in torch's order
 //   kSaved   S, planes that forward leaves for backward in `saved`
 //   kState   whether the cell carries a second state c
+//   kReadsH  whether forward reads h_{t-1}, and backward returns a gradient of it, beside u
 //   kSplit   whether the gradients of x and u differ
 //
 // forward   x[g]  input part of the pre-activation, W_ih x_t + b_ih
@@ -27,6 +28,7 @@ struct Lstm {
   static constexpr int kGates = 4;
   static constexpr int kSaved = 4;  // i f g o
   static constexpr bool kState = true;
+  static constexpr bool kReadsH = false;
   static constexpr bool kSplit = false;
 
   template <class V>
@@ -63,6 +65,7 @@ struct Gru {
   static constexpr int kGates = 3;
   static constexpr int kSaved = 4;  // r z n u_n
   static constexpr bool kState = false;
+  static constexpr bool kReadsH = true;
   static constexpr bool kSplit = true;
 
   template <class V>
@@ -94,6 +97,7 @@ struct RnnTanh {
   static constexpr int kGates = 1;
   static constexpr int kSaved = 0;
   static constexpr bool kState = false;
+  static constexpr bool kReadsH = false;
   static constexpr bool kSplit = false;
 
   template <class V>
@@ -113,6 +117,7 @@ struct RnnRelu {
   static constexpr int kGates = 1;
   static constexpr int kSaved = 0;
   static constexpr bool kState = false;
+  static constexpr bool kReadsH = false;
   static constexpr bool kSplit = false;
 
   template <class V>

@@ -7,11 +7,18 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/split.h"
 #include "cpu/stream.h"
+#include "cuda/choose.h"
+#if FASTRNN_CUDA
+#include "cuda/bind.h"
+#endif
 
 namespace py = pybind11;
 
@@ -53,6 +60,47 @@ void set_isa(const std::string& name) {
   throw py::value_error("instruction set '" + name + "' is not offered here, only " + offered);
 }
 
+std::pair<int64_t, int64_t> split_step(int64_t batch, int64_t outputs, int64_t depth,
+                                       int64_t itemsize, int64_t threads, int64_t most_units) {
+  const auto split =
+      fastrnn::cpu::split_step({batch, outputs, depth, itemsize}, threads, most_units);
+  return {split.rows, split.units};
+}
+
+// The plan of csrc/cuda/choose.h, (library, tile); products are (planes, units, depth).
+std::pair<bool, int> cuda_choose(const std::vector<std::array<int64_t, 3>>& products, int64_t batch,
+                                 int64_t directions, const std::string& dtype, int processors,
+                                 int major) {
+  namespace cuda = fastrnn::cuda;
+  std::vector<cuda::ProductSize> sizes;
+  for (const auto& [planes, units, depth] : products) sizes.push_back({planes, units, depth});
+  for (int k = 0; k < cuda::kDtypes; ++k)
+    if (dtype == cuda::kDtypeNames[k]) {
+      const cuda::Plan plan =
+          cuda::choose(sizes.data(), static_cast<int>(sizes.size()), batch, directions,
+                       static_cast<cuda::Dtype>(k), {processors, major});
+      return {plan.library, plan.tile};
+    }
+  throw py::value_error("no CUDA kernels for dtype '" + dtype + "'");
+}
+
+// What a tile of csrc/cuda/choose.h makes of a product, for tests.
+py::dict cuda_tile(int tile, const std::array<int64_t, 3>& product, int64_t batch,
+                   int64_t directions, const std::string& dtype) {
+  namespace cuda = fastrnn::cuda;
+  const cuda::Tile& shape = cuda::kTiles[tile];
+  const cuda::ProductSize size{product[0], product[1], product[2]};
+  const int planes = static_cast<int>(size.planes);
+  py::dict facts;
+  facts["rows"] = shape.rows;
+  facts["units"] = cuda::units_of(shape, planes);
+  facts["unit_tiles"] = cuda::unit_tiles(shape, size);
+  facts["threads"] = cuda::threads_of(shape);
+  facts["blocks"] = cuda::blocks_of(shape, size, batch, directions);
+  facts["shared"] = cuda::shared_bytes(shape, planes, dtype == "float64" ? 8 : 4);
+  return facts;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -64,7 +112,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_features,
         "The instruction sets that this CPU offers and kernels were compiled for, best first.");
   m.def("isa", &fastrnn::cpu::isa_current, "The instruction set that the CPU kernels use.");
+  m.def("split_step", &split_step, py::arg("batch"), py::arg("outputs"), py::arg("depth"),
+        py::arg("itemsize"), py::arg("threads"), py::arg("most_units"),
+        "How threads share a step: (pieces of the batch, pieces of the units). A step makes "
+        "`outputs` "
+        "sums of `depth` terms for each row of the batch; the units can be cut into most_units.");
   fastrnn::bind_stream(m);
+  m.def("cuda_choose", &cuda_choose, py::arg("products"), py::arg("batch"), py::arg("directions"),
+        py::arg("dtype"), py::arg("processors"), py::arg("major"),
+        "How CUDA kernels run a loop over time, (library, tile): whether the library makes its "
+        "products, else the tile of the step kernels. Products are (planes, units, depth).");
+  m.def("cuda_tile", &cuda_tile, py::arg("tile"), py::arg("product"), py::arg("batch"),
+        py::arg("directions"), py::arg("dtype"),
+        "What a tile of the step kernels makes of a product.");
+#if FASTRNN_CUDA
+  fastrnn::cuda::bind_loops(m);
+#endif
   m.def("set_isa", &set_isa, py::arg("name"),
         "Makes the CPU kernels use one of cpu_features(), from the next call on; for tests. Raises "
         "ValueError for any other name.");

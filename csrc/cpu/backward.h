@@ -12,9 +12,9 @@ namespace FASTRNN_NAMESPACE {
 template <class Cell, class T>
 class BackwardPass : Layer<Cell, T> {
   using Base = Layer<Cell, T>;
-  using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell,
-      Base::ld_gates, Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of,
-      Base::s, Base::S, Base::place, Base::entry;
+  using Base::active, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell, Base::ld_gates,
+      Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of, Base::s, Base::S,
+      Base::split, Base::place, Base::entry;
   using typename Base::V;
   using Plain = Panels<T, kWide, 1, false>;
 
@@ -38,6 +38,7 @@ class BackwardPass : Layer<Cell, T> {
   const bool keep_;      // packed weights; a step of a few rows reads them as they lie
   const int64_t chunk_;  // time steps
   Direction direction_[2];
+  fastrnn::cpu::Team teams_[2];
   Buffer<T> zero_;
 
   Direction make(int64_t d) {
@@ -63,6 +64,7 @@ class BackwardPass : Layer<Cell, T> {
         keep_(s.steps > 1 || N > kTileRows<kWide>),
         chunk_(this->chunk(kOuterDepth)),
         direction_{make(0), make(1)},
+        teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
         zero_(max(kWidth<T, kWide>, max(ld_state, ld_cell))) {}
 
   void operator()() {
@@ -70,10 +72,14 @@ class BackwardPass : Layer<Cell, T> {
     if (s.steps == 0 && b_.need_weights) weight_gradients(0, {0, 0}, /*add=*/false, 1);
     for (int64_t last = s.steps; last > 0; last -= min(last, chunk_)) {
       const Range steps{max(0, last - chunk_), last};
-      run(parallel, D * blocks, [&](int64_t task) {
-        const Range batch = this->block(task / D);
-        if (batch.count() > 0) time_loop(task % D, batch, steps);
-      });
+      if (split.units > 1) {
+        run(parallel, D * split.units, [&](int64_t task) { team_loop(task % D, steps, task / D); });
+      } else {
+        run(parallel, D * split.rows, [&](int64_t task) {
+          const Range batch = this->block(task / D);
+          if (batch.count() > 0) time_loop(task % D, batch, steps);
+        });
+      }
       for (int64_t d = 0; d < D && b_.dx; ++d)
         run(parallel, parallel.threads, [&](int64_t task) { input_gradient(task, d, steps); });
       if (b_.need_weights)
@@ -130,47 +136,83 @@ class BackwardPass : Layer<Cell, T> {
   }
 
   void time_loop(int64_t d, Range batch, Range steps) {
-    Direction& w = direction_[d];
+    const Direction& w = direction_[d];
     const Buffer<T> scratch(max(w.hh.scratch(), w.hr.scratch()));
-    T* const d_h = w.d_h + batch.first * ld_state;
     for (int64_t step = steps.last - 1; step >= steps.first; --step) {
-      const int64_t rows = active(d, step, batch), first = row(d, step) + batch.first;
-      const int64_t chunk_row = first - rows_of(d, steps).first;
-      if (s.projected) {
-        for (int64_t n = 0; n < rows; ++n)
-          for (int64_t p = 0; p < P; p += kLanes<T>) {
-            const Lane<T> lane(p, P);
-            lane.store_to(w.d_y + (chunk_row + n) * P,
-                          take(d_h + n * ld_state, d, place(first + n), lane));
-          }
-        for (int64_t p = 0; p < w.hr.count(); ++p)
-          multiply<T, kWide>(w.d_y + chunk_row * P, P, rows, P, w.hr.get(p, scratch), zero_, 0,
-                             w.d_m + batch.first * ld_cell + p * kWidth<T, kWide>, ld_cell);
-      }
-      for (int64_t n = 0; n < rows; ++n) cell(d, batch.first + n, first + n, chunk_row + n);
-      if (step > 0 || b_.dh0)
-        for (int64_t p = 0; p < w.hh.count(); ++p)
-          multiply<T, kWide>(w.d_hidden() + chunk_row * ld_gates, ld_gates, rows, G * H,
-                             w.hh.get(p, scratch), d_h + p * kWidth<T, kWide>, ld_state,
-                             d_h + p * kWidth<T, kWide>, ld_state);
-      limit(d, batch, step, rows);
+      if (s.projected) projection(d, batch, step, steps, scratch);
+      cells(d, batch, step, steps, {0, H});
+      if (step > 0 || b_.dh0) recurrent_product(d, batch, step, steps, {0, w.hh.count()}, scratch);
+      limit(d, batch, step, {0, P}, {0, H});
     }
   }
 
-  // What the gradients of the states of the step before lose on the way there.
-  void limit(int64_t d, Range batch, int64_t step, int64_t rows) {
+  // What a member of a team does of some steps: its slice of the units, all batch rows. The team
+  // meets when all units of a step have their derivatives, before the product that mixes them.
+  void team_loop(int64_t d, Range steps, int64_t member) {
+    const Direction& w = direction_[d];
+    const Buffer<T> scratch(w.hh.scratch());
+    const Range all{0, N};
+    const int64_t done = s.steps - steps.last, base = done + done / chunk_;  // of phases
+    teams_[d].run(member, base, base + steps.count() + 1, [&](int64_t phase, int64_t slice) {
+      const Range panels = piece(w.hh.count(), slice, split.units, 1);
+      const Range units{min(H, panels.first * Plain::kUnits), min(H, panels.last * Plain::kUnits)};
+      const int64_t step = steps.last - 1 - (phase - base);
+      if (step + 1 < steps.last) {
+        if (step >= 0 || b_.dh0) recurrent_product(d, all, step + 1, steps, panels, scratch);
+        limit(d, all, step + 1, units, units);
+      }
+      if (step >= steps.first) cells(d, all, step, steps, units);
+    });
+  }
+
+  // d_y and the gradient of o tanh(c), with a projection.
+  void projection(int64_t d, Range batch, int64_t step, Range steps, T* scratch) {
+    Direction& w = direction_[d];
+    const int64_t rows = active(d, step, batch), first = row(d, step) + batch.first;
+    T* const d_y = w.d_y + (first - rows_of(d, steps).first) * P;
+    for (int64_t n = 0; n < rows; ++n)
+      for (int64_t p = 0; p < P; p += kLanes<T>) {
+        const Lane<T> lane(p, P);
+        lane.store_to(d_y + n * P,
+                      take(w.d_h + (batch.first + n) * ld_state, d, place(first + n), lane));
+      }
+    for (int64_t p = 0; p < w.hr.count(); ++p)
+      multiply<T, kWide>(d_y, P, rows, P, w.hr.get(p, scratch), zero_, 0,
+                         w.d_m + batch.first * ld_cell + p * kWidth<T, kWide>, ld_cell);
+  }
+
+  void cells(int64_t d, Range batch, int64_t step, Range steps, Range units) {
+    const int64_t first = row(d, step) + batch.first, to = first - rows_of(d, steps).first;
+    for (int64_t n = 0; n < active(d, step, batch); ++n)
+      cell(d, batch.first + n, first + n, to + n, units);
+  }
+
+  // d_h += du W_hh, for some panels of its columns.
+  void recurrent_product(int64_t d, Range batch, int64_t step, Range steps, Range panels,
+                         T* scratch) {
+    Direction& w = direction_[d];
+    const int64_t from = row(d, step) + batch.first - rows_of(d, steps).first;
+    for (int64_t p = panels.first; p < panels.last; ++p) {
+      T* const d_h = w.d_h + batch.first * ld_state + p * kWidth<T, kWide>;
+      multiply<T, kWide>(w.d_hidden() + from * ld_gates, ld_gates, active(d, step, batch), G * H,
+                         w.hh.get(p, scratch), d_h, ld_state, d_h, ld_state);
+    }
+  }
+
+  // What the gradients of the states of the step before lose on the way there, in some columns.
+  void limit(int64_t d, Range batch, int64_t step, Range states, Range units) {
     const int64_t later = this->time(d, step) + d;  // of the two steps
     const bool detach = b_.detach_every > 0 && later % b_.detach_every == 0;
     if (!detach && !f.reset && !(b_.grad_clip > 0)) return;
     Direction& w = direction_[d];
-    for (int64_t n = batch.first; n < batch.first + rows; ++n) {
+    for (int64_t n = batch.first; n < batch.first + active(d, step, batch); ++n) {
       const int64_t before = w.previous[row(d, step) + n];
       T *const d_h = w.d_h + n * ld_state, *const d_c = w.d_c + n * ld_cell;
       if (before == kNone || (detach && before >= 0)) {
-        memset(d_h, 0, P * sizeof(T));
-        if constexpr (Cell::kState) memset(d_c, 0, H * sizeof(T));
+        memset(d_h + states.first, 0, states.count() * sizeof(T));
+        if constexpr (Cell::kState) memset(d_c + units.first, 0, units.count() * sizeof(T));
       } else if (b_.grad_clip > 0) {
-        for (int64_t p = 0; p < P; ++p)  // a NaN stays
+        for (int64_t p = states.first; p < states.last; ++p)  // a NaN stays
           d_h[p] = d_h[p] > b_.grad_clip    ? b_.grad_clip
                    : d_h[p] < -b_.grad_clip ? -b_.grad_clip
                                             : d_h[p];
@@ -186,13 +228,13 @@ class BackwardPass : Layer<Cell, T> {
     return dh;
   }
 
-  // The cell's derivatives along one row: n of the states, `row` in the order of time, `to` of the
-  // chunk's matrices.
-  void cell(int64_t d, int64_t n, int64_t row, int64_t to) {
+  // The cell's derivatives along one row, for some units: row n of the states, `row` in the order
+  // of time, `to` of the chunk's matrices.
+  void cell(int64_t d, int64_t n, int64_t row, int64_t to, Range units) {
     Direction& w = direction_[d];
     const int64_t own = place(row);
     T* const d_h = w.d_h + n * ld_state;
-    for (int64_t at = 0; at < H; at += kLanes<T>) {
+    for (int64_t at = units.first; at < units.last; at += kLanes<T>) {
       const Lane<T> lane(at, H);
       V saved[S > 0 ? S : 1], dx[G], du[G], h_prev{}, h{}, c_prev{}, c{}, dc{};
       for (int i = 0; i < S; ++i) saved[i] = lane.load_from(this->gates(d, own) + i * H);

@@ -12,9 +12,9 @@ namespace FASTRNN_NAMESPACE {
 template <class Cell, class T>
 class ForwardPass : Layer<Cell, T> {
   using Base = Layer<Cell, T>;
-  using Base::active, Base::blocks, Base::D, Base::f, Base::G, Base::H, Base::I, Base::kGated,
+  using Base::active, Base::D, Base::f, Base::G, Base::H, Base::I, Base::kGated,
       Base::kUnitRegisters, Base::ld_cell, Base::ld_state, Base::N, Base::P, Base::parallel,
-      Base::row, Base::rows_of, Base::s, Base::S, Base::place, Base::entry;
+      Base::row, Base::rows_of, Base::s, Base::S, Base::split, Base::place, Base::entry;
   using typename Base::V;
   using Gated = Panels<T, kGated, int(Base::G), true>;
   using Projection = Panels<T, kWide, 1, true>;
@@ -28,11 +28,12 @@ class ForwardPass : Layer<Cell, T> {
     Buffer<T> h;           // [2, N, ld_state] h of the last step and of this one
     Buffer<T> c;           // [N, ld_cell]
     Buffer<T> m;           // [N, ld_cell] o tanh(c), before the projection
-    Buffer<T> partial;     // [N, kLd] sums of a panel that is cut in depth
+    Buffer<T> partial;     // [split.units, N, kLd] sums of a panel that is cut in depth
   };
 
   const int64_t chunk_;  // time steps
   Direction direction_[2];
+  fastrnn::cpu::Team teams_[2];
   Buffer<T> zero_;
 
   Direction make(int64_t d) {
@@ -48,7 +49,7 @@ class ForwardPass : Layer<Cell, T> {
             Buffer<T>(used ? 2 * N * ld_state : 0),
             Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
             Buffer<T>(used && s.projected ? N * ld_cell : 0),
-            Buffer<T>(used && panel_depth<T, kGated>(P) < P ? N * kLd : 0)};
+            Buffer<T>(used && panel_depth<T, kGated>(P, N) < P ? split.units * N * kLd : 0)};
   }
 
  public:
@@ -56,6 +57,7 @@ class ForwardPass : Layer<Cell, T> {
       : Base(forward, threads),
         chunk_(this->chunk(max(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)})))),
         direction_{make(0), make(1)},
+        teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
         zero_(kWidth<T, kWide>) {}
 
   void operator()() {
@@ -88,11 +90,17 @@ class ForwardPass : Layer<Cell, T> {
     for (int64_t from = 0; from < s.steps; from += chunk_) {
       const Range steps{from, min(s.steps, from + chunk_)};
       run(parallel, D * parallel.threads, [&](int64_t task) { input_product(task, steps); });
-      run(parallel, D * blocks, [&](int64_t task) {
-        const Range batch = this->block(task / D);
-        if (batch.count() > 0) time_loop(task % D, batch, steps);
-      });
+      if (split.units > 1) {
+        run(parallel, D * split.units, [&](int64_t task) { team_loop(task % D, steps, task / D); });
+      } else {
+        run(parallel, D * split.rows, [&](int64_t task) {
+          const Range batch = this->block(task / D);
+          if (batch.count() > 0) time_loop(task % D, batch, steps);
+        });
+      }
     }
+    for (int64_t i = 0; i < D * N && split.units > 1; ++i)
+      store_final(i / N, i % N, h_after(i / N, s.steps - 1, i % N));
   }
 
  private:
@@ -157,27 +165,46 @@ class ForwardPass : Layer<Cell, T> {
   struct Step {
     int64_t d, row, chunk_row, rows;  // first row in the order of time and of x_part, their number
     T *h_prev, *h, *c, *m;            // h_prev and h [rows, ld_state], c and m [rows, ld_cell]
+    T* partial;                       // [rows, kLd]
   };
+  T* h_after(int64_t d, int64_t step, int64_t n) const {
+    return direction_[d].h + ((~step & 1) * N + n) * ld_state;
+  }
+  Step at(int64_t d, int64_t step, Range batch, Range steps, int64_t partial_row) const {
+    const Direction& w = direction_[d];
+    const int64_t first = row(d, step) + batch.first;
+    return {d,
+            first,
+            first - rows_of(d, steps).first,
+            active(d, step, batch),
+            h_after(d, step - 1, batch.first),
+            h_after(d, step, batch.first),
+            Cell::kState ? w.c + batch.first * ld_cell : nullptr,
+            s.projected ? w.m + batch.first * ld_cell : nullptr,
+            w.partial ? w.partial + partial_row * kLd : nullptr};
+  }
+
+  // What a member of a team does of some steps: its slice of the units, all batch rows.
+  void team_loop(int64_t d, Range steps, int64_t member) {
+    const Direction& w = direction_[d];
+    teams_[d].run(member, steps.first, steps.last, [&](int64_t step, int64_t slice) {
+      const Step now = at(d, step, {0, N}, steps, slice * N);
+      const Range panels = piece(w.hh.count(), slice, split.units, 1);
+      for (int64_t p = panels.first; p < panels.last; ++p) recurrent_product(now, p, w.hh.get(p));
+    });
+  }
 
   void time_loop(int64_t d, Range batch, Range steps) {
     Direction& w = direction_[d];
-    T* const partial = w.partial ? w.partial + batch.first * kLd : nullptr;
     for (int64_t step = steps.first; step < steps.last; ++step) {
       const int64_t first = row(d, step) + batch.first;
-      const Step now{d,
-                     first,
-                     first - rows_of(d, steps).first,
-                     active(d, step, batch),
-                     w.h + ((step & 1) * N + batch.first) * ld_state,
-                     w.h + ((~step & 1) * N + batch.first) * ld_state,
-                     Cell::kState ? w.c + batch.first * ld_cell : nullptr,
-                     s.projected ? w.m + batch.first * ld_cell : nullptr};
+      const Step now = at(d, step, batch, steps, batch.first);
       for (int64_t n = 0; n < now.rows && f.reset; ++n)
         if (f.reset[place(first + n)]) {
           memset(now.h_prev + n * ld_state, 0, P * sizeof(T));
           if constexpr (Cell::kState) memset(now.c + n * ld_cell, 0, H * sizeof(T));
         }
-      for (int64_t p = 0; p < w.hh.count(); ++p) recurrent_product(now, p, w.hh.get(p), partial);
+      for (int64_t p = 0; p < w.hh.count(); ++p) recurrent_product(now, p, w.hh.get(p));
       for (int64_t p = 0; p < w.hr.count(); ++p)
         multiply<T, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p), zero_, 0,
                            now.h + p * kWidth<T, kWide>, ld_state);
@@ -190,22 +217,26 @@ class ForwardPass : Layer<Cell, T> {
   }
 
   // u = W_hh h_{t-1} + bias for the units of one panel, tile by tile, each followed by the cell.
-  void recurrent_product(const Step& now, int64_t p, Panel<T> panel, T* partial) {
+  void recurrent_product(const Step& now, int64_t p, Panel<T> panel) {
     alignas(64) T tile[kTileRows<kGated> * kLd];
     const T* const x = x_part(now.d, p, now.chunk_row);
     const T* init = Cell::kSplit ? direction_[now.d].b_hh + p * kLd : x;
     int64_t ld_init = Cell::kSplit ? 0 : kLd;
-    const int64_t depth = panel_depth<T, kGated>(P), head = (P - 1) / depth * depth;
+    const int64_t depth = panel_depth<T, kGated>(P, now.rows), head = (P - 1) / depth * depth;
     if (head > 0) {
-      multiply<T, kGated>(now.h_prev, ld_state, now.rows, head, panel, init, ld_init, partial, kLd);
-      init = partial;
+      multiply<T, kGated>(now.h_prev, ld_state, now.rows, head, panel, init, ld_init, now.partial,
+                          kLd);
+      init = now.partial;
       ld_init = kLd;
     }
-    for (int64_t i = 0, rows; i < now.rows; i += rows) {
-      rows = tile_rows<kGated>(now.rows - i);
+    const Tiles<kGated> tiles(now.rows);
+    Ahead<T> next_x(x + chunk_ * N * kLd, now.rows * kLd, tiles.count);
+    Ahead<T> next_weights(panel.from(P).data, depth * kLd, tiles.count);
+    for (int64_t j = 0, i = 0, rows; j < tiles.count; ++j, i += rows) {
+      rows = tiles.rows(j);
       if (f.save) prefetch_saved(now, p * Gated::kUnits, i, rows);
-      prefetch_share(x + chunk_ * N * kLd, now.rows * kLd, i, rows, now.rows);  // of the next panel
-      prefetch_share(panel.from(P).data, depth * kLd, i, rows, now.rows);
+      next_x.fetch();
+      next_weights.fetch();
       kMicros<T, kGated>.by_rows[rows - 1](now.h_prev + i * ld_state + head, ld_state,
                                            panel.from(head), P - head, init + i * ld_init, ld_init,
                                            tile, kLd);

@@ -76,7 +76,8 @@ struct Panel {
 };
 
 // out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows. Rows of a are lda apart, or, with Packed,
-// a is k-major with R numbers a step. out may be init.
+// a is k-major with R numbers a step. out may be init; k > 0, since a loop that may be empty makes
+// GCC 12 spill every sum.
 template <class T, int NV, int R, bool Packed>
 void micro(const T* a, int64_t lda, Panel<T> right_hand, int64_t k, const T* init, int64_t ld_init,
            T* out, int64_t ld_out) {
@@ -89,7 +90,7 @@ void micro(const T* a, int64_t lda, Panel<T> right_hand, int64_t k, const T* ini
     for (int v = 0; v < NV; ++v) acc[r][v] = load<V>(init + r * ld_init + v * kLane);
   }
   auto [panel, ld] = right_hand;
-  for (int64_t i = 0; i < k; ++i) {
+  do {
     // The shorter side stays in registers while the other passes by: one register for it.
     const auto left = [&](int r) { return set1<V>(Packed ? a[r] : a[r * lda]); };
     const auto right = [&](int v) { return load<V>(panel + v * kLane); };
@@ -116,7 +117,7 @@ void micro(const T* a, int64_t lda, Panel<T> right_hand, int64_t k, const T* ini
     }
     a += Packed ? R : 1;
     panel += ld;
-  }
+  } while (--k > 0);
   FASTRNN_UNROLL
   for (int r = 0; r < R; ++r) {
     FASTRNN_UNROLL
@@ -140,28 +141,39 @@ template <class T, int NV>
 inline constexpr Micros<T, NV> kMicros =
     Micros<T, NV>::all(std::make_integer_sequence<int, kTileRows<NV>>{});
 
-// Height of the next tile when m rows are left: all tiles about equally high.
+// m rows of a left-hand matrix in tiles, all about equally high.
 template <int NV>
-FASTRNN_INLINE int64_t tile_rows(int64_t m) {
-  return ceil_div(m, ceil_div(m, kTileRows<NV>));
-}
+struct Tiles {
+  const int64_t count, low, high;  // the first `high` of them have a row more than `low`
 
-// Depth that a panel is cut into, so that a piece stays in the first-level cache for all rows.
-template <class T, int NV>
-FASTRNN_INLINE int64_t panel_depth(int64_t k) {
-  return ceil_div(k, max(1, k * kWidth<T, NV> * int64_t{sizeof(T)} / kPanelBytes));
-}
+  explicit Tiles(int64_t m)
+      : count(ceil_div(m, kTileRows<NV>)), low(m / max(1, count)), high(m - low * count) {}
+  int64_t rows(int64_t tile) const { return low + (tile < high); }
+};
 
-// While rows [i, i + rows) of m are worked on, fetches their share of the numbers that follow in a
-// matrix that streams from a far cache: 3 to 11 % on large layers. A single tile has no time for
-// it.
+// Numbers that follow in a matrix which streams from a far cache: each tile of a piece fetches its
+// share, 3 to 11 % on large layers. A single tile has no time for it.
 template <class T>
-FASTRNN_INLINE void prefetch_share(const T* next, int64_t count, int64_t i, int64_t rows,
-                                   int64_t m) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  if (rows == m) return;
-  const int64_t lines = ceil_div(count, kLine);
-  for (int64_t l = i * lines / m; l < (i + rows) * lines / m; ++l) prefetch(next + l * kLine);
+class Ahead {
+  static constexpr int64_t kLine = 64 / sizeof(T);
+  const T* next_;
+  const int64_t share_;
+
+ public:
+  Ahead(const T* next, int64_t count, int64_t tiles)
+      : next_(next), share_(tiles > 1 ? ceil_div(count, tiles * kLine) * kLine : 0) {}
+  FASTRNN_INLINE void fetch() {
+    for (int64_t i = 0; i < share_; i += kLine) prefetch(next_ + i);
+    next_ += share_;
+  }
+};
+
+// Depth that a panel is cut into, so that a piece stays in the first-level cache for all m rows;
+// the sums are the same.
+template <class T, int NV>
+FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
+  const int64_t bytes = k * kWidth<T, NV> * int64_t{sizeof(T)};
+  return m <= kTileRows<NV> ? k : ceil_div(k, max(1, bytes / kPanelBytes));
 }
 
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being kWidth wide. ld_init may be
@@ -169,15 +181,20 @@ FASTRNN_INLINE void prefetch_share(const T* next, int64_t count, int64_t i, int6
 template <class T, int NV>
 void multiply(const T* a, int64_t lda, int64_t m, int64_t k, Panel<T> panel, const T* init,
               int64_t ld_init, T* out, int64_t ld_out) {
-  const int64_t depth = panel_depth<T, NV>(k);
+  const Tiles<NV> tiles(m);
+  const int64_t depth = panel_depth<T, NV>(k, m);
   for (int64_t from = 0; from < k; from += depth) {
-    const T* const next = panel.from(from + depth).data;
-    for (int64_t i = 0, rows; i < m; i += rows) {
-      rows = tile_rows<NV>(m - i);
-      prefetch_share(next, depth * kWidth<T, NV>, i, rows, m);
-      kMicros<T, NV>.by_rows[rows - 1](a + i * lda + from, lda, panel.from(from),
-                                       min(depth, k - from), init + i * ld_init, ld_init,
-                                       out + i * ld_out, ld_out);
+    Ahead<T> ahead(panel.from(from + depth).data, depth * kWidth<T, NV>, tiles.count);
+    const T* row = a + from;
+    T* to = out;
+    for (int64_t i = 0; i < tiles.count; ++i) {
+      ahead.fetch();
+      const int64_t rows = tiles.rows(i);
+      kMicros<T, NV>.by_rows[rows - 1](row, lda, panel.from(from), min(depth, k - from), init,
+                                       ld_init, to, ld_out);
+      row += rows * lda;
+      init += rows * ld_init;
+      to += rows * ld_out;
     }
     init = out;
     ld_init = ld_out;
@@ -332,6 +349,7 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
   const int64_t panels = ceil_div(n, kLd);
   Buffer<T> right(panels * kDepth * kLd), left(kBlock * kDepth);
   alignas(64) T tile[kRows * kLd];
+  alignas(64) const T zero[kLd] = {};
   for (int64_t from = 0; from < k; from += kDepth) {
     const int64_t depth = min(kDepth, k - from);
     for (int64_t i = 0; i < depth; ++i) {
@@ -367,24 +385,18 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
         for (int64_t r = 0; r < block_rows; r += kRows) {
           const int64_t rows = min(kRows, block_rows - r);
           T* const out = c + (block + r) * ldc + p * kLd;
-          if (add || from > 0)  // the next tile of c
+          const bool keep = add || from > 0, whole = rows == kRows && columns == kLd;
+          if (keep)  // the next tile of c
             for (int64_t i = rows; i < min(rows + kRows, block_rows - r); ++i) {
               prefetch(out + i * ldc);
               prefetch(out + i * ldc + columns - 1);
             }
-          const bool whole = rows == kRows && columns == kLd;
-          const bool keep = add || from > 0;
-          if (!keep || !whole) memset(tile, 0, sizeof(tile));
-          if (keep && !whole)
-            for (int64_t i = 0; i < rows; ++i)
-              memcpy(tile + i * kLd, out + i * ldc, columns * sizeof(T));
-          const bool direct = whole && keep;
           micro<T, kNarrow, kRows, true>(left + r * kDepth, 0, {right + p * kDepth * kLd, kLd},
-                                         depth, direct ? out : tile, direct ? ldc : kLd,
+                                         depth, keep && whole ? out : zero, keep && whole ? ldc : 0,
                                          whole ? out : tile, whole ? ldc : kLd);
-          if (!whole)
-            for (int64_t i = 0; i < rows; ++i)
-              memcpy(out + i * ldc, tile + i * kLd, columns * sizeof(T));
+          for (int64_t i = 0; i < rows && !whole; ++i)
+            for (int64_t j = 0; j < columns; ++j)
+              out[i * ldc + j] = tile[i * kLd + j] + (keep ? out[i * ldc + j] : T(0));
         }
       }
     }

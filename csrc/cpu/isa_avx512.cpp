@@ -10,6 +10,8 @@
 #endif
 
 #include "cpu/isa.h"
+#include "cpu/split.h"
+#include "cpu/team.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #if defined(__clang__)

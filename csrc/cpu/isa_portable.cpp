@@ -14,6 +14,8 @@
 #define FASTRNN_BYTES 16
 #define FASTRNN_REGISTERS 16
 #include "cpu/isa.h"
+#include "cpu/split.h"
+#include "cpu/team.h"
 #include "cpu/table.h"
 
 namespace fastrnn::cpu {

@@ -1,11 +1,13 @@
 // What the two passes of a layer over time share: sizes, the order of time, how work is split.
 //
 // Both passes (forward.h, backward.h) go through time in chunks of steps that stay in the cache.
-// Work is given to threads by direction and by batch rows, which never meet; products over all rows
-// are split by rows of their result.
+// Work is given to threads by direction, and by batch rows or by units (split.h); products over all
+// rows are split by rows of their result.
 #pragma once
 
 #include "cpu/gemm.h"
+#include "cpu/split.h"
+#include "cpu/team.h"
 #include "layer.h"
 
 namespace FASTRNN_NAMESPACE {
@@ -74,7 +76,7 @@ struct Layer {
   // put all rows into the same few sets of the caches.
   const int64_t ld_cell, ld_state, ld_gates;
   const Parallel parallel;
-  const int64_t blocks;  // of batch rows, per direction
+  const fastrnn::cpu::Split split;  // of a direction's loop over time
 
   Layer(const fastrnn::Forward<T>& forward, const Parallel& threads)
       : f(forward),
@@ -89,7 +91,14 @@ struct Layer {
         ld_state(round_up(P, kWidth<T, kWide>) + kPad),
         ld_gates(round_up(G * H, kPad) + kPad),
         parallel{total * G * H * (I + P) < kThreadWork ? 1 : threads.threads, threads.run},
-        blocks(max(1, min(ceil_div(parallel.threads, D), N / 2))) {}
+        split(fastrnn::cpu::split_step({N, G * H, P, sizeof(T)}, ceil_div(parallel.threads, D),
+                                       uniform() ? ceil_div(H, kWidth<T, kWide>) : 1)) {}
+
+  // Whether all steps have all rows, and a step is one product and a cell: only then do threads
+  // share the units.
+  bool uniform() const {
+    return s.steps > 1 && s.active[s.steps - 1] == N && !s.place && !f.reset && !s.projected;
+  }
 
   // Row of the matrices of a row in the order of time; entry of the states of a step's n'th row.
   int64_t place(int64_t row) const { return s.place ? s.place[row] : row; }
@@ -113,14 +122,14 @@ struct Layer {
     return max(0, min(batch.last, active(d, step)) - batch.first);
   }
 
-  // Batch rows of block b, in equal shares of the work: row n is active in as many steps as have
-  // more than n rows.
+  // Batch rows of block b of split.rows, in equal shares of the work: row n is active in as many
+  // steps as have more than n rows.
   Range block(int64_t b) const {
     Range range{N, N};
     int64_t before = 0, steps = s.steps;
     for (int64_t n = 0; n < N; ++n) {
       while (steps > 0 && s.active[steps - 1] <= n) --steps;
-      const int64_t owner = min(blocks - 1, before * blocks / max(1, total));
+      const int64_t owner = min(split.rows - 1, before * split.rows / max(1, total));
       if (owner >= b && range.first == N) range.first = n;
       if (owner > b) {
         range.last = n;

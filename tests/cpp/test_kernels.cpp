@@ -6,6 +6,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <thread>
 #include <new>
 #include <string>
 #include <type_traits>
@@ -18,6 +19,8 @@
 #define FASTRNN_BYTES 64
 #define FASTRNN_REGISTERS 32
 #include "cpu/isa.h"
+#include "cpu/split.h"
+#include "cpu/team.h"
 #include "cpu/table.h"
 
 struct Shape {
@@ -327,10 +330,17 @@ void compare(const char* what, const Shape& s, const Tensors<double>& expected,
   }
 }
 
-// `threads` shares, run one after the other: what each thread would do, and nothing races.
-fastrnn::Parallel shares(int64_t threads) {
+// `threads` shares, run one after the other: what each thread would do, and nothing races. And run
+// by as many threads.
+fastrnn::Parallel in_turn(int64_t threads) {
   return {threads, [](int64_t n, void (*body)(int64_t, void*), void* context) {
             for (int64_t i = n; i-- > 0;) body(i, context);
+          }};
+}
+fastrnn::Parallel together(int64_t threads) {
+  return {threads, [](int64_t n, void (*body)(int64_t, void*), void* context) {
+            std::vector<std::jthread> running;
+            for (int64_t i = 0; i < n; ++i) running.emplace_back(body, i, context);
           }};
 }
 
@@ -339,18 +349,18 @@ void run(const char* name, const Shape& s, const Tensors<double>& expected,
          fastrnn::ForwardKernel<T>* forward, fastrnn::BackwardKernel<T>* backward) {
   const double tolerance = std::is_same_v<T, float> ? 2e-5 : 1e-12;
   std::unique_ptr<Tensors<T>> first;
-  for (const int64_t threads : {1, 3}) {
+  for (const fastrnn::Parallel& parallel : {in_turn(1), in_turn(3), together(3)}) {
     auto t = std::make_unique<Tensors<T>>(convert<T>(expected));
     fastrnn::Backward<T> b = arguments(s, *t, expected.reset.get());
-    forward(b.forward, shares(threads));
-    backward(b, shares(threads));
+    forward(b.forward, parallel);
+    backward(b, parallel);
     compare(name, s, expected, *t, tolerance, expected.results().size());
 
     Tensors<T> inference = convert<T>(expected);
     fastrnn::Backward<T> i = arguments(s, inference, expected.reset.get());
     i.forward.save = false;
     i.forward.gates = i.forward.cells = i.forward.hidden = nullptr;
-    forward(i.forward, shares(threads));
+    forward(i.forward, parallel);
     CHECK(inference.y == t->y && inference.h_n == t->h_n && inference.c_n == t->c_n,
           "%s: inference differs from forward", name);
     if (first) {
@@ -368,12 +378,13 @@ void test(const char* name, int position) {
   // Products with more than one block of k, rows that do not fill a tile, units that do not fill a
   // register, more than one chunk of time steps, enough work for several threads.
   const Shape shapes[] = {
-      {1, 1, 1, 1, 1, 1, false, false, true},     {1, 3, 5, 17, 17, 2, false, false, false},
-      {3, 7, 2, 33, 33, 2, false, false, true},   {5, 2, 200, 9, 9, 1, false, false, true},
-      {4, 14, 6, 70, 70, 1, false, false, true},  {2, 13, 300, 20, 20, 2, false, false, true},
-      {9, 6, 3, 10, 10, 2, true, false, true},    {40, 9, 4, 21, 21, 2, true, false, false},
-      {160, 1, 3, 12, 12, 2, false, false, true}, {3, 1, 40, 130, 130, 1, false, false, true},
-      {1, 2, 70, 70, 70, 2, false, false, true},  {1, 35, 40, 21, 21, 1, false, false, true},
+      {1, 1, 1, 1, 1, 1, false, false, true},      {1, 3, 5, 17, 17, 2, false, false, false},
+      {3, 7, 2, 33, 33, 2, false, false, true},    {5, 2, 200, 9, 9, 1, false, false, true},
+      {4, 14, 6, 70, 70, 1, false, false, true},   {2, 13, 300, 20, 20, 2, false, false, true},
+      {9, 6, 3, 10, 10, 2, true, false, true},     {40, 9, 4, 21, 21, 2, true, false, false},
+      {160, 1, 3, 12, 12, 2, false, false, true},  {3, 1, 40, 130, 130, 1, false, false, true},
+      {1, 2, 70, 70, 70, 2, false, false, true},   {1, 35, 40, 21, 21, 1, false, false, true},
+      {90, 3, 5, 190, 190, 1, false, false, true},  // units shared by threads
   };
   const Shape projected[] = {{1, 2, 3, 18, 5, 1, false, true, true},
                              {6, 5, 4, 19, 7, 2, true, true, true},
@@ -392,6 +403,7 @@ void test(const char* name, int position) {
       {8, 3, 4, 9, 9, 2, true, false, true, false, false, 3, 0.2},
       {1, 6, 5, 20, 20, 1, false, false, true, false, true, 3, 0.2},
       {1, 6, 5, 20, 20, 2, false, false, true, true},
+      {7, 3, 5, 190, 190, 1, false, false, true, false, false, 3, 0.2},
   };
   std::vector<Shape> all(std::begin(shapes), std::end(shapes));
   all.insert(all.end(), std::begin(features), std::end(features));

@@ -1,0 +1,139 @@
+"""How threads share the work on a CPU: what is chosen, and that nothing else depends on it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conftest import KERNELS
+from test_ops import Case, arguments, backward, cotangents
+from torch.utils.data import DataLoader, Dataset
+
+import fastrnn
+
+pytestmark = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels to split")
+OPS = torch.ops.fastrnn
+GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def split(N: int, G: int, H: int, count: int, itemsize: int = 4) -> tuple[int, int]:
+    return KERNELS.split_step(N, G * H, H, itemsize, count, -(-H // 32))
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("G", [1, 3, 4])
+def test_split_is_one_of_two(G, itemsize):
+    sizes = itertools.product(
+        [1, 2, 3, 7, 20, 64, 500], [1, 10, 64, 256, 650, 2048], [1, 2, 3, 16, 64]
+    )
+    for N, H, count in sizes:
+        rows, units = split(N, G, H, count, itemsize)
+        assert 1 in (rows, units)
+        assert 1 <= rows <= max(1, N // 2)
+        assert 1 <= units <= -(-H // 32)
+        assert max(rows, units) <= count
+
+
+def test_split_of_known_shapes():
+    """One row of large weights, or weights beyond the caches, by units; else by rows."""
+    assert split(1, 4, 256, 1) == (1, 1)
+    assert split(1, 4, 256, 2) == (1, 2)
+    assert split(1, 4, 64, 2) == (1, 1)
+    assert split(20, 4, 650, 2) == (1, 2)
+    assert split(32, 4, 256, 2) == (2, 1)
+    assert split(64, 4, 256, 2) == (2, 1)
+    assert split(64, 4, 1024, 2) == (2, 1)
+    assert split(1, 4, 256, 64) == (1, 8)
+
+
+def everything(case: Case, **limits) -> list[torch.Tensor]:
+    """All results of the three ops."""
+    args = arguments(case)
+    results = OPS.layer_forward(*args)
+    gradients = backward(OPS.layer_backward, args, results, cotangents(results), **limits)
+    return [*results, *OPS.layer_inference(*args), *gradients[:3], *gradients[3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("D", [1, 2])
+def test_shared_units_change_no_bit(cell, D, dtype):
+    """More than one chunk of steps, panels that are not full, members of unequal shares."""
+    case = Case(cell, T=280, N=1, I=3, H=230, D=D, dtype=dtype)
+    assert split(1, GATES[cell], 230, 3, dtype.itemsize)[1] == 3
+    with threads(1):
+        wanted = everything(case)
+    for count in (2, 3 * D, 4 * D):
+        with threads(count):
+            assert all(map(torch.equal, wanted, everything(case)))
+
+
+def test_more_threads_than_cores():
+    case = Case("lstm", T=40, N=1, I=3, H=230, D=1)
+    with threads(1):
+        wanted = everything(case)
+    with threads(16):
+        for _ in range(5):
+            assert all(map(torch.equal, wanted, everything(case)))
+
+
+def test_calls_from_several_threads_at_once():
+    """Each caller has a pool of its own, so that more threads meet than there are cores."""
+    case = Case("gru", T=40, N=1, I=3, H=230, D=1)
+    with threads(1):
+        wanted = everything(case)
+    wrong = []
+
+    def call() -> None:
+        torch.set_num_threads(2)
+        for _ in range(5):
+            if not all(map(torch.equal, wanted, everything(case))):
+                wrong.append(threading.current_thread())
+
+    with threads(2):
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(timeout=120)
+            assert not caller.is_alive()
+    assert not wrong
+
+
+class Outputs(Dataset):
+    """What a layer makes of rows of a batch, computed in whichever process asks."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.module = fastrnn.LSTM(3, 230)
+        self.rows = torch.randn(4, 30, 3)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        with torch.no_grad():
+            return self.module(self.rows[i])[0]
+
+
+def test_forked_workers():
+    """A process forked after the pool of threads has been in use."""
+    data = Outputs()
+    with threads(2):
+        wanted = torch.stack([data[i] for i in range(4)])
+        loader = DataLoader(data, 2, num_workers=2, multiprocessing_context="fork", timeout=60)
+        assert torch.equal(torch.cat(list(loader)), wanted)
