@@ -5,9 +5,9 @@ from importlib import metadata
 from . import functional
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, patch, to_torch
+from .dispatch import backend, backends
 from .features import States
 from .modules import GRU, LSTM, RNN, RNNBase
-from .ops import backend, backends
 from .streamer import Streamer
 
 try:

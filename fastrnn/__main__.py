@@ -8,7 +8,7 @@ import platform
 import torch
 
 import fastrnn
-from fastrnn import ops
+from fastrnn import dispatch
 
 
 def build() -> list[tuple[str, str]]:
@@ -38,12 +38,11 @@ def report() -> str:
         *build(),
         ("threads", str(torch.get_num_threads())),
     ]
-    backends = ops.backends().items()
-    width = max((len(name) for name, _ in backends), default=0)
-    label = "backends"
-    for name, state in backends:
-        rows.append((label, f"{name:{width}}  {state}"))
-        label = ""
+    for label, facts in (("backends", dispatch.backends().items()), ("auto", dispatch.report())):
+        width = max(len(name) for name, _ in facts)
+        for name, state in facts:
+            rows.append((label, f"{name:{width}}  {state}"))
+            label = ""
     return "\n".join(f"{label:<14}{text}" for label, text in rows)
 
 

@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from . import features, ops
+from . import cudnn, dispatch, features, gpu, ops
 from .features import Request
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
+
+_CAST = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def _stack(
@@ -39,6 +41,13 @@ def _stack(
     """(output, h_n, c_n) of all layers, and States if the request wants them."""
     directions = 2 if bidirectional else 1
     options = None if request is None else request.options
+    if request is None and _whole(cell, input, h0, c0, weights, num_layers, batch_sizes):
+        if not torch.is_autocast_enabled(input.device.type):
+            ops.raise_mixed(input, (h0, *weights) if c0 is None else (h0, c0, *weights))
+        return cudnn.stack(
+            cell, input, h0, c0, weights, bias, num_layers, dropout, training, bidirectional,
+            batch_first, batch_sizes,
+        )  # fmt: skip
     if batch_sizes is None:
         if batch_first:
             input = input.transpose(0, 1)
@@ -65,7 +74,9 @@ def _stack(
             if k and training and dropout:
                 output = F.dropout(output, dropout)
             layer_weights = weights[k * count : (k + 1) * count]
-            results = ops.layer(output, batch_sizes, h, c, layer_weights, cell, bias, options)
+            results = ops.layer(
+                output, batch_sizes, h, c, layer_weights, cell, bias, options, num_layers
+            )
             output = results[0]
             layers.append(results)
         h_n, c_n = (torch.cat([results[k] for results in layers]) for k in (1, 2))
@@ -76,6 +87,24 @@ def _stack(
         return output, h_n, c_n
     states = features.states_of(cell, layers, directions, batch_first, request.gates)
     return output, h_n, c_n, states
+
+
+def _whole(
+    cell: str,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    batch_sizes: Tensor | None,
+) -> bool:
+    """Whether PyTorch's own kernels compute the stack, in one call. A graph takes it by layers."""
+    if torch.compiler.is_compiling() or not (gpu.on_gpu(input) or dispatch.chosen() == "cudnn"):
+        return False
+    tensors = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    packed = batch_sizes is not None
+    return dispatch.choose(cell, input, h0, None, packed, training, num_layers) == "cudnn"
 
 
 def _run(
@@ -90,15 +119,27 @@ def _run(
     """The stack; under autocast it computes in float32, and in float64 what is float64.
 
     It then returns the dtypes of `torch.nn` on the CPU: LSTM and RNN the autocast dtype; GRU, or
-    any cell with `keep_dtype`, that of the initial state.
+    any cell with `keep_dtype`, that of the initial state. On a GPU all of `torch.nn` computes in
+    the autocast dtype and returns it; so do the kernels there, and the reference returns it.
     """
     if not _autocast(input):
         return _stack(cell, input, h0, c0, weights, *options)
     device = input.device.type
-    dtype = h0.dtype if keep_dtype or cell == "gru" else torch.get_autocast_dtype(device)
+    dtype = compute = torch.get_autocast_dtype(device)
+    if gpu.on_gpu(input):
+        # num_layers, batch_sizes and request
+        layers, packed, request = options[1], options[6], (*options, None)[7]
+        if request is None and _whole(cell, input, h0, c0, weights, layers, packed):
+            return _stack(cell, input, h0, c0, weights, *options)
+        asked = None if request is None else request.options
+        if dispatch.choose(cell, input, h0, asked, compiling=True) == "reference":
+            compute = torch.float32
+    else:
+        compute = torch.float32
+        dtype = h0.dtype if keep_dtype or cell == "gru" else dtype
     with torch.autocast(device, enabled=False):
-        tensors = [_full(t) for t in (input, h0, *weights)]
-        c0 = None if c0 is None else _full(c0)
+        tensors = [_cast(t, compute) for t in (input, h0, *weights)]
+        c0 = None if c0 is None else _cast(c0, compute)
         results = _stack(cell, tensors[0], tensors[1], c0, tensors[2:], *options)
     if results[0].dtype == torch.float64:
         return results
@@ -113,9 +154,9 @@ def _autocast(input: Tensor) -> bool:
     )
 
 
-def _full(tensor: Tensor) -> Tensor:
-    """float32 instead of float16 and bfloat16."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the dtype if it is one that autocast changes."""
+    return tensor.to(dtype) if tensor.dtype in _CAST else tensor
 
 
 def step(
@@ -131,10 +172,11 @@ def step(
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit.
     """
-    if cell in ("rnn_tanh", "rnn_relu") and ops.prefers_torch(input, h):
-        # One product each and a tanh: nothing to fuse. torch's own step takes 28 us where a call of
-        # the layer takes 36 (N = 1, H = 8).
-        return (getattr(torch, f"{cell}_cell")(input, h, *weights),)
+    if dispatch.takes_torch_step(cell, input, h):
+        if not _autocast(input):
+            ops.raise_mixed(input, (h, *weights) if c is None else (h, c, *weights))
+        results = getattr(torch, f"{cell}_cell")(input, h if c is None else (h, c), *weights)
+        return (results,) if c is None else results
     input, h = input.unsqueeze(0), h.unsqueeze(0)
     c = None if c is None else c.unsqueeze(0)
     if _autocast(input):

@@ -55,9 +55,6 @@ class RNNBase(torch.nn.RNNBase):
     Derived classes are told apart by `mode`: LSTM, GRU, RNN_TANH or RNN_RELU.
     """
 
-    def flatten_parameters(self) -> None:
-        """Does nothing: the kernels take parameters wherever they lie."""
-
     def _update_flat_weights(self) -> None:
         parameters = self._parameters
         for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):

@@ -1,22 +1,18 @@
-"""The custom ops: schemas, fake kernels, and the choice of backend.
+"""The custom ops: schemas, fake kernels, and `layer`, which calls them.
 
-The extension `fastrnn._C` registers kernels for the three ops on import. Without it the functions
-of `reference_ops` of the same names are registered in their place.
+The extension `fastrnn._C` registers kernels for the three ops on import; `dispatch` registers what
+else they run on.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import autograd, reference, reference_ops, triton
+from . import autograd, cudnn, dispatch, gpu, reference, reference_ops
+from .dispatch import Options
 
 # Not keyword-only, which torch.library gives no derivative to when they are tensors.
 _FEATURES = "Tensor? reset=None, Tensor? lengths=None, int detach_every=0, float grad_clip=0."
@@ -39,15 +35,7 @@ _library = torch.library.Library("fastrnn", "DEF")
 for _name, _schema in _SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-try:
-    importlib.import_module("fastrnn._C")
-    _not_built = None
-except ImportError as error:
-    _not_built = f"fastrnn._C cannot be imported ({error})"
-    warnings.warn(f"{_not_built}: fastrnn runs on the reference path", stacklevel=4)
-    for _name in _SCHEMAS:
-        _library.impl(_name, getattr(reference_ops, _name), "CPU")
-triton.register(_library)
+dispatch.load(_library)
 
 _inference = torch.ops.fastrnn.layer_inference.default
 _forward = torch.ops.fastrnn.layer_forward.default
@@ -141,78 +129,10 @@ def _(
     )
 
 
-# Choice of backend.
-
-_BACKENDS = ("auto", "reference", "cpu", "triton")
-_chosen = "auto"
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def backends() -> dict[str, str]:
-    """Each backend by name, with "usable" or the reason why it is not."""
-    return {
-        "cpu": _not_built or "usable",
-        "triton": triton.status() or "usable",
-        "reference": "usable",
-    }
-
-
-@contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
-    """Context manager that chooses what computes the layers, in every thread of the process.
-
-    Args:
-        name: "auto", the fastest that can run; "cpu", the compiled kernels; "triton", the kernels
-            for GPUs, which take all dtypes but float64, and which "auto" leaves alone until they
-            have been tried on one; or "reference", plain PyTorch.
-
-    Raises:
-        ValueError: there is no such backend.
-        RuntimeError: the backend cannot run: here, on entering, or in a call whose tensors it
-            does not take.
-    """
-    global _chosen
-    if name not in _BACKENDS:
-        raise ValueError(f"unknown backend '{name}'. Select from {', '.join(_BACKENDS)}")
-    if name in ("cpu", "triton") and (state := backends()[name]) != "usable":
-        raise RuntimeError(f"backend '{name}' cannot run: {state}")
-    before, _chosen = _chosen, name
-    try:
-        with triton.forced(name == "triton"):
-            yield
-    finally:
-        _chosen = before
-
-
-def _obstacle(input: Tensor, h0: Tensor, compiling: bool) -> str | None:
-    """Why the kernels cannot take this call, or None."""
-    if _chosen == "triton":
-        if reason := triton.obstacle(input):
-            return reason
-    elif not (input.is_cpu or (input.is_meta and _chosen == "auto")):
-        return f"tensors are on {input.device}"
-    elif input.dtype not in (torch.float32, torch.float64):
-        return f"dtype is {input.dtype}, the kernels take torch.float32 and torch.float64"
-    if not (input.size(-1) and h0.size(-1)):
-        return "there are no features"
-    # An op sees neither: jvp of one gives zero and vmap fails. Compiled code asks this as well.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return "torch.func transforms and forward-mode AD go through the reference"
-    return None if compiling or _chosen == "triton" else _not_built
-
-
-def prefers_torch(input: Tensor, h: Tensor) -> bool:
-    """Whether, of the kernels and PyTorch's own for the same thing, the faster may be taken: they
-    could run here, eagerly, nobody forced one, and autocast leaves dtypes alone."""
-    return (
-        _chosen == "auto"
-        and not torch.compiler.is_compiling()
-        and not torch._C._is_any_autocast_enabled()
-        and _obstacle(input, h, False) is None
-    )
-
-
-def _raise_mixed(input: Tensor, tensors: Sequence[Tensor]) -> None:
+def raise_mixed(input: Tensor, tensors: Sequence[Tensor]) -> None:
     """RuntimeError if the tensors do not share one dtype and one device."""
     for tensor in tensors:
         if tensor.dtype != input.dtype:
@@ -227,16 +147,6 @@ def _raise_mixed(input: Tensor, tensors: Sequence[Tensor]) -> None:
             )
 
 
-class Options(NamedTuple):
-    """What a layer can do besides; the first four as in `reference.layer`."""
-
-    reset: Tensor | None = None
-    lengths: Tensor | None = None
-    detach_every: int = 0
-    grad_clip: float = 0.0
-    trace: bool = False
-
-
 def layer(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -246,13 +156,15 @@ def layer(
     cell: str,
     bias: bool,
     options: Options | None = None,
+    layers: int = 1,
 ) -> tuple[Tensor, ...]:
     """One layer in all its directions, on the backend chosen: (output, h_n, c_n).
 
     Arguments and results as in `reference.layer`; all tensors but batch_sizes share one device,
     and all but it, reset and lengths one dtype. float16 and bfloat16 on the CPU are computed in
     float32, which the states keep between the steps of a layer. With `options.trace` gates,
-    detached, and cells follow. Differentiable, and to any order.
+    detached, and cells follow. Differentiable, and to any order but on PyTorch's own kernels for
+    GPUs. layers: of the stack that this one belongs to, which the choice looks at.
 
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit, the backend that was forced
@@ -263,26 +175,28 @@ def layer(
     tensors = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
     for tensor in tensors:
         if tensor.dtype is not dtype:
-            _raise_mixed(input, tensors)
+            raise_mixed(input, tensors)
         on_cpu = on_cpu and tensor.is_cpu
         requires_grad = requires_grad or tensor.requires_grad
     if options is not None:
         for tensor in options[:2]:
             if tensor is not None and tensor.device != input.device:
-                _raise_mixed(input, [tensor.to(dtype)])
+                raise_mixed(input, [tensor.to(dtype)])
     if not on_cpu:
-        _raise_mixed(input, tensors)
+        raise_mixed(input, tensors)
 
-    elsewhere = _chosen in ("reference", "triton")
-    if dtype in _HALF and not elsewhere and (input.is_cpu or input.is_meta):
+    asked = dispatch.chosen()
+    if dtype in _HALF and asked in ("auto", "cpu") and not gpu.on_gpu(input):
         return _in_float32(input, batch_sizes, h0, c0, weights, cell, bias, options)
     compiling = torch.compiler.is_compiling()
-    obstacle = _obstacle(input, h0, compiling)
-    if _chosen in ("cpu", "triton") and obstacle:
-        raise RuntimeError(f"backend '{_chosen}' cannot run: {obstacle}")
-    if _chosen == "reference" or obstacle:
-        return _by_reference(input, batch_sizes, h0, c0, weights, cell, bias, options)
     wants_grad = requires_grad and torch.is_grad_enabled()
+    packed = batch_sizes is not None
+    name = dispatch.choose(cell, input, h0, options, packed, wants_grad, layers, compiling)
+    if name == "reference":
+        return _by_reference(input, batch_sizes, h0, c0, weights, cell, bias, options)
+    if name == "cudnn":
+        whole = torch.ops.fastrnn.torch_layer.default if compiling else cudnn.layer
+        return whole(input, batch_sizes, h0, c0, weights, cell, bias)
     if wants_grad and not compiling:
         return autograd.Layer.apply(input, batch_sizes, h0, c0, cell, bias, options, *weights)
     op = _forward if wants_grad or (options is not None and options.trace) else _inference

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .dispatch import backends
 from .modules import RNNBase
-from .ops import backends
 
 State = Tensor | tuple[Tensor, Tensor]
 

@@ -28,6 +28,8 @@ TOLERANCE = {
 # Without a GPU Triton's interpreter runs its kernels. Triton asks when it is first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# cuBLAS is deterministic, which `poisoned_memory` demands, only in workspaces of a fixed size.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 try:
     KERNELS = importlib.import_module("fastrnn._C")

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import LAYERS, layers, state
 
 import fastrnn
-from fastrnn import ops
+from fastrnn import dispatch
 
 each_backend = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
@@ -23,13 +23,13 @@ each_backend = pytest.mark.parametrize("backend", ["reference", "cpu"])
 @contextlib.contextmanager
 def using(backend: str):
     """The backend; "cpu" is the ops, in plain PyTorch where no kernels are built."""
-    not_built = ops._not_built
-    ops._not_built = None
+    not_built = dispatch._not_built
+    dispatch._not_built = None
     try:
         with fastrnn.backend(backend):
             yield
     finally:
-        ops._not_built = not_built
+        dispatch._not_built = not_built
 
 
 def sigmoids(*parts: Tensor) -> list[Tensor]:

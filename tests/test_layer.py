@@ -8,7 +8,7 @@ from conftest import KERNELS, assert_matches
 from test_ops import SMALL, TINY, Case, arguments, converted, cotangents, ops_of
 from torch import Tensor
 
-from fastrnn import ops, reference
+from fastrnn import dispatch, ops, reference
 
 
 def leaves(args: tuple) -> list[Tensor]:
@@ -189,21 +189,21 @@ def test_mixed_dtypes_and_devices_raise():
 
 def test_backend():
     args = arguments(Case())
-    assert set(ops.backends()) == {"cpu", "triton", "reference"}
-    assert ops.backends()["reference"] == "usable"
-    with ops.backend("reference"):
+    assert set(dispatch.backends()) == {"cpu", "cuda", "triton", "cudnn", "reference"}
+    assert dispatch.backends()["reference"] == "usable"
+    with dispatch.backend("reference"):
         assert "LayerBackward" not in repr(layer_of(args)(*leaves(args))[0].grad_fn)
-        with ops.backend("auto"):
+        with dispatch.backend("auto"):
             ops.layer(*args)
-    with pytest.raises(ValueError, match="unknown backend 'gpu'"), ops.backend("gpu"):
+    with pytest.raises(ValueError, match="unknown backend 'gpu'"), dispatch.backend("gpu"):
         pass
     if KERNELS is None:
-        assert "fastrnn._C" in ops.backends()["cpu"]
-        with pytest.raises(RuntimeError, match="cannot be imported"), ops.backend("cpu"):
+        assert "fastrnn._C" in dispatch.backends()["cpu"]
+        with pytest.raises(RuntimeError, match="cannot be imported"), dispatch.backend("cpu"):
             pass
         return
-    assert ops.backends()["cpu"] == "usable"
-    with ops.backend("cpu"):
+    assert dispatch.backends()["cpu"] == "usable"
+    with dispatch.backend("cpu"):
         assert "LayerBackward" in repr(layer_of(args)(*leaves(args))[0].grad_fn)
         with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot run: dtype is torch.compl"):
             ops.layer(*converted(args, torch.complex64))
@@ -218,6 +218,6 @@ def test_backend():
 
 
 def test_backend_is_restored_after_an_error():
-    with pytest.raises(KeyError), ops.backend("reference"):
+    with pytest.raises(KeyError), dispatch.backend("reference"):
         raise KeyError
-    assert ops._chosen == "auto"
+    assert dispatch.chosen() == "auto"

@@ -225,12 +225,12 @@ def test_extension_needs_only_the_stable_abi(compiled_wheel: Path, tmp_path: Pat
     [
         ("auto", "false", 0, "pure Python package, no kernels: false does not compile C++20"),
         ("cpu", "no-such-compiler", 1, "FASTRNN_BUILD=cpu: the C++ compiler does not run"),
-        ("cuda", "c++", 1, "FASTRNN_BUILD=cuda: there are no CUDA sources"),
+        ("cuda", "c++", 1, "FASTRNN_BUILD=cuda: there is no nvcc in CUDA_HOME or on PATH"),
         ("gpu", "c++", 1, "FASTRNN_BUILD must be auto, none, cpu or cuda, got 'gpu'"),
     ],
 )
 def test_build_says_what_it_cannot_do(mode: str, compiler: str, code: int, message: str):
-    env = {**os.environ, "FASTRNN_BUILD": mode, "CXX": compiler}
+    env = {**os.environ, "FASTRNN_BUILD": mode, "CXX": compiler, "CUDA_HOME": "/nowhere"}
     command = [sys.executable, "setup.py", "--name"]
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert result.returncode == code

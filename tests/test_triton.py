@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+from functools import partial
 
 import pytest
 import torch
@@ -29,8 +30,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 import fastrnn
-from fastrnn import ops, reference, reference_ops, triton
-from fastrnn.triton import cells, launch, layer
+from fastrnn import gpu, ops, reference, reference_ops, triton
+from fastrnn.triton import cells, launch
 from fastrnn.triton.choose import Plan
 
 # numpy warns where an exponential overflows, which the cells expect.
@@ -253,7 +254,7 @@ def test_lengths_out_of_range():
     args = arguments(Case("gru", T=2, N=2, D=1, dtype=torch.float32))
     for lengths in ([3, 1], [-1, 1]):
         with pytest.raises(RuntimeError, match="lengths must be between 0 and 2"):
-            layer.layer_inference(*args, lengths=torch.tensor(lengths))
+            gpu.layer_inference(launch, *args, lengths=torch.tensor(lengths))
 
 
 def test_other_backends_inside():
@@ -277,14 +278,14 @@ def test_what_cannot_run_says_so():
     args = arguments(Case("gru", dtype=torch.float32))
     args = (args[0], args[1], args[2], args[3], [w.double() for w in args[4]], *args[5:])
     with pytest.raises(RuntimeError, match="must share one dtype and one device"):
-        layer.layer_inference(*args)
+        gpu.layer_inference(launch, *args)
 
 
 def test_cells_are_those_of_the_reference():
-    for name, cell in cells.CELLS.items():
+    for name, cell in gpu.CELLS.items():
         wanted = reference.CELLS[name]
-        assert (cell.gates, cell.saved, cell.keeps == "c") == wanted[:3]
-    assert list(cells.CELLS) == list(reference.CELLS)
+        assert (cell.name, cell.gates, cell.saved, cell.keeps == "c") == (name, *wanted[:3])
+    assert list(gpu.CELLS) == list(cells.STEPS) == list(reference.CELLS)
 
 
 class Concurrent:
@@ -331,17 +332,15 @@ class Concurrent:
 def test_programs_exchange_states(cell, monkeypatch):
     monkeypatch.setattr(launch, "choose", lambda *_: Plan(True, 16, 16, 32, 4, 2))
     if triton.INTERPRETED:
-        for name in ("forward", "backward"):
-            kernel = Concurrent(getattr(launch, name))
-            monkeypatch.setattr(launch, name, kernel)
-            monkeypatch.setattr(layer, name, kernel)
+        for name in ("forward_kernel", "backward_kernel"):
+            monkeypatch.setattr(launch, name, Concurrent(getattr(launch, name)))
     case = Case(cell, H=33, N=3, T=4, D=1, dtype=torch.float32)
     args = on_device(arguments(case))
     wanted, wanted_gradients = expected(case)
-    results = layer.layer_forward(*args)
+    results = gpu.layer_forward(launch, *args)
     for name, actual, value in zip(FORWARD, results, wanted, strict=True):
         assert_matches(actual.cpu(), value, name)
     grads = on_device(cotangents(wanted))
     grads = [None if g is None else g.float() for g in grads]
-    gradients = backward(layer.layer_backward, args, results, grads)
+    gradients = backward(partial(gpu.layer_backward, launch), args, results, grads)
     assert_gradients(tree_map_only(Tensor, Tensor.cpu, gradients), wanted_gradients)

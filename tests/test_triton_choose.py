@@ -10,8 +10,7 @@ from collections import OrderedDict
 
 import pytest
 
-from fastrnn import triton
-from fastrnn.triton import graphs
+from fastrnn import graphs, triton
 from fastrnn.triton.choose import RESERVED, Device, choose, power_of_two
 
 A100, H100 = Device(108, 163 << 10), Device(132, 227 << 10, tall=True)

@@ -23,9 +23,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ..gpu import CELLS
 from ..reference import Sizes
 from .backward import backward
-from .cells import CELLS
 from .choose import Device
 from .forward import forward
 from .launch import constants, options, plan_for

@@ -15,8 +15,6 @@ All values are float32 blocks. A cell uses what it needs and ignores the rest.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
@@ -105,20 +103,10 @@ def rnn_relu_backward(saved, h_prev, h, c_prev, c, dh, dc):
     return dc, du, du
 
 
-class Cell(NamedTuple):
-    """A cell and what a kernel must know of it. A NaN passes through every forward."""
-
-    gates: int  # G
-    saved: int  # S
-    keeps: str  # "c", "h" or ""
-    split: bool  # whether dx and du differ
-    forward: triton.JITFunction
-    backward: triton.JITFunction
-
-
-CELLS = {
-    "lstm": Cell(4, 4, "c", False, lstm_forward, lstm_backward),
-    "gru": Cell(3, 4, "h", True, gru_forward, gru_backward),
-    "rnn_tanh": Cell(1, 0, "", False, rnn_tanh_forward, rnn_tanh_backward),
-    "rnn_relu": Cell(1, 0, "", False, rnn_relu_forward, rnn_relu_backward),
+# By the names of `gpu.CELLS`. A NaN passes through every forward.
+STEPS = {
+    "lstm": (lstm_forward, lstm_backward),
+    "gru": (gru_forward, gru_backward),
+    "rnn_tanh": (rnn_tanh_forward, rnn_tanh_backward),
+    "rnn_relu": (rnn_relu_forward, rnn_relu_backward),
 }

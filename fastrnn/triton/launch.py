@@ -1,16 +1,37 @@
-"""Runs a kernel over all steps of a layer, in the schedule that `choose` names."""
+"""The loops over time, `gpu.Loops`, in the schedule that `choose` names."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from .. import graphs
+from ..gpu import Cell, Tensors
 from ..reference import Sizes
-from . import INTERPRETED, graphs
-from .backward import backward
-from .cells import Cell
+from . import INTERPRETED
+from .backward import backward as backward_kernel
+from .cells import STEPS
 from .choose import Device, Plan, choose
-from .forward import forward
+from .forward import forward as forward_kernel
+
+
+def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
+    """As `gpu.Loops` says."""
+    x, h0 = tensors["x"], tensors["h_n"]
+    projected = tensors["w_hr"] is not None
+    scratch = {
+        "h": torch.stack((h0, h0)),
+        "m": x.new_empty(size.D, size.N, size.H) if projected else None,
+    }
+    launch(forward_kernel, cell, size, tensors | scratch, {})
+
+
+def backward(
+    cell: Cell, size: Sizes, tensors: Tensors, detach_every: int, grad_clip: float
+) -> None:
+    """As `gpu.Loops` says."""
+    limits = {"detach_every": detach_every, "grad_clip": float(grad_clip), "CLIP": grad_clip > 0}
+    launch(backward_kernel, cell, size, tensors, limits)
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -38,9 +59,9 @@ def plan_for(
     kernel, cell: Cell, size: Sizes, projected: bool, dtype: torch.dtype, how: str, device: Device
 ) -> Plan:
     """The plan for `kernel`; `how` is its `precision`."""
-    depth = cell.gates * (size.H if kernel is backward else size.P)
+    depth = cell.gates * (size.H if kernel is backward_kernel else size.P)
     if projected:
-        depth += size.P if kernel is backward else size.H
+        depth += size.P if kernel is backward_kernel else size.H
     ieee = how == "ieee" and dtype == torch.float32
     return choose(max(size.H, size.P), depth, size.N, size.D, dtype.itemsize, ieee, device)
 
@@ -48,7 +69,7 @@ def plan_for(
 def constants(kernel, cell: Cell, size: Sizes, plan: Plan, how: str) -> dict[str, object]:
     """The compile-time arguments of `kernel` that do not belong to one launch."""
     return {
-        "CELL": cell.forward if kernel is forward else cell.backward,
+        "CELL": STEPS[cell.name][kernel is backward_kernel],
         "G": cell.gates,
         "S": cell.saved,
         "KEEPS": cell.keeps,
@@ -78,10 +99,10 @@ def launch(
     kernel,
     cell: Cell,
     size: Sizes,
-    tensors: dict[str, Tensor | None],
+    tensors: Tensors,
     numbers: dict[str, int | float],
 ) -> None:
-    """Launches `kernel`, `forward` or `backward`.
+    """Launches `kernel`, one of the two.
 
     Args:
         tensors: its pointers by name, but for `meetings`.
@@ -115,7 +136,7 @@ def launch(
 
     def chain() -> None:
         for i in range(size.T):
-            step = i if kernel is forward else size.T - 1 - i
+            step = i if kernel is forward_kernel else size.T - 1 - i
             for part in (1, 2) if projected else (0,):
                 run(step, step + 1, part)
 

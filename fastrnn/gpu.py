@@ -1,25 +1,82 @@
-"""The three ops on Triton kernels: one product for the inputs, the loop over time, and, backward,
-one product each for the gradients of the input and of every weight.
+"""The three ops for GPUs: one product for the inputs, the loop over time, and, backward, one
+product each for the gradients of the input and of every weight.
 
-Signatures and results are those of `reference_ops`, and all raise RuntimeError where it does
-and for dtypes that the kernels do not take. The products are torch's, with TF32 where its setting
-says so. Nothing here waits for the device.
+The products are torch's, with TF32 where its settings say so. The loop comes from a backend, see
+`Loops`. Signatures, but for the loops in front, and results are those of `reference_ops`, and all
+raise RuntimeError where it does. Nothing here waits for the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from .. import reference, reference_ops
-from .backward import backward
-from .cells import CELLS
-from .forward import forward
-from .launch import launch
+from . import reference, reference_ops
+from .packing import packing
+from .reference import Sizes
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+class Cell(NamedTuple):
+    """What the host must know of a cell; its arithmetic is in each backend's own language."""
+
+    name: str
+    gates: int  # G
+    saved: int  # S, planes that forward saves for backward
+    keeps: str  # what a unit keeps for itself, unrounded, from step to step: "c", "h" or ""
+    split: bool  # whether the gradients of its input part and of its hidden part differ
+
+
+CELLS = {
+    cell.name: cell
+    for cell in (
+        Cell("lstm", 4, 4, "c", False),
+        Cell("gru", 3, 4, "h", True),
+        Cell("rnn_tanh", 1, 0, "", False),
+        Cell("rnn_relu", 1, 0, "", False),
+    )
+}
+
+Tensors = dict[str, Tensor | None]
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether a tensor is where kernels for GPUs, ours or PyTorch's, may take it."""
+    return not (tensor.is_cpu or tensor.is_meta)
+
+
+class Loops(Protocol):
+    """The loops over time of a backend. Tensors are dense, aligned to 16 bytes and on one device.
+
+    Of the input's dtype, or, `kept` and `d_kept`, float32, float64 where that is the input's. None
+    stands for what the cell or the call does not have. T, N, D, H, P, rows: `reference.Sizes`.
+    """
+
+    @staticmethod
+    def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
+        """Reads x [rows, D, G, H], the input part of the pre-activations with b_ih; w_hh [D, G, H,
+        P]; b_hh [D, G, H]; w_hr [D, P, H]; lengths [N] int64, offsets [T] int64, the first row of
+        each step of packed input, and reset [T, N] bool.
+
+        Writes y [rows, D, P]; h_n [D, N, P], in which h0 stands before; kept [D, N, H], the initial
+        state that the cell keeps and then the final one; where they are wanted gates [D, rows, S,
+        H], cells [D, rows, H] and hidden [D, rows, H]. Rows without a step stay as they were.
+        """
+
+    @staticmethod
+    def backward(
+        cell: Cell, size: Sizes, tensors: Tensors, detach_every: int, grad_clip: float
+    ) -> None:
+        """Reads dy [rows, D, P], dh_n [D, N, P] and d_cells [D, rows, H], None if zero; w_hh, w_hr,
+        lengths, offsets, reset; h0, c0, y, gates and cells of the forward call.
+
+        Writes du [rows, D, G, H], dx [rows, D, G, H] if `cell.split`, d_state [rows, D, P], the
+        complete gradient of each h of a projected layer; and d_kept [D, N, H], in which the
+        gradient of the final state stands before and that of the initial one, without what goes
+        through w_hh, after.
+        """
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
@@ -39,10 +96,6 @@ class _Layer:
         )
         if lengths is not None and lengths.is_cpu:
             reference_ops.check_lengths(lengths, size.T)
-        if input.dtype not in DTYPES:
-            raise RuntimeError(
-                f"the Triton kernels take float16, bfloat16 and float32, got {input.dtype}"
-            )
         for tensor in (h0, c0, *weights):
             if tensor is not None and (tensor.dtype, tensor.device) != (input.dtype, input.device):
                 raise RuntimeError("input, hx and weights must share one dtype and one device")
@@ -57,20 +110,10 @@ class _Layer:
         self.reset, self.lengths, self.offsets = _dense(reset), _dense(lengths), None
         self.earlier = slice(0, size.rows - size.N)
         if batch_sizes is not None:
-            self._pack(batch_sizes)
+            steps = reference._step_sizes(size, batch_sizes)
+            self.lengths, self.offsets, self.earlier = packing(steps, input.device)
         elif size.T == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-
-    def _pack(self, batch_sizes: Tensor) -> None:
-        """Packed rows as rows of given lengths. Sorted by them, so counted by the batch sizes."""
-        size = self.size
-        steps = torch.tensor(reference._step_sizes(size, batch_sizes))
-        lengths = (steps > torch.arange(size.N)[:, None]).sum(1)
-        earlier = torch.arange(size.N, size.rows) - steps[:-1].repeat_interleave(steps[1:])
-        packed = (lengths, steps.cumsum(0) - steps, earlier)
-        if self.input.is_cuda:
-            packed = (t.pin_memory().to(self.input.device, non_blocking=True) for t in packed)
-        self.lengths, self.offsets, self.earlier = packed
 
     def matrix(self, *shape: int) -> Tensor:
         """For results of the loop, which leaves what is past the end of a padded row: zero."""
@@ -96,7 +139,12 @@ class _Layer:
         return values if alive is None else torch.where(alive[:, None], values, 0)
 
 
-def _forward(call: _Layer, save: bool) -> tuple[Tensor | None, ...]:
+def _kept_dtype(input: Tensor) -> torch.dtype:
+    """Of what a unit keeps from step to step, which is not rounded to a short dtype."""
+    return torch.float64 if input.dtype == torch.float64 else torch.float32
+
+
+def _forward(loops: Loops, call: _Layer, save: bool) -> tuple[Tensor | None, ...]:
     """(output, h_n, c_n, gates, cells, hidden); the last three are None where not saved."""
     size, cell = call.size, call.cell
     D, N, H, P, rows = size.D, size.N, size.H, size.P, size.rows
@@ -107,17 +155,15 @@ def _forward(call: _Layer, save: bool) -> tuple[Tensor | None, ...]:
     else:
         x = torch.addmm(call.b_ih, x, call.w_ih.t())
     kept = {"c": call.c0, "h": call.h0, "": None}[cell.keeps]
-    kept = None if kept is None else kept.to(torch.float32, copy=True)
+    kept = None if kept is None else kept.to(_kept_dtype(x), copy=True)
     tensors = {
         "x": x,
         "w_hh": call.w_hh,
         "b_hh": call.b_hh,
         "w_hr": call.w_hr,
-        "h": torch.stack((call.h0, call.h0)),
         "kept": kept,
         "y": call.matrix(rows, D * P),
         "h_n": call.h0.clone(),
-        "m": x.new_empty(D, N, H) if projected else None,
         "gates": call.matrix(D, rows, cell.saved, H) if save and cell.saved else None,
         "cells": call.matrix(D, rows, H) if save and cell.keeps == "c" else None,
         "hidden": call.matrix(D, rows, H) if save and projected else None,
@@ -125,7 +171,7 @@ def _forward(call: _Layer, save: bool) -> tuple[Tensor | None, ...]:
         "offsets": call.offsets,
         "reset": call.reset,
     }
-    launch(forward, cell, size, tensors, {})
+    loops.forward(cell, size, tensors)
     y = tensors["y"]
     y = y if call.offsets is not None else y.view(size.T, N, D * P)
     c_n = kept.to(y.dtype) if cell.keeps == "c" else y.new_empty(0)
@@ -133,6 +179,7 @@ def _forward(call: _Layer, save: bool) -> tuple[Tensor | None, ...]:
 
 
 def layer_inference(
+    loops: Loops,
     input: Tensor,
     batch_sizes: Tensor | None,
     h0: Tensor,
@@ -147,10 +194,11 @@ def layer_inference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `reference_ops.layer_inference`."""
     call = _Layer(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
-    return _forward(call, save=False)[:3]
+    return _forward(loops, call, save=False)[:3]
 
 
 def layer_forward(
+    loops: Loops,
     input: Tensor,
     batch_sizes: Tensor | None,
     h0: Tensor,
@@ -165,7 +213,7 @@ def layer_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `reference_ops.layer_forward`."""
     call = _Layer(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
-    y, h_n, c_n, gates, cells, hidden = _forward(call, save=True)
+    y, h_n, c_n, gates, cells, hidden = _forward(loops, call, save=True)
     if gates is None:
         gates = y.new_empty(call.size.D, call.size.rows, 0, call.size.H)
     empty = [y.new_empty(0) if t is None else t for t in (cells, hidden)]
@@ -173,6 +221,7 @@ def layer_forward(
 
 
 def layer_backward(
+    loops: Loops,
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,
     grad_c_n: Tensor | None,
@@ -202,7 +251,7 @@ def layer_backward(
     D, N, H, P, rows, G = size.D, size.N, size.H, size.P, size.rows, kind.gates
     d_kept = None
     if kind.keeps:
-        d_kept = torch.zeros(D, N, H, dtype=torch.float32, device=input.device)
+        d_kept = torch.zeros(D, N, H, dtype=_kept_dtype(input), device=input.device)
         if kind.keeps == "c" and grad_c_n is not None:
             d_kept.copy_(grad_c_n)
     du = call.matrix(rows, D, G * H)
@@ -228,8 +277,7 @@ def layer_backward(
         "offsets": call.offsets,
         "reset": call.reset,
     }
-    limits = {"detach_every": detach_every, "grad_clip": float(grad_clip), "CLIP": grad_clip > 0}
-    launch(backward, kind, size, tensors, limits)
+    loops.backward(kind, size, tensors, detach_every, grad_clip)
     grad_input = grad_h0 = grad_c0 = input.new_empty(0)
     grad_weights: list[Tensor] = []
     if need_input:

@@ -1,0 +1,44 @@
+#include <cstring>
+
+#include "cuda/launch.cuh"
+
+namespace fastrnn::cuda {
+
+int find_cell(const char* name) {
+  int at = 0;
+#define FASTRNN_CASE(Cell, text)               \
+  if (std::strcmp(name, text) == 0) return at; \
+  ++at;
+  FASTRNN_CELLS(FASTRNN_CASE)
+#undef FASTRNN_CASE
+  return -1;
+}
+
+void launch_step(const Loop& loop, const Forward& forward, int64_t i, Part part, bool overlaps,
+                 void* stream) {
+  const StepLaunch<Forward> step{forward, i, overlaps, stream};
+  const Plan plan = loop.plan;
+  with_operand(loop.dtype, [&]<Dtype kDtype, class Operand>() {
+    using T = typename Operand::Stored;
+    if (part == Part::kState) {
+      const int64_t units = forward.size.state;
+      if (plan.library)
+        return step.pointwise(forward_state_pointwise<T>, "forward_state_pointwise", units);
+      return with_tile<kDtype>(plan.tile, [&]<int kTile>() {
+        step.template tiles<Operand, kTile, 1>(forward_state<Operand, kTile>, "forward_state",
+                                               units);
+      });
+    }
+    with_cell(loop.cell, [&]<class Cell>() {
+      const int64_t units = forward.size.hidden;
+      if (plan.library)
+        return step.pointwise(forward_cell_pointwise<Cell, T>, "forward_cell_pointwise", units);
+      with_tile<kDtype>(plan.tile, [&]<int kTile>() {
+        step.template tiles<Operand, kTile, Cell::kGates>(forward_cell<Cell, Operand, kTile>,
+                                                          "forward_cell", units);
+      });
+    });
+  });
+}
+
+}  // namespace fastrnn::cuda

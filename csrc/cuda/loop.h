@@ -1,0 +1,28 @@
+// The launches of a loop over time, from host code: no torch, no CUDA header.
+#pragma once
+
+#include "cuda/choose.h"
+#include "cuda/steps.h"
+
+namespace fastrnn::cuda {
+
+// Which kernels run the loop: a cell by its position in the list in cells.h.
+struct Loop {
+  int cell;
+  Dtype dtype;
+  Plan plan;
+};
+
+// The position of a cell in the list in cells.h, or -1.
+int find_cell(const char* name);
+
+// Launches the part of step i on `stream`, a cudaStream_t of the current device. `overlaps`: the
+// launch before on that stream was one of the same loop, and this one may begin before its end. In
+// the library schedule `sums` must have been made. Throws std::runtime_error if CUDA refuses, and
+// std::length_error if there are more blocks than a launch can have.
+void launch_step(const Loop& loop, const Forward& forward, int64_t i, Part part, bool overlaps,
+                 void* stream);
+void launch_step(const Loop& loop, const Backward& backward, int64_t i, Part part, bool overlaps,
+                 void* stream);
+
+}  // namespace fastrnn::cuda

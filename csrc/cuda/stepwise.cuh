@@ -1,0 +1,238 @@
+// One launch per time step. A block has a tile of rows x units of one direction: it makes the sums
+// of the recurrent product, and its epilogue does the cell, one thread per (row, unit). In the
+// library schedule torch makes the sums, in memory, and the same epilogue follows alone.
+//
+// A launch may begin while the one before still runs: before previous_grid_wait it reads only what
+// was there before the first step, which is why the first launch of a loop must not overlap. Every
+// thread calls it, so that the end of a launch means the end of all before.
+#pragma once
+
+#include "cuda/epilogue.cuh"
+#include "cuda/product.cuh"
+
+namespace fastrnn::cuda {
+
+constexpr int kPointwiseThreads = 256;
+
+// Where a block of a product works: 1-D grid of row blocks x directions x unit tiles, the last
+// fastest. A thread has one unit of kCount rows; where a tile has fewer than there are threads, the
+// last threads have none.
+template <class Product>
+struct Place {
+  static constexpr int kStride = Product::kThreads / Product::kUnits;
+  static constexpr int kCount = Product::kRows > kStride ? Product::kRows / kStride : 1;
+  int d, first_row, first_unit;
+
+  FASTRNN_DEVICE Place(const Sizes& s, int64_t units) {
+    const int tiles = static_cast<int>((units + Product::kUnits - 1) / Product::kUnits);
+    const int group = block() / tiles, directions = static_cast<int>(s.directions);
+    first_unit = block() % tiles * Product::kUnits;
+    first_row = group / directions * Product::kRows;
+    d = group % directions;
+  }
+  FASTRNN_DEVICE static int unit_in_tile() { return thread() % Product::kUnits; }
+  FASTRNN_DEVICE static int row_in_tile(int k) { return thread() / Product::kUnits + k * kStride; }
+  FASTRNN_DEVICE int unit() const { return first_unit + unit_in_tile(); }
+  // The k'th row of this thread.
+  FASTRNN_DEVICE int operator()(int k) const {
+    const bool inside = Product::kRows >= kStride || row_in_tile(k) < Product::kRows;
+    return inside ? first_row + row_in_tile(k) : INT32_MAX;
+  }
+  // Its sums.
+  FASTRNN_DEVICE static auto sum(int k, int plane) {
+    return Product::sum(row_in_tile(k), plane, unit_in_tile());
+  }
+};
+
+// One element of the pointwise kernels: 1-D grid over [D, N, units].
+struct Element {
+  int d, n, unit;  // n is outside the batch where there is none
+
+  FASTRNN_DEVICE Element(const Sizes& s, int64_t units) {
+    const int64_t at = static_cast<int64_t>(block()) * kPointwiseThreads + thread();
+    const bool inside = at < s.directions * s.batch * units;
+    unit = static_cast<int>(at % units);
+    d = inside ? static_cast<int>(at / units / s.batch) : 0;
+    n = inside ? static_cast<int>(at / units % s.batch) : INT32_MAX;
+  }
+  FASTRNN_DEVICE int operator()(int) const { return n; }
+  // Of sums [D, N, planes, units].
+  template <class V>
+  FASTRNN_DEVICE V sum(const void* sums, const Sizes& s, int plane, int planes,
+                       int64_t units) const {
+    const int64_t row = (d * s.batch + n) * planes + plane;
+    return static_cast<const V*>(sums)[row * units + unit];
+  }
+};
+
+#define FASTRNN_STEP_KERNEL FASTRNN_KERNEL FASTRNN_BOUNDS(threads_of(kTiles[kTile]), 2) void
+
+template <class Cell, class Operand, int kTile>
+FASTRNN_STEP_KERNEL forward_cell(FASTRNN_GRID_CONSTANT const Forward f, int64_t i) {
+  using P = Product<Operand, kTile, Cell::kGates>;
+  using T = typename P::T;
+  using Here = Place<P>;
+  const Sizes& s = f.size;
+  const Here at(s, s.hidden);
+  const int64_t depth = pitch<T>(s.state);
+  P product(static_cast<const T*>(f.w_hh) + at.d * Cell::kGates * s.hidden * depth, s.hidden,
+            at.first_unit, depth);
+  product.start_weights();
+  const Step step(s, at.d, i);
+  ForwardCell<Cell, T, Here::kCount, Here> cell(f, step, at.unit(), at);
+  product.set_rows(f.h, [&](int r) {
+    const Row row(s, step, at.first_row + r);
+    return row.continues() ? step.in_turn(s, i, row.n) : -1;
+  });
+  next_grid_start();
+  previous_grid_wait();
+  product.start_rows();
+  cell.load_kept();
+  product.run();
+  cell.finish([](int k, int g) { return Here::sum(k, g); });
+}
+
+// h = m w_hr^T of a projected layer.
+template <class Operand, int kTile>
+FASTRNN_STEP_KERNEL forward_state(FASTRNN_GRID_CONSTANT const Forward f, int64_t i) {
+  using P = Product<Operand, kTile, 1>;
+  using T = typename P::T;
+  using Here = Place<P>;
+  const Sizes& s = f.size;
+  const Here at(s, s.state);
+  const int64_t depth = pitch<T>(s.hidden);
+  P product(static_cast<const T*>(f.w_hr) + at.d * s.state * depth, s.state, at.first_unit, depth);
+  product.start_weights();
+  const Step step(s, at.d, i);
+  product.set_rows(f.m, [&](int r) {
+    const Row row(s, step, at.first_row + r);
+    return row.active() ? step.in_state(s, row.n) : -1;
+  });
+  next_grid_start();
+  previous_grid_wait();
+  product.start_rows();
+  product.run();
+  FASTRNN_UNROLL
+  for (int k = 0; k < Here::kCount; ++k) {
+    const Row row(s, step, at(k));
+    if (row.active() && at.unit() < s.state)
+      write_state<T>(f, step, row, at.unit(), Here::sum(k, 0));
+  }
+}
+
+// Rows of `sent` that the step after has for this one.
+FASTRNN_DEVICE int64_t sent_row(const Sizes& s, const BackwardStep& step, int n) {
+  const BackwardRow row(s, step, n);
+  return row.comes() ? step.in_turn(s, step.i + 1, n) : -1;
+}
+
+template <class Cell, class Operand, int kTile>
+FASTRNN_STEP_KERNEL backward_cell(FASTRNN_GRID_CONSTANT const Backward b, int64_t i) {
+  using P = Product<Operand, kTile, 1>;
+  using T = typename P::T;
+  using Here = Place<P>;
+  const Sizes& s = b.size;
+  const Here at(s, s.hidden);
+  const int64_t depth = pitch<T>(b.projected ? s.state : Cell::kGates * s.hidden);
+  P product(static_cast<const T*>(b.projected ? b.w_hr : b.w_hh) + at.d * s.hidden * depth,
+            s.hidden, at.first_unit, depth);
+  product.start_weights();
+  const BackwardStep step(b, at.d, i);
+  BackwardCell<Cell, T, Here::kCount, Here> cell(b, step, at.unit(), at);
+  product.set_rows(b.projected ? b.sent_state : b.sent, [&](int r) {
+    const int n = at.first_row + r;
+    if (!b.projected) return sent_row(s, step, n);
+    return Row(s, step, n).active() ? step.in_state(s, n) : -1;
+  });
+  next_grid_start();
+  previous_grid_wait();
+  product.start_rows();
+  cell.load_kept();
+  product.run();
+  cell.finish([](int k) { return Here::sum(k, 0); });
+}
+
+// The gradient of h_t of a projected layer.
+template <class Operand, int kTile>
+FASTRNN_STEP_KERNEL backward_state(FASTRNN_GRID_CONSTANT const Backward b, int64_t i) {
+  using P = Product<Operand, kTile, 1>;
+  using T = typename P::T;
+  using Here = Place<P>;
+  const Sizes& s = b.size;
+  const Here at(s, s.state);
+  const int64_t depth = pitch<T>(s.planes * s.hidden);
+  P product(static_cast<const T*>(b.w_hh) + at.d * s.state * depth, s.state, at.first_unit, depth);
+  product.start_weights();
+  const BackwardStep step(b, at.d, i);
+  product.set_rows(b.sent, [&](int r) { return sent_row(s, step, at.first_row + r); });
+  Row rows[Here::kCount];
+  StateGradient<T> state[Here::kCount];
+  FASTRNN_UNROLL
+  for (int k = 0; k < Here::kCount; ++k) {
+    rows[k] = Row(s, step, at(k));
+    if (at.unit() >= s.state) rows[k].drop();
+    state[k] = StateGradient<T>(b, step, rows[k], at.unit());
+  }
+  next_grid_start();
+  previous_grid_wait();
+  product.start_rows();
+  product.run();
+  FASTRNN_UNROLL
+  for (int k = 0; k < Here::kCount; ++k)
+    if (rows[k].active())
+      write_state_gradient<T>(b, step, rows[k], at.unit(),
+                              state[k].complete(b, Here::sum(k, 0), 0));
+}
+
+#undef FASTRNN_STEP_KERNEL
+
+// The pointwise kernels of the library schedule, whose sums include rows that do not continue.
+#define FASTRNN_POINTWISE_KERNEL FASTRNN_KERNEL FASTRNN_BOUNDS(kPointwiseThreads, 2) void
+
+template <class Cell, class T>
+FASTRNN_POINTWISE_KERNEL forward_cell_pointwise(FASTRNN_GRID_CONSTANT const Forward f, int64_t i) {
+  const Sizes& s = f.size;
+  const Element at(s, s.hidden);
+  const Step step(s, at.d, i);
+  ForwardCell<Cell, T, 1, Element> cell(f, step, at.unit, at);
+  cell.load_kept();
+  cell.finish([&](int, int g) { return at.sum<Compute<T>>(f.sums, s, g, Cell::kGates, s.hidden); });
+}
+
+template <class T>
+FASTRNN_POINTWISE_KERNEL forward_state_pointwise(FASTRNN_GRID_CONSTANT const Forward f, int64_t i) {
+  const Sizes& s = f.size;
+  const Element at(s, s.state);
+  const Step step(s, at.d, i);
+  const Row row(s, step, at.n);
+  if (!row.active()) return;
+  write_state<T>(f, step, row, at.unit, at.sum<Compute<T>>(f.sums, s, 0, 1, s.state));
+}
+
+template <class Cell, class T>
+FASTRNN_POINTWISE_KERNEL backward_cell_pointwise(FASTRNN_GRID_CONSTANT const Backward b,
+                                                 int64_t i) {
+  const Sizes& s = b.size;
+  const Element at(s, s.hidden);
+  const BackwardStep step(b, at.d, i);
+  BackwardCell<Cell, T, 1, Element> cell(b, step, at.unit, at);
+  cell.load_kept();
+  cell.finish([&](int) { return at.sum<Compute<T>>(b.sums, s, 0, 1, s.hidden); });
+}
+
+template <class T>
+FASTRNN_POINTWISE_KERNEL backward_state_pointwise(FASTRNN_GRID_CONSTANT const Backward b,
+                                                  int64_t i) {
+  const Sizes& s = b.size;
+  const Element at(s, s.state);
+  const BackwardStep step(b, at.d, i);
+  const BackwardRow row(s, step, at.n);
+  if (!row.active()) return;
+  const StateGradient<T> state(b, step, row, at.unit);
+  const auto sent = row.comes() ? at.sum<Compute<T>>(b.sums, s, 0, 1, s.state) : 0;
+  write_state_gradient<T>(b, step, row, at.unit, state.complete(b, sent, 0));
+}
+
+#undef FASTRNN_POINTWISE_KERNEL
+
+}  // namespace fastrnn::cuda

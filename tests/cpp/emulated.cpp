@@ -1,0 +1,10 @@
+// The CUDA kernels and their binding on the host, as a Python module for tests/test_cuda.py.
+#include "cuda/bind.cpp"
+#include "cuda/forward.cu"
+#include "cuda/backward.cu"
+
+PYBIND11_MODULE(emulated, m) {
+  fastrnn::cuda::bind_loops(m);
+  m.def("synchronize", &fastrnn::cuda::emulate::synchronize, "Runs what was launched.");
+  m.def("seed", &fastrnn::cuda::emulate::seed, "Chooses the order in which threads run.");
+}

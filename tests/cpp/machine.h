@@ -1,0 +1,424 @@
+// A GPU made of fibers: runs queued launches, one fiber per thread, on the thread that asks for it.
+//
+// The order is one that hardware may choose and that mistakes do not survive for long. Clusters run
+// one at a time in random order, those of a launch `together` all at once; warps and lanes run from
+// random ends, each as far as it gets. A launch that `overlaps` begins as soon as it may and runs
+// ahead of those before it, three launches at most being under way. All of it follows from the
+// seed.
+//
+// A kernel that breaks a rule ends the launch with an exception that names kernel, block, thread
+// and place; what is queued is dropped, and the next launch starts afresh.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+
+namespace fastrnn::cuda::emulate {
+
+using Where = std::source_location;
+
+// Storage that no thread has written reads as NaN in every floating type.
+inline constexpr int kPoison = 0xff;
+inline constexpr size_t kMaxShared = 227 << 10;  // of a block, Hopper's
+inline constexpr int kMaxLive = 3;               // launches under way at a time
+inline constexpr int kMaxPaired = 1 << 15;       // threads of two launches that shall overlap
+
+struct Block;
+struct Grid;
+
+inline std::string text(Where where) {
+  const char* name = std::strrchr(where.file_name(), '/');
+  return std::string(name != nullptr ? name + 1 : where.file_name()) + ":" +
+         std::to_string(where.line());
+}
+
+// What a thread of a kernel does wrong; becomes the exception's message.
+struct Fault : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Thread : Fiber {
+  Block* block;
+  int index;
+  const char* at = nullptr;  // the name in which it waits
+  Where where;
+  bool (*ready)(const Thread&) = nullptr;  // whether that wait is over, where nobody says so
+  bool held = false;                       // waiting for another launch
+  const unsigned* counter = nullptr;       // what wait_for waits for
+  unsigned count = 0;
+  unsigned cluster_phase = 0;  // in which it last arrived
+  bool cluster_arrived = false;
+
+  struct Copy {
+    void* to;
+    const void* from;  // or null: zeros
+    unsigned char bytes[16];
+    int group;
+  };
+  std::vector<Copy> copies;  // under way, the oldest first
+  int group = 0;             // that the next copy belongs to
+};
+
+struct Warp {
+  uint32_t ready = ~0u;  // lanes that can run
+  uint32_t ended = 0;
+  int arrived = 0;  // lanes that wait in the collective
+  const char* name = nullptr;
+  Where where;
+  void* operands[32];
+};
+
+struct Cluster;
+
+struct Block {
+  Grid& grid;
+  Cluster& cluster;
+  int index, rank;
+  std::vector<Warp> warps;
+  std::unique_ptr<Thread[]> threads;
+  int size, alive;
+  char* shared = nullptr;
+  bool begun = false;
+  bool next_may_start = false;
+  int at_barrier = 0;
+  Where barrier;
+  std::vector<Thread*> polling;  // whose wait ends when `ready` says so
+
+  Block(Grid&, Cluster&, int index, int rank);
+  ~Block() { free_shared(); }
+  Block(const Block&) = delete;
+  void free_shared() {
+    ::operator delete(shared, std::align_val_t(128));
+    shared = nullptr;
+  }
+  bool holds(const void* address, size_t bytes) const;
+};
+
+struct Cluster {
+  std::vector<std::unique_ptr<Block>> blocks;
+  int alive = 0, arrived = 0;  // threads
+  unsigned phase = 0;
+};
+
+struct Grid {
+  LaunchShape shape;
+  std::function<void()> kernel;
+  std::vector<int> order = {};  // of clusters
+  size_t begun = 0;             // of them
+  std::vector<std::unique_ptr<Cluster>> clusters = {};
+  int ended = 0, next_may_start = 0;  // blocks
+  Grid* previous = nullptr;           // that previous_grid_wait waits for
+  Grid* next = nullptr;               // that will overlap with this and has not begun
+  bool alone = false;                 // it will not begin before this has ended
+};
+
+inline Block::Block(Grid& grid, Cluster& cluster, int index, int rank)
+    : grid(grid),
+      cluster(cluster),
+      index(index),
+      rank(rank),
+      warps(static_cast<size_t>(grid.shape.threads / 32)),
+      threads(new Thread[static_cast<size_t>(grid.shape.threads)]),
+      size(grid.shape.threads),
+      alive(size) {
+  // Of the exact size, so that the address sanitizer sees an access beyond.
+  shared = static_cast<char*>(::operator new(grid.shape.shared, std::align_val_t(128)));
+}
+
+inline bool Block::holds(const void* address, size_t bytes) const {
+  const uintptr_t offset =
+      reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(shared);
+  return bytes <= grid.shape.shared && offset <= grid.shape.shared - bytes;
+}
+
+inline Thread& self() { return *static_cast<Thread*>(Fiber::running); }
+
+// Suspends the thread; whoever lets it go on marks its lane as ready.
+inline void wait(const char* at, Where where) {
+  Thread& me = self();
+  me.at = at;
+  me.where = where;
+  me.suspend();
+  me.at = nullptr;
+}
+// Suspends the thread until `ready` is true of it.
+inline void wait_until(bool (*ready)(const Thread&), const char* at, Where where,
+                       bool held = false) {
+  Thread& me = self();
+  if (ready(me)) return;
+  me.ready = ready;
+  me.held = held;
+  me.block->polling.push_back(&me);
+  wait(at, where);
+}
+
+// All lanes of the warp bring an operand; the last to come calls `body(operands)` for all.
+template <class Operand, class Body>
+void collective(const char* name, Where where, Operand& operand, const Body& body) {
+  Thread& me = self();
+  Warp& warp = me.block->warps[static_cast<size_t>(me.index / 32)];
+  if (warp.ended != 0) throw Fault("other lanes of the warp have ended");
+  if (warp.arrived == 0) {
+    warp.name = name;
+    warp.where = where;
+  } else if (warp.name != name || warp.where.line() != where.line() ||
+             warp.where.column() != where.column()) {
+    throw Fault("the warp diverges: other lanes are at " + std::string(warp.name) + " (" +
+                text(warp.where) + ")");
+  }
+  warp.operands[me.index % 32] = &operand;
+  if (++warp.arrived < 32) return wait(name, where);
+  warp.arrived = 0;
+  Operand* operands[32];
+  for (int l = 0; l < 32; ++l) operands[l] = static_cast<Operand*>(warp.operands[l]);
+  body(operands);
+  warp.ready = ~(1u << me.index % 32);
+}
+
+class Machine {
+ public:
+  uint64_t random = 1;
+
+  void push(std::unique_ptr<Grid> grid) { queue.push_back(std::move(grid)); }
+
+  // Runs all that is queued. Throws what went wrong, as one std::runtime_error.
+  void run() {
+    try {
+      while (!queue.empty()) {
+        while (live < queue.size() && may_begin()) begin();
+        if (!advance() && !let_go()) throw Fault(stuck());
+        while (live > 0 && over(*queue.front())) end_first();
+      }
+    } catch (...) {
+      queue.clear();
+      live = 0;
+      throw;
+    }
+  }
+
+ private:
+  std::deque<std::unique_ptr<Grid>> queue;  // the first `live` of them have begun
+  size_t live = 0;
+  std::string failure;
+
+  uint32_t draw(size_t bound) {  // xorshift64*
+    random ^= random >> 12;
+    random ^= random << 25;
+    random ^= random >> 27;
+    return static_cast<uint32_t>((random * 0x2545f4914f6cdd1du >> 32) % bound);
+  }
+
+  static bool over(const Grid& grid) { return grid.ended == grid.shape.blocks; }
+  static int threads(const Grid& grid) { return grid.shape.blocks * grid.shape.threads; }
+
+  bool may_begin() const {
+    if (live == 0) return true;
+    const Grid& last = *queue[live - 1];
+    return queue[live]->shape.overlaps && live < kMaxLive && !last.alone &&
+           last.next_may_start == last.shape.blocks;
+  }
+
+  void begin() {
+    Grid& grid = *queue[live];
+    if (live > 0) {
+      grid.previous = queue[live - 1].get();
+      grid.previous->next = nullptr;
+    }
+    if (++live < queue.size() && queue[live]->shape.overlaps) {
+      grid.next = queue[live].get();
+      grid.alone = threads(grid) + threads(*grid.next) > kMaxPaired;
+    }
+    grid.order.resize(static_cast<size_t>(grid.shape.blocks / grid.shape.cluster));
+    std::iota(grid.order.begin(), grid.order.end(), 0);
+    for (size_t i = grid.order.size(); i > 1; --i)
+      std::swap(grid.order[i - 1], grid.order[draw(i)]);
+    while (grid.shape.together && grid.begun < grid.order.size()) begin_cluster(grid);
+  }
+
+  void end_first() {
+    if (live > 1) queue[1]->previous = nullptr;
+    queue.pop_front();
+    --live;
+  }
+
+  // Lets the youngest launch that can do something do it.
+  bool advance() {
+    for (size_t i = live; i-- > 0;)
+      if (advance(*queue[i])) return true;
+    return false;
+  }
+  bool advance(Grid& grid) {
+    // Blocks that can meet take turns of one warp at an uneven pace; others run as far as they get.
+    const bool turns = grid.shape.together || grid.shape.cluster > 1;
+    bool any = false;
+    for (int pass = turns ? 0 : 1; pass < 2 && !any; ++pass)
+      for (const auto& cluster : grid.clusters)
+        for (const auto& block : cluster->blocks)
+          if (pass == 1 || draw(2) != 0) any |= run(*block, turns);
+    std::erase_if(grid.clusters, [](const auto& cluster) { return cluster->alive == 0; });
+    // Another cluster begins when none is left, or all wait for other launches.
+    if (any || grid.begun == grid.order.size() ||
+        !std::all_of(grid.clusters.begin(), grid.clusters.end(), held))
+      return any;
+    begin_cluster(grid);
+    return true;
+  }
+  static bool held(const std::unique_ptr<Cluster>& cluster) {
+    for (const auto& block : cluster->blocks)
+      for (const Thread* thread : block->polling)
+        if (thread->held) return true;
+    return false;
+  }
+
+  // Ends the pauses in next_grid_start of the oldest launch that has some.
+  bool let_go() {
+    for (size_t i = 0; i < live; ++i)
+      if (queue[i]->next != nullptr && !queue[i]->alone) return queue[i]->alone = true;
+    return false;
+  }
+
+  static void begin_cluster(Grid& grid) {
+    auto cluster = std::make_unique<Cluster>();
+    const int first = grid.order[grid.begun++] * grid.shape.cluster;
+    for (int rank = 0; rank < grid.shape.cluster; ++rank) {
+      cluster->blocks.push_back(std::make_unique<Block>(grid, *cluster, first + rank, rank));
+      Block& block = *cluster->blocks.back();
+      for (int i = 0; i < block.size; ++i) {
+        block.threads[i].block = &block;
+        block.threads[i].index = i;
+        block.threads[i].start(body);
+      }
+    }
+    cluster->alive = grid.shape.cluster * grid.shape.threads;
+    grid.clusters.push_back(std::move(cluster));
+  }
+
+  static void body(Fiber& fiber);
+
+  // Runs the block's threads until none can, or in a `turn` those of one warp; whether one could.
+  bool run(Block& block, bool turn) {
+    bool any = false, more = true;
+    while (more) {
+      more = false;
+      const size_t count = block.warps.size(), first = draw(count);
+      const bool upwards = draw(2) != 0;
+      for (size_t w = 0; w < count && !(turn && more); ++w)
+        more = run(block, upwards ? (first + w) % count : (first + count - w) % count) || more;
+      more = wake(block) || more;
+      any |= more;
+      if (turn) break;
+    }
+    if (any && block.alive == 0) end(block);
+    return any;
+  }
+  static bool wake(Block& block) {
+    return std::erase_if(block.polling, [&](Thread* thread) {
+             if (!thread->ready(*thread)) return false;
+             thread->held = false;
+             block.warps[static_cast<size_t>(thread->index / 32)].ready |= 1u << thread->index % 32;
+             return true;
+           }) > 0;
+  }
+
+  bool run(Block& block, size_t w) {
+    Warp& warp = block.warps[w];
+    if (warp.ready == 0) return false;
+    if (!block.begun) {
+      block.begun = true;
+      // Not earlier: what another block of the cluster has written by now must not count.
+      std::memset(block.shared, kPoison, block.grid.shape.shared);
+    }
+    const bool upwards = draw(2) != 0;
+    while (warp.ready != 0) {
+      const int lane = upwards ? __builtin_ctz(warp.ready) : 31 - __builtin_clz(warp.ready);
+      warp.ready &= ~(1u << lane);
+      Thread& thread = block.threads[w * 32 + static_cast<size_t>(lane)];
+      thread.resume();
+      if (!failure.empty()) throw Fault(std::exchange(failure, {}));
+    }
+    return true;
+  }
+
+  static void end(Block& block) {
+    if (!block.next_may_start) ++block.grid.next_may_start;
+    ++block.grid.ended;
+    block.free_shared();
+    block.threads.reset();
+  }
+
+  // What the oldest launch waits for.
+  std::string stuck() const {
+    const Grid& grid = *queue.front();
+    std::string message = std::string("fastrnn: kernel ") + grid.shape.name + " is stuck:";
+    size_t lines = 0;
+    for (const auto& cluster : grid.clusters)
+      for (const auto& block : cluster->blocks) {
+        if (block->alive == 0 || ++lines > 4) continue;
+        message += "\n  block " + std::to_string(block->index);
+        for (int i = 0, first = 0; i < block->size; ++i) {
+          const Thread& thread = block->threads[i];
+          if (i + 1 < block->size && same(thread, block->threads[i + 1])) continue;
+          message +=
+              (first == 0 ? ": threads " : ", threads ") + std::to_string(first) + " to " +
+              std::to_string(i) +
+              (thread.ended ? std::string(" have ended")
+                            : std::string(" at ") + thread.at + " (" + text(thread.where) + ")");
+          first = i + 1;
+        }
+      }
+    if (lines > 4) message += "\n  and " + std::to_string(lines - 4) + " more blocks";
+    return message;
+  }
+  static bool same(const Thread& a, const Thread& b) {
+    return a.ended == b.ended && (a.ended || (a.at == b.at && a.where.line() == b.where.line()));
+  }
+
+  friend Machine& machine();
+};
+
+inline Machine& machine() {
+  static Machine instance;
+  return instance;
+}
+
+// What a fiber runs: the kernel, and what its end means to those that wait for it.
+inline void Machine::body(Fiber& fiber) {
+  Thread& me = static_cast<Thread&>(fiber);
+  Block& block = *me.block;
+  try {
+    block.grid.kernel();
+    Warp& warp = block.warps[static_cast<size_t>(me.index / 32)];
+    if (warp.arrived != 0)
+      throw Fault("ends while other lanes of the warp are at " + std::string(warp.name) + " (" +
+                  text(warp.where) + ")");
+    if (block.at_barrier != 0)
+      throw Fault("ends while others are at block_barrier (" + text(block.barrier) + ")");
+    if (block.cluster.arrived != 0) throw Fault("ends while others are at a cluster barrier");
+    warp.ended |= 1u << me.index % 32;
+    --block.alive;
+    --block.cluster.alive;
+  } catch (const std::exception& error) {
+    machine().failure = std::string("fastrnn: kernel ") + block.grid.shape.name + ", block " +
+                        std::to_string(block.index) + ", thread " + std::to_string(me.index) +
+                        ": " + error.what();
+  }
+}
+
+// Runs all launches so far. A launch itself only queues. Throws the first fault.
+inline void synchronize() { machine().run(); }
+
+// Chooses the order in which threads, blocks and clusters run from now on.
+inline void seed(uint64_t value) { machine().random = value * 0x9e3779b97f4a7c15u | 1; }
+
+}  // namespace fastrnn::cuda::emulate

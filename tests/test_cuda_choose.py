@@ -1,0 +1,71 @@
+"""What the CUDA backend decides without a GPU: schedule and tiles (csrc/cuda/choose.h)."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from conftest import KERNELS
+
+if KERNELS is None:
+    pytest.skip("needs the compiled kernels", allow_module_level=True)
+
+A100, A10, H100 = (108, 8), (72, 8), (132, 9)
+SHARED = {A100: 163 << 10, A10: 99 << 10, H100: 227 << 10}  # bytes that a block can have
+HOW = ["float32", "tf32", "float16", "bfloat16", "float64"]
+
+
+def products(gates: int, H: int, P: int, backward: bool) -> list[tuple[int, int, int]]:
+    """The products of a step as (planes, units, depth); P is H where there is no projection."""
+    first = (1, P, gates * H) if backward else (gates, H, P)
+    second = (1, H, P) if backward else (1, P, H)
+    return [first] + [second] * (P != H)
+
+
+def choose(H, N, how="bfloat16", device=H100, gates=4, P=None, D=1, backward=False):
+    return KERNELS.cuda_choose(products(gates, H, P or H, backward), N, D, how, *device)
+
+
+@pytest.mark.parametrize("device", SHARED, ids=["A100", "A10", "H100"])
+def test_every_plan_can_run(device):
+    sizes = itertools.product(
+        [1, 15, 64, 100, 129, 512, 768, 1024, 4096, 20000], [0, 1, 16, 17, 64, 65, 1000, 10**6]
+    )
+    plans = set()
+    for (H, N), how in itertools.product(sizes, HOW):
+        for gates, projected, D, backward in itertools.product(
+            [1, 3, 4], [False, True], [1, 2], [False, True]
+        ):
+            steps = products(gates, H, H // 2 + 1 if projected else H, backward)
+            library, tile = KERNELS.cuda_choose(steps, N, D, how, *device)
+            plans.add((how, "library" if library else tile))
+            if library:
+                continue
+            for step in steps:
+                facts = KERNELS.cuda_tile(tile, step, N, D, how)
+                assert facts["shared"] <= SHARED[device]
+                assert facts["blocks"] < 2**31 and facts["threads"] <= 1024
+                rows, units = facts["rows"], facts["units"]
+                assert facts["unit_tiles"] * units >= step[1] > (facts["unit_tiles"] - 1) * units
+                assert facts["blocks"] == D * facts["unit_tiles"] * -(-N // rows)
+    assert {plan for how, plan in plans if how == "bfloat16"} == {0, 1, "library"}
+    assert {plan for how, plan in plans if how == "tf32"} == {0, 1, "library"}
+    # without tensor cores there is no tile of many rows
+    assert {plan for how, plan in plans if how in ("float32", "float64")} == {0, "library"}
+
+
+def test_plans():
+    few, many, library = (False, 0), (False, 1), (True, 0)
+    # many blocks, so that all processors stream the weights
+    assert choose(1024, 1) == choose(1024, 16) == choose(256, 32) == few
+    assert choose(1024, 64) == many
+    assert choose(1024, 64, backward=True) in (many, library)
+    # sizes at which the library's larger tiles win
+    assert choose(4096, 256) == choose(1024, 512) == choose(2048, 512, backward=True) == library
+    assert choose(1024, 64, "float32") == choose(1024, 64, "float64") == library
+    assert choose(128, 8, "float32") == choose(128, 8, "float64") == few
+
+
+def test_unknown_dtypes_raise():
+    with pytest.raises(ValueError, match="no CUDA kernels for dtype 'int8'"):
+        choose(1, 1, "int8")
