@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from dataclasses import replace
 from subprocess import CalledProcessError
 
@@ -60,6 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     run = Run(console, options, folder)
     rows = [row for name, specs in chosen.items() for row in run(name, SUITES[name], specs)]
+    if run.left_out:
+        console.print(f"[yellow]{run.left_out} rows left out: the time was over")
+    if not rows:
+        return 2
     facts = gather(run.facing("float32", 1, rows[0].device), rows[0].device)
     show(rows, facts, console)
     if options.compare:
@@ -98,6 +103,8 @@ class Run:
     def __init__(self, console: Console, options, folder):
         self.console, self.options, self.folder = console, options, folder
         self.known: dict[tuple, Ceilings | None] = {}
+        self.end = time.monotonic() + (options.at_most or float("inf"))
+        self.left_out = 0
 
     def facing(self, *place) -> Ceilings | None:
         """The ceilings for a dtype, number of threads and device, measured once."""
@@ -121,6 +128,9 @@ class Run:
             for count in dict.fromkeys(spec.threads for spec in specs):
                 remotes: dict[str, Session] = {}
                 for spec in (spec for spec in specs if spec.threads == count):
+                    if time.monotonic() > self.end:
+                        self.left_out += 1
+                        continue
                     done = f"{specs.index(spec)}/{len(specs)}"
                     place = f"{spec.case.name} {spec.cell} {spec.mode}"
                     progress.update(task, row=place, done=done)

@@ -2,9 +2,11 @@
 
 import functools
 import subprocess
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from bench.problems import torch_dtype
 
@@ -53,6 +55,29 @@ def captured(call: Callable[[], object]) -> Callable[[], object]:
         return results
 
     return replay
+
+
+def kernels(call: Callable[[], object]) -> str:
+    """What runs on the GPU in a call: how often, what; those first that take the longest."""
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        call()
+        torch.cuda.synchronize()
+    return summary(
+        (event.name, event.time_range.elapsed_us())
+        for event in trace.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    )
+
+
+def summary(events: Iterable[tuple[str, float]], most: int = 6) -> str:
+    """Names and microseconds as one line: the `most` that take the longest, and how many others."""
+    count, took = Counter(), Counter()
+    for name, microseconds in events:
+        count[name] += 1
+        took[name] += microseconds
+    names = [f"{count[name]}x {name[:150]}" for name, _ in took.most_common(most)]
+    others = len(count) - len(names)
+    return "; ".join([*names, f"{others} others"] if others else names)
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -11,21 +11,28 @@ from bench.peers import LIBRARIES, RUNTIMES, STEP_RUNTIMES
 from bench.streaming import STEP
 
 
-def forced(backend: str) -> Contender:
+def forced(backend: str, ours: Contender = OURS) -> Contender:
+    def around():
+        library = importlib.import_module("fastrnn")
+        if (reason := library.backends().get(backend)) != "usable":
+            raise ImportError(reason or f"this fastrnn has no backend {backend}")
+        return library.backend(backend)
+
     return replace(
-        OURS,
+        ours,
         name=f"fastrnn {backend}",
-        around=lambda: importlib.import_module("fastrnn").backend(backend),
+        around=around,
         asked=True,
     )
 
 
+PACKED = Contender("fastrnn", packed("fastrnn"))
 JOBS: dict[str, tuple[Contender, ...]] = {
     "layer": (
         OURS,
         BASELINE,
         *RUNTIMES,
-        *map(forced, ("cpu", "reference", "triton", "cuda")),
+        *map(forced, ("cpu", "reference", "triton", "cuda", "cudnn")),
         replace(
             BASELINE,
             name="torch.nn compiled",
@@ -37,7 +44,11 @@ JOBS: dict[str, tuple[Contender, ...]] = {
         graph(BASELINE),
         *LIBRARIES,
     ),
-    "packed": (Contender("fastrnn", packed("fastrnn")), Contender("torch.nn", packed("torch.nn"))),
+    "packed": (
+        PACKED,
+        Contender("torch.nn", packed("torch.nn")),
+        *(forced(backend, PACKED) for backend in ("triton", "cuda", "cudnn")),
+    ),
     "reset": RESET,
     "lengths": LENGTHS,
     "states": STATES,

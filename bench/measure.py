@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from bench.cases import Spec
@@ -22,11 +23,12 @@ def measure(
     suite: str = "cpu",
 ) -> list[Row]:
     """Verify every contender, then time in turns those that passed."""
-    estimates, faults, peaks = {}, {}, {}
+    estimates, faults, peaks, kernels = {}, {}, {}, {}
     for name, session in sessions.items():
         try:
             estimates[name] = session.open(spec)
             peaks[name] = session.peak() if memory else None
+            kernels[name] = session.kernels() if spec.device == "cuda" else ""
         except Unfit as error:
             faults[name] = str(error)
             estimates.pop(name, None)
@@ -38,7 +40,8 @@ def measure(
         numbers = figures(spec, taken.get(name, ()), taken.get(baseline, ()), least)
         if peaks.get(name) is not None:
             numbers["peak_mib"] = peaks[name] / 2**20
-        rows.append(row_of(spec, name, faults.get(name, OK), suite, baseline, **numbers))
+        row = row_of(spec, name, faults.get(name, OK), suite, baseline, **numbers)
+        rows.append(replace(row, kernels=kernels.get(name, "")))
     return rows
 
 

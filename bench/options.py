@@ -46,6 +46,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         + "; ".join(names()),
     )  # fmt: skip
     add("--seconds", type=float, metavar="S", help="of timing a row")
+    add("--at-most", type=float, metavar="S", help="begin no row after so many seconds of the run")
     add("--base", metavar="REF", help="time fastrnn against itself at this commit, nobody else")
     results = parser.add_argument_group("what becomes of it")
     add = results.add_argument

@@ -43,6 +43,7 @@ class Row:
     ms_p999: float | None = None
     floor_ms: float | None = None  # the least that the machine allows, see ceilings.floor
     peak_mib: float | None = None
+    kernels: str = ""  # on a GPU: what ran in a call
 
     def key(self) -> tuple:
         place = self.case, self.cell, self.mode, self.dtype, self.threads, self.device

@@ -42,6 +42,9 @@ class Session(Protocol):
     def peak(self) -> float | None:
         """Bytes that a call takes at its height, None where that cannot be known."""
 
+    def kernels(self) -> str:
+        """What runs on the GPU in a call, "" where there is none."""
+
     def close(self) -> None: ...
 
 
@@ -90,6 +93,12 @@ class Local:
         with self.contender.around():
             return memory.peak(self.call, self.spec.device)
 
+    def kernels(self) -> str:
+        if self.spec.device != "cuda":
+            return ""
+        with self.contender.around():
+            return cuda.kernels(self.call)
+
     def close(self) -> None:
         self.call = lambda: None
 
@@ -124,6 +133,9 @@ class Remote:
 
     def peak(self) -> float | None:
         return self.ask("peak")
+
+    def kernels(self) -> str:
+        return ""  # only what takes more than one thread of the CPU is in a process of its own
 
     def close(self) -> None:
         self.connection.close()

@@ -112,7 +112,7 @@ SUITES = {
         cells=("LSTM", "GRU"),
         dtypes=("float16", "bfloat16", "tf32", "float32"),
         device="cuda",
-        extra=("fastrnn triton", "fastrnn graph", "torch.nn graph", "haste"),
+        extra=("fastrnn cuda", "fastrnn triton", "fastrnn graph", "torch.nn graph", "haste"),
     ),
     "features": Suite("what torch.nn has only work-arounds for", FEATURES),
     "stream": Suite(

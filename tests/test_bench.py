@@ -29,7 +29,7 @@ def quick(monkeypatch):
 
 
 def options(**changes) -> Namespace:
-    return Namespace(**{"seconds": None, "base": None, "contenders": ()} | changes)
+    return Namespace(**{"seconds": None, "base": None, "contenders": (), "at_most": None} | changes)
 
 
 def test_listing(capsys):
@@ -130,3 +130,11 @@ def test_pytest_bench_runs_the_same_cases():
     )  # fmt: skip
     count = sum(len(jobs.entrants(s)) for s in select(SUITES["overhead"], cores=2, cells=("GRU",)))
     assert f"{count} passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_rows_for_which_there_is_no_time_are_left_out(capsys):
+    quick = ["--cells", "RNN", "--modes", "inference", "--contenders", "fastrnn"]
+    assert command.main([*quick, "--at-most", "-1"]) == 2
+    assert "1 rows left out" in capsys.readouterr().out
+    assert command.main([*quick, "--at-most", "60"]) == 0
+    assert "left out" not in capsys.readouterr().out

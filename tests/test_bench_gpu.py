@@ -1,0 +1,167 @@
+"""`make gpu` where there is no GPU: which commands it runs, and what becomes of those that fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from bench import cuda, gpu
+from bench.gpu import Stage
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(script: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", script)
+
+
+def test_a_failing_stage_keeps_no_other_from_running(tmp_path, capsys):
+    stages = [
+        Stage("one", 60, (python("print('first')"), python("import sys; sys.exit(3)"))),
+        Stage("two", 60, (("no-such-command",),)),
+        Stage("three", 60, (), skipped="there is nothing to do"),
+        Stage("four", 60, (python("import os; print(os.environ['MARK'])"),), {"MARK": "last"}),
+    ]
+    assert gpu.run_all(stages, tmp_path) == 2
+    text = (tmp_path / "summary.txt").read_text()
+    assert "exit status 3" in text and "not started" in text and "last" in text
+    assert "skipped: there is nothing to do" in text
+    assert [line.split()[0] for line in text.splitlines() if line[0] != " "] == [
+        "one", "two", "three", "four"
+    ]  # fmt: skip
+    assert "first" in (tmp_path / "one.log").read_text()
+    assert "No such file" in (tmp_path / "two.log").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "four.log", "one.log", "summary.txt", "two.log"
+    ]  # fmt: skip
+    assert "last" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_stage_that_hangs_is_ended_with_its_children(deaf, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "GRACE", 2)
+    script = (
+        "import signal, subprocess, sys, time; print('begun', flush=True);"
+        + "signal.signal(signal.SIGINT, signal.SIG_IGN);" * deaf  # and so do its children
+        + "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+        f"open({str(tmp_path / 'child')!r}, 'w').write(str(child.pid)); time.sleep(600)"
+    )
+    begin = time.monotonic()
+    log = tmp_path / "log"
+    assert gpu.run(Stage("hangs", 3, (python(script), python(""))), log) == "out of time"
+    assert time.monotonic() - begin < 60
+    assert "begun" in log.read_text()
+    assert ("KeyboardInterrupt" in log.read_text()) != deaf
+    child = Path("/proc", (tmp_path / "child").read_text(), "stat")
+    if Path("/proc/self").exists():
+        for _ in range(100):
+            if not child.exists() or child.read_text().split()[2] == "Z":
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail("its child lives on")
+
+
+def test_the_stages(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: "/sanitizer" if "/" in name else None)
+    monkeypatch.setattr(gpu, "sanitizers", lambda tool: [(tool,)] * 4)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    found = {stage.name: stage for stage in gpu.stages(tmp_path, False, None)}
+    assert list(found) == ["facts", "build", "report", "tests", "sanitize", "bench"]
+    assert sum(stage.seconds for stage in found.values()) < 480
+    assert found["build"].environment["FASTRNN_BUILD"] == "cuda"
+    assert not any(stage.skipped for stage in found.values())
+    assert len(found["sanitize"].commands) == 4
+    assert str(tmp_path) in found["bench"].commands[0]
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
+    found = {stage.name: stage for stage in gpu.stages(tmp_path, True, None)}
+    assert found["build"].skipped == "SKIP_BUILD"
+    assert found["sanitize"].skipped == "there is no compute-sanitizer"
+
+
+@pytest.mark.parametrize(
+    ("xdist", "wheel", "parallel"), [(1, 0, True), (0, 1, True), (0, 0, False)]
+)
+def test_without_plugins_of_pytest(xdist, wheel, parallel, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: xdist or None)
+    if wheel:
+        (tmp_path / "pytest_xdist-3-py3-none-any.whl").touch()
+    found = {stage.name: stage for stage in gpu.stages(tmp_path, True, tmp_path)}
+    assert ("-n" in found["tests"].commands[0]) == parallel
+    assert "-n" not in gpu.tests(*gpu.SMALL)
+
+
+def test_what_the_tests_import():
+    """Nothing but pytest, torch and what stands beside them."""
+    for path in [*gpu.TESTS, "tests/conftest.py", "tests/test_ops.py"]:
+        if not (ROOT / path).exists():
+            continue
+        for line in (ROOT / path).read_text().splitlines():
+            words = line.split()
+            if line.startswith(("import ", "from ")):
+                top = words[1].split(".")[0]
+                known = {"pytest", "torch", "fastrnn", "conftest", "test_ops", "torch_pairs"}
+                assert top in known | set(sys.stdlib_module_names), (path, line)
+
+
+@pytest.mark.parametrize("option", ["--kernel-regex", "--filter", ""])
+def test_sanitizers(option, tmp_path):
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho '  {option}  which kernels'\n")
+    tool.chmod(0o755)
+    commands = gpu.sanitizers(str(tool))
+    assert [command[2] for command in commands] == list(gpu.TOOLS)
+    for command in commands:
+        filtered = bool(option) and command[2] != "initcheck"
+        assert (command[command.index("all") + 1] == option) == filtered
+        assert command[-3:] == gpu.SMALL
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def stages(out, skip_build, wheels):
+        seen.append((out, skip_build, wheels))
+        script = "import extra; print('found', extra.__file__)" if wheels else "print('none')"
+        return [
+            Stage("one", 60, (python(script),)),
+            Stage("two", 60, (python("raise SystemExit(1)"),)),
+        ]
+
+    monkeypatch.setattr(gpu, "stages", stages)
+    wheels, out = tmp_path / "wheels", tmp_path / "out"
+    wheels.mkdir()
+    with zipfile.ZipFile(wheels / "extra-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("extra.py", "")
+        wheel.writestr(
+            "extra-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: extra\nVersion: 1\n"
+        )
+        wheel.writestr("extra-1.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr("extra-1.dist-info/RECORD", "")
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert gpu.main(["--out", str(out), "--skip-build", "--wheels", str(wheels)]) == 1
+    assert seen == [(out, True, wheels)]
+    assert "found" in (out / "one.log").read_text() and not (out / "site").exists()
+    assert "1 of 2 stages failed" in capsys.readouterr().out
+    assert gpu.main(["--out", str(out), "--only", "one"]) == 0
+    with pytest.raises(SystemExit):
+        gpu.main(["--out", str(out), "--only", "three"])
+
+
+def test_make_needs_a_folder():
+    run = subprocess.run(["make", "gpu"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode and "OUT=folder" in run.stderr
+    command = ["make", "-n", "gpu", "OUT=results", "SKIP_BUILD=1", "PYTHON=py"]
+    text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert 'py -m bench.gpu --out "results" --skip-build' in " ".join(text.split())
+
+
+def test_names_of_kernels():
+    events = [("short", 1.0), ("long", 5.0), ("short", 1.0)]
+    assert cuda.summary(events) == "1x long; 2x short"
+    assert cuda.summary(events, 1) == "1x long; 1 others"
