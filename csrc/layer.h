@@ -26,6 +26,11 @@ struct CellInfo {
 // Its position in the list, or -1.
 int find_cell(const char* name, CellInfo& info);
 
+// A bfloat16 in memory: the upper half of a float's bits. Arithmetic on them is float's.
+struct Bf16 {
+  uint16_t bits;
+};
+
 // Runs body(i, context) for every i in [0, n) on up to `threads` threads.
 struct Parallel {
   int64_t threads;
@@ -84,7 +89,7 @@ struct Backward {
   bool need_weights;
   int64_t detach_every;  // the gradient of a state does not go from step t = k detach_every to
                          // t - 1, k > 0, nor back in the reverse direction; 0 for never
-  T grad_clip;           // bound of what each step sends back to h_{t-1}; 0 for none
+  double grad_clip;      // bound of what each step sends back to h_{t-1}; 0 for none
 };
 
 // A layer that goes on for ever, one step at a time, with weights packed once. `step` reads x, h0
@@ -108,8 +113,10 @@ struct Kernels {
   const char* name;
   ForwardKernel<float>* forward_float[8];
   ForwardKernel<double>* forward_double[8];
+  ForwardKernel<Bf16>* forward_bf16[8];
   BackwardKernel<float>* backward_float[8];
   BackwardKernel<double>* backward_double[8];
+  BackwardKernel<Bf16>* backward_bf16[8];
   StreamKernel<float>* stream_float[8];
   StreamKernel<double>* stream_double[8];
 };

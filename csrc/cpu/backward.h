@@ -9,63 +9,76 @@
 
 namespace FASTRNN_NAMESPACE {
 
-template <class Cell, class T>
-class BackwardPass : Layer<Cell, T> {
-  using Base = Layer<Cell, T>;
+template <class Cell, class Stored>
+class BackwardPass : Layer<Cell, Stored> {
+  using Base = Layer<Cell, Stored>;
   using Base::active, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell, Base::ld_gates,
       Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of, Base::s, Base::S,
       Base::split, Base::place, Base::entry;
+  using typename Base::O;
+  using typename Base::T;
   using typename Base::V;
-  using Plain = Panels<T, kWide, 1, false>;
+  using Plain = Panels<Stored, O, kWide, 1, false>;
 
   struct Direction {
     Plain ih, hh, hr;
-    Buffer<T> d_x;             // [rows of a chunk, ld_gates] gradient of x, the input part
-    Buffer<T> d_u;             // [rows of a chunk, ld_gates] gradient of u, where it differs
-    Buffer<T> d_y;             // [rows of a chunk, P] complete gradient of h, with a projection
+    // Operands; where they go in pairs, a row of odd length goes on with a zero.
+    Buffer<O> d_x;             // [rows of a chunk, ld_gates] gradient of x, the input part
+    Buffer<O> d_u;             // [rows of a chunk, ld_gates] gradient of u, where it differs
+    Buffer<O> d_y;             // [rows of a chunk, ld_y] complete gradient of h, with a projection
     Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
     Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
     Buffer<T> d_c;             // [N, ld_cell] gradient of c_t from later steps
+    Buffer<T> sums;            // gradients of the weights, where memory holds another type
     Buffer<int64_t> previous;  // [rows] row of the matrices one step before; ~n for the first step
                                // of entry n; kNone where a reset made the state before zero
 
-    T* d_hidden() const { return Cell::kSplit ? d_u : d_x; }
+    O* d_hidden() const { return Cell::kSplit ? d_u : d_x; }
   };
 
   static constexpr int64_t kNone = INT64_MIN;
+  static constexpr bool kRounds = !std::is_same_v<Stored, T>;
 
-  const fastrnn::Backward<T>& b_;
+  const fastrnn::Backward<Stored>& b_;
+  const T grad_clip_;
   const bool keep_;      // packed weights; a step of a few rows reads them as they lie
+  const int64_t ld_y_;   // of d_y
   const int64_t chunk_;  // time steps
   Direction direction_[2];
   fastrnn::cpu::Team teams_[2];
   Buffer<T> zero_;
+  Buffer<Stored> zero_state_;
 
   Direction make(int64_t d) {
     const bool used = d < D;
-    const fastrnn::Weights<T>& w = f.weights[used ? d : 0];
+    const fastrnn::Weights<Stored>& w = f.weights[used ? d : 0];
     const int64_t rows = used ? chunk_ * N : 0;
+    const int64_t weights = G * H * (I + P + 2) + (s.projected ? P * H : 0);
     return {Plain(w.w_ih, G * H, I, used && keep_ && b_.dx),
             Plain(w.w_hh, G * H, P, used && keep_),
             Plain(w.w_hr, P, H, used && keep_),
-            Buffer<T>(rows * ld_gates),
-            Buffer<T>(Cell::kSplit ? rows * ld_gates : 0),
-            Buffer<T>(s.projected ? rows * P : 0),
+            Buffer<O>(rows * ld_gates),
+            Buffer<O>(Cell::kSplit ? rows * ld_gates : 0),
+            Buffer<O>(s.projected ? rows * ld_y_ : 0),
             Buffer<T>(used && s.projected ? N * ld_cell : 0),
             Buffer<T>(used ? N * ld_state : 0),
             Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
+            Buffer<T>(used && kRounds && b_.need_weights ? weights : 0),
             Buffer<int64_t>(used ? this->total : 0)};
   }
 
  public:
-  BackwardPass(const fastrnn::Backward<T>& backward, const Parallel& threads)
+  BackwardPass(const fastrnn::Backward<Stored>& backward, const Parallel& threads)
       : Base(backward.forward, threads),
         b_(backward),
+        grad_clip_(static_cast<T>(backward.grad_clip)),
         keep_(s.steps > 1 || N > kTileRows<kWide>),
+        ld_y_(round_up(P, kTerms<O>)),
         chunk_(this->chunk(kOuterDepth)),
         direction_{make(0), make(1)},
         teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
-        zero_(max(kWidth<T, kWide>, max(ld_state, ld_cell))) {}
+        zero_(kWidth<T, kWide>),
+        zero_state_(max(ld_state, ld_cell)) {}
 
   void operator()() {
     prepare();
@@ -89,20 +102,26 @@ class BackwardPass : Layer<Cell, T> {
     for (int64_t i = 0; i < D * N; ++i) {
       const Direction& w = direction_[i / N];
       const int64_t n = i % N, to = i / N * N + entry(n);
-      if (b_.dh0) memcpy(b_.dh0 + to * P, w.d_h + n * ld_state, P * sizeof(T));
+      if (b_.dh0) copy(b_.dh0 + to * P, w.d_h + n * ld_state, P);
       if constexpr (Cell::kState)
-        if (b_.dc0) memcpy(b_.dc0 + to * H, w.d_c + n * ld_cell, H * sizeof(T));
+        if (b_.dc0) copy(b_.dc0 + to * H, w.d_c + n * ld_cell, H);
     }
   }
 
  private:
   void prepare() {
-    memset(zero_, 0, max(kWidth<T, kWide>, max(ld_state, ld_cell)) * sizeof(T));
+    memset(zero_, 0, kWidth<T, kWide> * sizeof(T));
+    memset(zero_state_, 0, max(ld_state, ld_cell) * sizeof(Stored));
     if (b_.dx)
-      this->each_padding_row([&](int64_t to) { memset(b_.dx + to * I, 0, I * sizeof(T)); });
+      this->each_padding_row([&](int64_t to) { memset(b_.dx + to * I, 0, I * sizeof(Stored)); });
     this->pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
     for (int64_t d = 0; d < D; ++d) {
       Direction& w = direction_[d];
+      for (int64_t row = 0; row < chunk_ * N && kTerms<O> > 1; ++row) {
+        w.d_x[row * ld_gates + G * H] = O{};
+        if constexpr (Cell::kSplit) w.d_u[row * ld_gates + G * H] = O{};
+        if (s.projected) w.d_y[(row + 1) * ld_y_ - 1] = O{};
+      }
       for (int64_t n = 0; n < N; ++n) {
         const int64_t from = d * N + entry(n);
         copy_or_zero(w.d_h + n * ld_state, b_.dh_n, from * P, P, ld_state);
@@ -119,25 +138,25 @@ class BackwardPass : Layer<Cell, T> {
         }
     }
   }
-  static void copy_or_zero(T* to, const T* from, int64_t at, int64_t count, int64_t padded) {
+  static void copy_or_zero(T* to, const Stored* from, int64_t at, int64_t count, int64_t padded) {
     memset(to, 0, padded * sizeof(T));
-    if (from) memcpy(to, from + at, count * sizeof(T));
+    if (from) copy(to, from + at, count);
   }
 
-  const T* previous_h(int64_t d, int64_t row) const {
+  const Stored* previous_h(int64_t d, int64_t row) const {
     const int64_t at = direction_[d].previous[row];
-    return at >= 0 ? f.y + this->at_y(d, at) : at == kNone ? zero_ : f.h0 + (d * N + ~at) * P;
+    return at >= 0 ? f.y + this->at_y(d, at) : at == kNone ? zero_state_ : f.h0 + (d * N + ~at) * P;
   }
-  const T* previous_c(int64_t d, int64_t row) const {
+  const Stored* previous_c(int64_t d, int64_t row) const {
     const int64_t at = direction_[d].previous[row];
     return at >= 0       ? f.cells + this->at_cell(d, at)
-           : at == kNone ? zero_
+           : at == kNone ? zero_state_
                          : f.c0 + (d * N + ~at) * H;
   }
 
   void time_loop(int64_t d, Range batch, Range steps) {
     const Direction& w = direction_[d];
-    const Buffer<T> scratch(max(w.hh.scratch(), w.hr.scratch()));
+    const Buffer<O> scratch(max(w.hh.scratch(), w.hr.scratch()));
     for (int64_t step = steps.last - 1; step >= steps.first; --step) {
       if (s.projected) projection(d, batch, step, steps, scratch);
       cells(d, batch, step, steps, {0, H});
@@ -150,7 +169,7 @@ class BackwardPass : Layer<Cell, T> {
   // meets when all units of a step have their derivatives, before the product that mixes them.
   void team_loop(int64_t d, Range steps, int64_t member) {
     const Direction& w = direction_[d];
-    const Buffer<T> scratch(w.hh.scratch());
+    const Buffer<O> scratch(w.hh.scratch());
     const Range all{0, N};
     const int64_t done = s.steps - steps.last, base = done + done / chunk_;  // of phases
     teams_[d].run(member, base, base + steps.count() + 1, [&](int64_t phase, int64_t slice) {
@@ -166,18 +185,18 @@ class BackwardPass : Layer<Cell, T> {
   }
 
   // d_y and the gradient of o tanh(c), with a projection.
-  void projection(int64_t d, Range batch, int64_t step, Range steps, T* scratch) {
+  void projection(int64_t d, Range batch, int64_t step, Range steps, O* scratch) {
     Direction& w = direction_[d];
     const int64_t rows = active(d, step, batch), first = row(d, step) + batch.first;
-    T* const d_y = w.d_y + (first - rows_of(d, steps).first) * P;
+    O* const d_y = w.d_y + (first - rows_of(d, steps).first) * ld_y_;
     for (int64_t n = 0; n < rows; ++n)
       for (int64_t p = 0; p < P; p += kLanes<T>) {
         const Lane<T> lane(p, P);
-        lane.store_to(d_y + n * P,
+        lane.store_to(d_y + n * ld_y_,
                       take(w.d_h + (batch.first + n) * ld_state, d, place(first + n), lane));
       }
     for (int64_t p = 0; p < w.hr.count(); ++p)
-      multiply<T, kWide>(d_y, P, rows, P, w.hr.get(p, scratch), zero_, 0,
+      multiply<O, kWide>(d_y, ld_y_, rows, P, w.hr.get(p, scratch), zero_, 0,
                          w.d_m + batch.first * ld_cell + p * kWidth<T, kWide>, ld_cell);
   }
 
@@ -189,12 +208,12 @@ class BackwardPass : Layer<Cell, T> {
 
   // d_h += du W_hh, for some panels of its columns.
   void recurrent_product(int64_t d, Range batch, int64_t step, Range steps, Range panels,
-                         T* scratch) {
+                         O* scratch) {
     Direction& w = direction_[d];
     const int64_t from = row(d, step) + batch.first - rows_of(d, steps).first;
     for (int64_t p = panels.first; p < panels.last; ++p) {
       T* const d_h = w.d_h + batch.first * ld_state + p * kWidth<T, kWide>;
-      multiply<T, kWide>(w.d_hidden() + from * ld_gates, ld_gates, active(d, step, batch), G * H,
+      multiply<O, kWide>(w.d_hidden() + from * ld_gates, ld_gates, active(d, step, batch), G * H,
                          w.hh.get(p, scratch), d_h, ld_state, d_h, ld_state);
     }
   }
@@ -203,7 +222,7 @@ class BackwardPass : Layer<Cell, T> {
   void limit(int64_t d, Range batch, int64_t step, Range states, Range units) {
     const int64_t later = this->time(d, step) + d;  // of the two steps
     const bool detach = b_.detach_every > 0 && later % b_.detach_every == 0;
-    if (!detach && !f.reset && !(b_.grad_clip > 0)) return;
+    if (!detach && !f.reset && !(grad_clip_ > 0)) return;
     Direction& w = direction_[d];
     for (int64_t n = batch.first; n < batch.first + active(d, step, batch); ++n) {
       const int64_t before = w.previous[row(d, step) + n];
@@ -211,11 +230,9 @@ class BackwardPass : Layer<Cell, T> {
       if (before == kNone || (detach && before >= 0)) {
         memset(d_h + states.first, 0, states.count() * sizeof(T));
         if constexpr (Cell::kState) memset(d_c + units.first, 0, units.count() * sizeof(T));
-      } else if (b_.grad_clip > 0) {
+      } else if (grad_clip_ > 0) {
         for (int64_t p = states.first; p < states.last; ++p)  // a NaN stays
-          d_h[p] = d_h[p] > b_.grad_clip    ? b_.grad_clip
-                   : d_h[p] < -b_.grad_clip ? -b_.grad_clip
-                                            : d_h[p];
+          d_h[p] = d_h[p] > grad_clip_ ? grad_clip_ : d_h[p] < -grad_clip_ ? -grad_clip_ : d_h[p];
       }
     }
   }
@@ -270,12 +287,12 @@ class BackwardPass : Layer<Cell, T> {
       return (d == 1 || steps.last < s.steps) && row >= other.first && row < other.last;
     };
     const Direction& w = direction_[d];
-    const Buffer<T> partial(min(kRowBlock, rows.count()) * kWidth<T, kWide>),
-        scratch(w.ih.scratch());
+    const Buffer<T> partial(min(kRowBlock, rows.count()) * kWidth<T, kWide>);
+    const Buffer<O> scratch(w.ih.scratch());
     for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
       for (int64_t p = 0; p < w.ih.count(); ++p) {
         const int64_t count = min(kRowBlock, rows.last - i);
-        multiply<T, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
+        multiply<O, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
                            zero_, 0, partial, kWidth<T, kWide>);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t row = all.first + i + r, to = place(row);
@@ -291,6 +308,15 @@ class BackwardPass : Layer<Cell, T> {
       }
   }
 
+  // A weight's gradient where sums over more than one chunk of rows are kept: its own memory, or,
+  // if that is of another type, what `next` points at, which then moves on.
+  static T* sums(Stored* gradient, int64_t count, T*& next) {
+    if constexpr (kRounds)
+      return gradient ? std::exchange(next, next + count) : nullptr;
+    else
+      return gradient;
+  }
+
   // One of several shares of the rows of every weight's gradient, summed over a chunk's rows.
   void weight_gradients(int64_t task, Range steps, bool add, int64_t shares) {
     const Range gates = piece(G * H, task, shares, kTileRows<kNarrow>);
@@ -302,19 +328,36 @@ class BackwardPass : Layer<Cell, T> {
       const int64_t rows = last - first, from = first;
       const auto d_x = [&](int64_t k) { return w.d_x + k * ld_gates; };
       const auto d_u = [&](int64_t k) { return w.d_hidden() + k * ld_gates; };
+      const auto d_y = [&](int64_t k) { return w.d_y + k * ld_y_; };
+      const auto x = [&](int64_t k) { return f.x + place(from + k) * I; };
       const auto h = [&](int64_t k) { return previous_h(d, from + k); };
-      outer(
-          rows, gates, I, d_x, [&](int64_t k) { return f.x + place(from + k) * I; }, out.w_ih, add);
-      outer(rows, gates, P, d_u, h, out.w_hh, add);
-      if (s.projected)
-        outer(
-            rows, states, H, [&](int64_t k) { return w.d_y + k * P; },
-            [&](int64_t k) { return f.hidden + this->at_cell(d, place(from + k)); }, out.w_hr, add);
+      const auto m = [&](int64_t k) { return f.hidden + this->at_cell(d, place(from + k)); };
+      T* next = w.sums;
+      const auto product = [&](Range range, int64_t m, int64_t n, auto&& left, auto&& right,
+                               Stored* to) {
+        T* const sum = sums(to, m * n, next);
+        outer<O>(rows, range, n, left, right, sum, add);
+        finish(steps, to, sum, {range.first * n, range.last * n});
+      };
+      const auto column_sum = [&](auto&& left, Stored* to) {
+        T* const sum = sums(to, G * H, next);
+        column_sums(rows, gates, left, sum, add);
+        finish(steps, to, sum, gates);
+      };
+      product(gates, G * H, I, d_x, x, out.w_ih);
+      product(gates, G * H, P, d_u, h, out.w_hh);
       if (out.b_ih) {
-        column_sums(rows, gates, d_x, out.b_ih, add);
-        column_sums(rows, gates, d_u, out.b_hh, add);
+        column_sum(d_x, out.b_ih);
+        column_sum(d_u, out.b_hh);
       }
+      if (s.projected) product(states, P, H, d_y, m, out.w_hr);
     }
+  }
+
+  // After the last chunk sums become gradients.
+  static void finish(Range steps, Stored* gradient, const T* sum, Range range) {
+    if constexpr (kRounds)
+      if (steps.first == 0) copy(gradient + range.first, sum + range.first, range.count());
   }
 };
 

@@ -74,8 +74,9 @@ Forward<T> pointers(const Arguments& a, const Results& r, bool save) {
 }
 
 void check_dtype(const Arguments& a) {
-  FASTRNN_CHECK(a.dtype() == ScalarType::Float || a.dtype() == ScalarType::Double,
-                "the CPU kernels take float32 and float64");
+  FASTRNN_CHECK(a.dtype() == ScalarType::Float || a.dtype() == ScalarType::Double ||
+                    a.dtype() == ScalarType::BFloat16,
+                "the CPU kernels take float32, float64 and bfloat16");
 }
 
 Results forward(const Arguments& a, bool save) {
@@ -90,6 +91,8 @@ Results forward(const Arguments& a, bool save) {
                   save && s.projected ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0})};
   if (a.dtype() == ScalarType::Float) {
     cpu::kernels().forward_float[a.cell](pointers<float>(a, r, save), parallel());
+  } else if (a.dtype() == ScalarType::BFloat16) {
+    cpu::kernels().forward_bf16[a.cell](pointers<Bf16>(a, r, save), parallel());
   } else {
     cpu::kernels().forward_double[a.cell](pointers<double>(a, r, save), parallel());
   }
@@ -148,7 +151,7 @@ void backward(const Arguments& a, const Results& saved, const Cotangents& in, co
   b.dc_n = data<T>(in.c_n);
   b.dcells = data<T>(in.cells);
   b.detach_every = in.detach_every;
-  b.grad_clip = static_cast<T>(in.grad_clip);
+  b.grad_clip = in.grad_clip;
   b.dx = data<T>(OptionalTensor(out.input));
   b.dh0 = data<T>(OptionalTensor(out.h0));
   b.dc0 = data<T>(OptionalTensor(out.c0));
@@ -199,6 +202,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     for (const Tensor& w : a.weights) out.weights.push_back(like(w));
   if (a.dtype() == ScalarType::Float) {
     backward<float>(a, saved, in, out, cpu::kernels().backward_float[a.cell]);
+  } else if (a.dtype() == ScalarType::BFloat16) {
+    backward<Bf16>(a, saved, in, out, cpu::kernels().backward_bf16[a.cell]);
   } else {
     backward<double>(a, saved, in, out, cpu::kernels().backward_double[a.cell]);
   }

@@ -9,16 +9,20 @@
 
 namespace FASTRNN_NAMESPACE {
 
-template <class Cell, class T>
-class ForwardPass : Layer<Cell, T> {
-  using Base = Layer<Cell, T>;
+template <class Cell, class Stored>
+class ForwardPass : Layer<Cell, Stored> {
+  using Base = Layer<Cell, Stored>;
   using Base::active, Base::D, Base::f, Base::G, Base::H, Base::I, Base::kGated,
       Base::kUnitRegisters, Base::ld_cell, Base::ld_state, Base::N, Base::P, Base::parallel,
       Base::row, Base::rows_of, Base::s, Base::S, Base::split, Base::place, Base::entry;
+  using typename Base::O;
+  using typename Base::T;
   using typename Base::V;
-  using Gated = Panels<T, kGated, int(Base::G), true>;
-  using Projection = Panels<T, kWide, 1, true>;
+  using Gated = Panels<Stored, O, kGated, int(Base::G), true>;
+  using Bias = Panels<Stored, T, kGated, int(Base::G), true>;
+  using Projection = Panels<Stored, O, kWide, 1, true>;
   static constexpr int64_t kLd = kWidth<T, kGated>;
+  static constexpr bool kRounds = !std::is_same_v<O, T>;  // h has a copy that is an operand
 
   struct Direction {
     Gated ih, hh;
@@ -26,8 +30,9 @@ class ForwardPass : Layer<Cell, T> {
     Buffer<T> b_ih, b_hh;  // [panels, kLd] interleaved like the panels
     Buffer<T> x_part;      // [panels, rows of a chunk, kLd] W_ih x + b, tile by tile
     Buffer<T> h;           // [2, N, ld_state] h of the last step and of this one
+    Buffer<O> h_operand;   // the same where kRounds, zero beyond P
     Buffer<T> c;           // [N, ld_cell]
-    Buffer<T> m;           // [N, ld_cell] o tanh(c), before the projection
+    Buffer<O> m;           // [N, ld_cell] o tanh(c), before the projection; zero beyond H
     Buffer<T> partial;     // [split.units, N, kLd] sums of a panel that is cut in depth
   };
 
@@ -38,7 +43,7 @@ class ForwardPass : Layer<Cell, T> {
 
   Direction make(int64_t d) {
     const bool used = d < D;
-    const fastrnn::Weights<T>& w = f.weights[used ? d : 0];
+    const fastrnn::Weights<Stored>& w = f.weights[used ? d : 0];
     const int64_t panels = ceil_div(H, Gated::kUnits);
     return {Gated(w.w_ih, I, H, used),
             Gated(w.w_hh, P, H, used),
@@ -47,13 +52,14 @@ class ForwardPass : Layer<Cell, T> {
             Buffer<T>(used ? panels * kLd : 0),
             Buffer<T>(used ? panels * chunk_ * N * kLd : 0),
             Buffer<T>(used ? 2 * N * ld_state : 0),
+            Buffer<O>(used && kRounds ? 2 * N * ld_state : 0),
             Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
-            Buffer<T>(used && s.projected ? N * ld_cell : 0),
-            Buffer<T>(used && panel_depth<T, kGated>(P, N) < P ? split.units * N * kLd : 0)};
+            Buffer<O>(used && s.projected ? N * ld_cell : 0),
+            Buffer<T>(used && panel_depth<O, kGated>(P, N) < P ? split.units * N * kLd : 0)};
   }
 
  public:
-  ForwardPass(const fastrnn::Forward<T>& forward, const Parallel& threads)
+  ForwardPass(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : Base(forward, threads),
         chunk_(this->chunk(max(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)})))),
         direction_{make(0), make(1)},
@@ -72,7 +78,7 @@ class ForwardPass : Layer<Cell, T> {
     Base::pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
     for (int64_t d = 0; d < D; ++d) {
       Direction& w = direction_[d];
-      const Gated b_ih(f.weights[d].b_ih, 1, H, false), b_hh(f.weights[d].b_hh, 1, H, false);
+      const Bias b_ih(f.weights[d].b_ih, 1, H, false), b_hh(f.weights[d].b_hh, 1, H, false);
       const int64_t panels = w.ih.count();
       for (int64_t p = 0; p < panels; ++p) {
         b_ih.pack(p, w.b_ih + p * kLd);
@@ -110,9 +116,17 @@ class ForwardPass : Layer<Cell, T> {
       for (int64_t n = 0; n < N; ++n) {
         const int64_t from = d * N + entry(n);
         // Both halves: a row of the reverse direction may enter at an odd step.
-        memcpy(w.h + n * ld_state, f.h0 + from * P, P * sizeof(T));
-        memcpy(w.h + (N + n) * ld_state, f.h0 + from * P, P * sizeof(T));
-        if constexpr (Cell::kState) memcpy(w.c + n * ld_cell, f.c0 + from * H, H * sizeof(T));
+        for (int64_t half = 0; half < 2; ++half) {
+          const int64_t to = (half * N + n) * ld_state;
+          copy(w.h + to, f.h0 + from * P, P);
+          if constexpr (kRounds) {
+            memset(w.h_operand + to, 0, ld_state * sizeof(O));
+            copy(w.h_operand + to, f.h0 + from * P, P);
+          }
+        }
+        if constexpr (Cell::kState) copy(w.c + n * ld_cell, f.c0 + from * H, H);
+        if constexpr (kRounds)
+          if (s.projected) memset(w.m + n * ld_cell, 0, ld_cell * sizeof(O));
       }
     }
   }
@@ -120,11 +134,11 @@ class ForwardPass : Layer<Cell, T> {
   // Results where there is no step: zero in the matrices, the initial state of an empty sequence.
   void clear_padding() {
     this->each_padding_row([&](int64_t to) {
-      memset(f.y + to * D * P, 0, D * P * sizeof(T));
+      memset(f.y + to * D * P, 0, D * P * sizeof(Stored));
       for (int64_t d = 0; d < D && f.save; ++d) {
-        if constexpr (S > 0) memset(this->gates(d, to), 0, S * H * sizeof(T));
-        if constexpr (Cell::kState) memset(f.cells + this->at_cell(d, to), 0, H * sizeof(T));
-        if (s.projected) memset(f.hidden + this->at_cell(d, to), 0, H * sizeof(T));
+        if constexpr (S > 0) memset(this->gates(d, to), 0, S * H * sizeof(Stored));
+        if constexpr (Cell::kState) memset(f.cells + this->at_cell(d, to), 0, H * sizeof(Stored));
+        if (s.projected) memset(f.hidden + this->at_cell(d, to), 0, H * sizeof(Stored));
       }
     });
     for (int64_t d = 0; d < D; ++d)
@@ -134,9 +148,8 @@ class ForwardPass : Layer<Cell, T> {
   // The final state of a step's n'th row.
   void store_final(int64_t d, int64_t n, const T* h) {
     const int64_t to = d * N + entry(n);
-    memcpy(f.h_n + to * P, h, P * sizeof(T));
-    if constexpr (Cell::kState)
-      memcpy(f.c_n + to * H, direction_[d].c + n * ld_cell, H * sizeof(T));
+    copy(f.h_n + to * P, h, P);
+    if constexpr (Cell::kState) copy(f.c_n + to * H, direction_[d].c + n * ld_cell, H);
   }
 
   T* x_part(int64_t d, int64_t panel, int64_t chunk_row) {
@@ -149,26 +162,43 @@ class ForwardPass : Layer<Cell, T> {
     const Direction& w = direction_[d];
     const Range all = rows_of(d, steps);
     const Range rows = piece(all.count(), task / D, parallel.threads, kTileRows<kGated>);
-    const Buffer<T> gathered(s.place ? rows.count() * I : 0);
-    for (int64_t i = 0; i < rows.count() && s.place; ++i)
-      memcpy(gathered + i * I, f.x + place(all.first + rows.first + i) * I, I * sizeof(T));
-    const T* const x = s.place ? gathered : f.x + (all.first + rows.first) * I;
+    // x as it lies, or rows in the order of time, of operands, with a zero after an odd pair.
+    constexpr bool kMayLie = std::is_same_v<Stored, O>;
+    const int64_t ld_x = round_up(I, kTerms<O>);
+    const bool lies = kMayLie && !s.place && ld_x == I;
+    const Buffer<O> gathered(lies ? 0 : rows.count() * ld_x);
+    for (int64_t i = 0; i < rows.count() && !lies; ++i) {
+      gathered[(i + 1) * ld_x - 1] = O{};
+      copy(gathered + i * ld_x, f.x + place(all.first + rows.first + i) * I, I);
+    }
+    const O* x = gathered;
+    if constexpr (kMayLie)
+      if (lies) x = f.x + (all.first + rows.first) * I;
     for (int64_t p = 0; p < w.ih.count(); ++p) {
-      const Panel<T> panel = w.ih.get(p);
+      const Panel<O> panel = w.ih.get(p);
       for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
-        multiply<T, kGated>(x + (i - rows.first) * I, I, min(kRowBlock, rows.last - i), I, panel,
-                            w.b_ih + p * kLd, 0, x_part(d, p, i), kLd);
+        multiply<O, kGated>(x + (i - rows.first) * ld_x, ld_x, min(kRowBlock, rows.last - i), I,
+                            panel, w.b_ih + p * kLd, 0, x_part(d, p, i), kLd);
     }
   }
 
   // One step of one batch block.
   struct Step {
     int64_t d, row, chunk_row, rows;  // first row in the order of time and of x_part, their number
-    T *h_prev, *h, *c, *m;            // h_prev and h [rows, ld_state], c and m [rows, ld_cell]
-    T* partial;                       // [rows, kLd]
+    T *h_prev, *h, *c;                // h_prev and h [rows, ld_state], c and m [rows, ld_cell]
+    O *left, *next_left;              // h_prev and h as operands, where these are others
+    O* m;
+    T* partial;  // [rows, kLd]
   };
+  int64_t at_state(int64_t step, int64_t n) const { return ((~step & 1) * N + n) * ld_state; }
   T* h_after(int64_t d, int64_t step, int64_t n) const {
-    return direction_[d].h + ((~step & 1) * N + n) * ld_state;
+    return direction_[d].h + at_state(step, n);
+  }
+  O* operand_after(int64_t d, int64_t step, int64_t n) const {
+    if constexpr (kRounds)
+      return direction_[d].h_operand + at_state(step, n);
+    else
+      return h_after(d, step, n);
   }
   Step at(int64_t d, int64_t step, Range batch, Range steps, int64_t partial_row) const {
     const Direction& w = direction_[d];
@@ -180,6 +210,8 @@ class ForwardPass : Layer<Cell, T> {
             h_after(d, step - 1, batch.first),
             h_after(d, step, batch.first),
             Cell::kState ? w.c + batch.first * ld_cell : nullptr,
+            operand_after(d, step - 1, batch.first),
+            operand_after(d, step, batch.first),
             s.projected ? w.m + batch.first * ld_cell : nullptr,
             w.partial ? w.partial + partial_row * kLd : nullptr};
   }
@@ -202,14 +234,18 @@ class ForwardPass : Layer<Cell, T> {
       for (int64_t n = 0; n < now.rows && f.reset; ++n)
         if (f.reset[place(first + n)]) {
           memset(now.h_prev + n * ld_state, 0, P * sizeof(T));
+          if constexpr (kRounds) memset(now.left + n * ld_state, 0, P * sizeof(O));
           if constexpr (Cell::kState) memset(now.c + n * ld_cell, 0, H * sizeof(T));
         }
       for (int64_t p = 0; p < w.hh.count(); ++p) recurrent_product(now, p, w.hh.get(p));
       for (int64_t p = 0; p < w.hr.count(); ++p)
-        multiply<T, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p), zero_, 0,
+        multiply<O, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p), zero_, 0,
                            now.h + p * kWidth<T, kWide>, ld_state);
-      for (int64_t n = 0; n < now.rows && s.projected; ++n)
-        memcpy(f.y + this->at_y(d, place(first + n)), now.h + n * ld_state, P * sizeof(T));
+      for (int64_t n = 0; n < now.rows && s.projected; ++n) {
+        const T* const h = now.h + n * ld_state;
+        copy(f.y + this->at_y(d, place(first + n)), h, P);
+        if constexpr (kRounds) copy(now.next_left + n * ld_state, h, P);
+      }
       // Rows whose last step this was.
       for (int64_t n = active(d, step + 1, batch); n < now.rows; ++n)
         store_final(d, batch.first + n, now.h + n * ld_state);
@@ -217,27 +253,27 @@ class ForwardPass : Layer<Cell, T> {
   }
 
   // u = W_hh h_{t-1} + bias for the units of one panel, tile by tile, each followed by the cell.
-  void recurrent_product(const Step& now, int64_t p, Panel<T> panel) {
+  void recurrent_product(const Step& now, int64_t p, Panel<O> panel) {
     alignas(64) T tile[kTileRows<kGated> * kLd];
     const T* const x = x_part(now.d, p, now.chunk_row);
     const T* init = Cell::kSplit ? direction_[now.d].b_hh + p * kLd : x;
     int64_t ld_init = Cell::kSplit ? 0 : kLd;
-    const int64_t depth = panel_depth<T, kGated>(P, now.rows), head = (P - 1) / depth * depth;
+    const int64_t depth = panel_depth<O, kGated>(P, now.rows), head = (P - 1) / depth * depth;
     if (head > 0) {
-      multiply<T, kGated>(now.h_prev, ld_state, now.rows, head, panel, init, ld_init, now.partial,
+      multiply<O, kGated>(now.left, ld_state, now.rows, head, panel, init, ld_init, now.partial,
                           kLd);
       init = now.partial;
       ld_init = kLd;
     }
     const Tiles<kGated> tiles(now.rows);
     Ahead<T> next_x(x + chunk_ * N * kLd, now.rows * kLd, tiles.count);
-    Ahead<T> next_weights(panel.from(P).data, depth * kLd, tiles.count);
+    Ahead<O> next_weights(panel.from(P).data, depth * kLd, tiles.count);
     for (int64_t j = 0, i = 0, rows; j < tiles.count; ++j, i += rows) {
       rows = tiles.rows(j);
       if (f.save) prefetch_saved(now, p * Gated::kUnits, i, rows);
       next_x.fetch();
       next_weights.fetch();
-      kMicros<T, kGated>.by_rows[rows - 1](now.h_prev + i * ld_state + head, ld_state,
+      kMicros<O, kGated>.by_rows[rows - 1](now.left + i * ld_state + head, ld_state,
                                            panel.from(head), P - head, init + i * ld_init, ld_init,
                                            tile, kLd);
       for (int u = 0; u < kUnitRegisters; ++u) {
@@ -273,9 +309,10 @@ class ForwardPass : Layer<Cell, T> {
     if constexpr (Cell::kState) store<V>(now.c + n * ld_cell + lane.at, c);
     if (f.save) this->save(now.d, to, lane, saved, c, h);
     if (s.projected) {
-      store<V>(now.m + n * ld_cell + lane.at, h);
+      lane.store_to(now.m + n * ld_cell, h);
     } else {
       store<V>(now.h + n * ld_state + lane.at, h);
+      if constexpr (kRounds) lane.store_to(now.next_left + n * ld_state, h);
       lane.store_to(f.y + this->at_y(now.d, to), h);
     }
   }

@@ -1,10 +1,15 @@
-// Matrix products over packed panels.
+// Matrix products over packed panels. Factors are operands of a type O (vec.h), sums are
+// Compute<O>.
 //
 // A panel holds NV registers' worth of columns of the right-hand matrix, k-major: row k of a panel
 // is NV kLanes consecutive numbers. A micro-kernel keeps R x NV accumulators in registers and runs
 // down a panel once for R rows of the left-hand matrix. Every element of a result is summed over k
 // in ascending order, with the same operations whatever R is, so a row's result depends neither on
 // the rows beside it nor on how rows are given to threads.
+//
+// Where operands go in pairs, a panel holds the rows k and k + 1 interleaved, the first numbers of
+// every pair at even k, and an odd depth goes on with a row of zeros. A left-hand row is then read
+// one number further, which must be zero.
 #pragma once
 
 #include <cstdlib>
@@ -67,22 +72,22 @@ class Buffer {
 };
 
 // A panel, its rows `ld` apart: kWidth if it is packed.
-template <class T>
+template <class O>
 struct Panel {
-  const T* data;
+  const O* data;
   int64_t ld;
 
-  Panel from(int64_t k) const { return {data + k * ld, ld}; }
+  Panel from(int64_t k) const { return {data + k * ld, ld}; }  // k a multiple of kTerms
 };
 
 // out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows. Rows of a are lda apart, or, with Packed,
-// a is k-major with R numbers a step. out may be init; k > 0, since a loop that may be empty makes
-// GCC 12 spill every sum.
-template <class T, int NV, int R, bool Packed>
-void micro(const T* a, int64_t lda, Panel<T> right_hand, int64_t k, const T* init, int64_t ld_init,
-           T* out, int64_t ld_out) {
-  using V = Vec<T>;
-  constexpr int kLane = kLanes<T>;
+// a is k-major with R numbers a step, or R pairs. out may be init; k > 0, since a loop that may be
+// empty makes GCC 12 spill every sum.
+template <class O, int NV, int R, bool Packed>
+void micro(const O* a, int64_t lda, Panel<O> right_hand, int64_t k, const Compute<O>* init,
+           int64_t ld_init, Compute<O>* out, int64_t ld_out) {
+  using V = Vec<O>;
+  constexpr int kLane = kLanes<O>, kStep = kTerms<O>;
   V acc[R][NV];
   FASTRNN_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -90,34 +95,35 @@ void micro(const T* a, int64_t lda, Panel<T> right_hand, int64_t k, const T* ini
     for (int v = 0; v < NV; ++v) acc[r][v] = load<V>(init + r * ld_init + v * kLane);
   }
   auto [panel, ld] = right_hand;
+  int64_t steps = ceil_div(k, kStep);
   do {
     // The shorter side stays in registers while the other passes by: one register for it.
-    const auto left = [&](int r) { return set1<V>(Packed ? a[r] : a[r * lda]); };
-    const auto right = [&](int v) { return load<V>(panel + v * kLane); };
+    const auto left = [&](int r) { return broadcast<O>(a + r * (Packed ? kStep : lda)); };
+    const auto right = [&](int v) { return load_operands<O>(panel + v * kLane * kStep); };
     if constexpr (R >= NV) {
-      V w[NV];
+      Operands<O> w[NV];
       FASTRNN_UNROLL
       for (int v = 0; v < NV; ++v) w[v] = right(v);
       FASTRNN_UNROLL
       for (int r = 0; r < R; ++r) {
-        const V x = left(r);
+        const Operands<O> x = left(r);
         FASTRNN_UNROLL
-        for (int v = 0; v < NV; ++v) acc[r][v] += x * w[v];
+        for (int v = 0; v < NV; ++v) multiply_add<O>(acc[r][v], x, w[v]);
       }
     } else {
-      V x[R];
+      Operands<O> x[R];
       FASTRNN_UNROLL
       for (int r = 0; r < R; ++r) x[r] = left(r);
       FASTRNN_UNROLL
       for (int v = 0; v < NV; ++v) {
-        const V w = right(v);
+        const Operands<O> w = right(v);
         FASTRNN_UNROLL
-        for (int r = 0; r < R; ++r) acc[r][v] += x[r] * w;
+        for (int r = 0; r < R; ++r) multiply_add<O>(acc[r][v], x[r], w);
       }
     }
-    a += Packed ? R : 1;
-    panel += ld;
-  } while (--k > 0);
+    a += Packed ? R * kStep : kStep;
+    panel += ld * kStep;
+  } while (--steps > 0);
   FASTRNN_UNROLL
   for (int r = 0; r < R; ++r) {
     FASTRNN_UNROLL
@@ -125,21 +131,22 @@ void micro(const T* a, int64_t lda, Panel<T> right_hand, int64_t k, const T* ini
   }
 }
 
-template <class T>
-using Micro = void(const T*, int64_t, Panel<T>, int64_t, const T*, int64_t, T*, int64_t);
+template <class O>
+using Micro = void(const O*, int64_t, Panel<O>, int64_t, const Compute<O>*, int64_t, Compute<O>*,
+                   int64_t);
 
-template <class T, int NV>
+template <class O, int NV>
 struct Micros {
-  Micro<T>* by_rows[kTileRows<NV>];  // for 1, 2, ... rows
+  Micro<O>* by_rows[kTileRows<NV>];  // for 1, 2, ... rows
 
   template <int... R>
   static constexpr Micros all(std::integer_sequence<int, R...>) {
-    return {{&micro<T, NV, R + 1, false>...}};
+    return {{&micro<O, NV, R + 1, false>...}};
   }
 };
-template <class T, int NV>
-inline constexpr Micros<T, NV> kMicros =
-    Micros<T, NV>::all(std::make_integer_sequence<int, kTileRows<NV>>{});
+template <class O, int NV>
+inline constexpr Micros<O, NV> kMicros =
+    Micros<O, NV>::all(std::make_integer_sequence<int, kTileRows<NV>>{});
 
 // m rows of a left-hand matrix in tiles, all about equally high.
 template <int NV>
@@ -170,27 +177,27 @@ class Ahead {
 
 // Depth that a panel is cut into, so that a piece stays in the first-level cache for all m rows;
 // the sums are the same.
-template <class T, int NV>
+template <class O, int NV>
 FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
-  const int64_t bytes = k * kWidth<T, NV> * int64_t{sizeof(T)};
-  return m <= kTileRows<NV> ? k : ceil_div(k, max(1, bytes / kPanelBytes));
+  const int64_t bytes = k * kWidth<O, NV> * int64_t{sizeof(O)};
+  return m <= kTileRows<NV> ? k : round_up(ceil_div(k, max(1, bytes / kPanelBytes)), kTerms<O>);
 }
 
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being kWidth wide. ld_init may be
 // 0, one row for all. out may be init.
-template <class T, int NV>
-void multiply(const T* a, int64_t lda, int64_t m, int64_t k, Panel<T> panel, const T* init,
-              int64_t ld_init, T* out, int64_t ld_out) {
+template <class O, int NV>
+void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, const Compute<O>* init,
+              int64_t ld_init, Compute<O>* out, int64_t ld_out) {
   const Tiles<NV> tiles(m);
-  const int64_t depth = panel_depth<T, NV>(k, m);
+  const int64_t depth = panel_depth<O, NV>(k, m);
   for (int64_t from = 0; from < k; from += depth) {
-    Ahead<T> ahead(panel.from(from + depth).data, depth * kWidth<T, NV>, tiles.count);
-    const T* row = a + from;
-    T* to = out;
+    Ahead<O> ahead(panel.from(from + depth).data, depth * kWidth<O, NV>, tiles.count);
+    const O* row = a + from;
+    Compute<O>* to = out;
     for (int64_t i = 0; i < tiles.count; ++i) {
       ahead.fetch();
       const int64_t rows = tiles.rows(i);
-      kMicros<T, NV>.by_rows[rows - 1](row, lda, panel.from(from), min(depth, k - from), init,
+      kMicros<O, NV>.by_rows[rows - 1](row, lda, panel.from(from), min(depth, k - from), init,
                                        ld_init, to, ld_out);
       row += rows * lda;
       init += rows * ld_init;
@@ -201,25 +208,51 @@ void multiply(const T* a, int64_t lda, int64_t m, int64_t k, Panel<T> panel, con
   }
 }
 
-// A right-hand matrix and its panels. `Transposed` says how it lies: the columns of the product
-// are rows of w [columns, k] (a weight in a forward product), or columns of w [k, columns].
+// A number of a matrix in memory as an operand.
+template <class O, class S>
+FASTRNN_INLINE O as_operand(const S* p) {
+  if constexpr (std::is_same_v<S, O>)
+    return *p;
+  else
+    return load<O>(p);
+}
+// A register's worth of a row, operands of one lane beside each other.
+template <class O, class S>
+FASTRNN_INLINE Operands<O> from_row(const S* p) {
+  if constexpr (std::is_same_v<S, O>)
+    return load_operands<O>(p);
+  else
+    return load<Vec<O>>(p);
+}
+// A register's worth of columns, from kTerms rows, `column` on.
+template <class O, class S>
+FASTRNN_INLINE Operands<O> from_columns(const S* const (&row)[kTerms<O>], int64_t column) {
+  if constexpr (kTerms<O> == 1)
+    return from_row<O>(row[0] + column);
+  else
+    return pairs(row[0] + column, row[1] + column);
+}
+
+// A right-hand matrix of type S and its panels. `Transposed` says how it lies: the columns of the
+// product are rows of w [columns, k] (a weight in a forward product), or columns of w [k, columns].
 // Groups > 1 interleaves: a panel takes NV / Groups registers from each of Groups blocks of
 // `columns` columns, so that all gates of the same units meet in one tile.
 // Without `keep`, for a matrix that is used for a few rows only, panels are read as they lie, which
-// takes k-major columns; but a last one that is not full is packed, each time it is asked for, into
-// the caller's scratch.
-template <class T, int NV, int Groups, bool Transposed>
+// takes k-major columns of single operands; others, and a last one that is not full, are packed,
+// each time one is asked for, into the caller's scratch.
+template <class S, class O, int NV, int Groups, bool Transposed>
 struct Panels {
-  static constexpr int kLane = kLanes<T>;
+  static constexpr int kLane = kLanes<O>, kStep = kTerms<O>;
   static constexpr int kPerGroup = NV / Groups;
   static constexpr int64_t kUnits = kPerGroup * kLane;  // columns of each group in a panel
+  static constexpr bool kAsItLies = std::is_same_v<S, O> && kStep == 1;
 
-  const T* const w;
+  const S* const w;
   const int64_t k, columns;  // rows of w are `ld` apart
   const int64_t ld;
-  Buffer<T> packed;  // [count(), k, kWidth], or null
+  Buffer<O> packed;  // [count(), k, kWidth], or null
 
-  Panels(const T* weight, int64_t depth, int64_t width, bool keep)
+  Panels(const S* weight, int64_t depth, int64_t width, bool keep)
       : w(weight),
         k(depth),
         columns(width),
@@ -227,55 +260,62 @@ struct Panels {
         packed(keep ? count() * stride() : 0) {}
 
   int64_t count() const { return w ? ceil_div(columns, kUnits) : 0; }
-  int64_t stride() const { return k * kWidth<T, NV>; }
-  int64_t scratch() const { return packed || !w || columns % kUnits == 0 ? 0 : stride(); }
+  int64_t stride() const { return round_up(k, kStep) * kWidth<O, NV>; }
+  int64_t scratch() const {
+    return packed || !w || (kAsItLies && columns % kUnits == 0) ? 0 : stride();
+  }
 
-  Panel<T> get(int64_t panel) const { return {packed + panel * stride(), kWidth<T, NV>}; }
-  Panel<T> get(int64_t panel, T* scratch) const {
+  Panel<O> get(int64_t panel) const { return {packed + panel * stride(), kWidth<O, NV>}; }
+  Panel<O> get(int64_t panel, O* scratch) const {
     static_assert(!Transposed, "panels of a transposed matrix are kept");
     if (packed) return get(panel);
-    if ((panel + 1) * kUnits <= columns) return {w + panel * kUnits, ld};
+    if constexpr (kAsItLies)
+      if ((panel + 1) * kUnits <= columns) return {w + panel * kUnits, ld};
     pack(panel, scratch);
-    return {scratch, kWidth<T, NV>};
+    return {scratch, kWidth<O, NV>};
   }
   void keep(int64_t panel) { pack(panel, packed + panel * stride()); }
 
-  void pack(int64_t panel, T* out) const {
-    if (w == nullptr) return void(memset(out, 0, stride() * sizeof(T)));
+  void pack(int64_t panel, O* out) const {
+    if (w == nullptr) return void(memset(out, 0, stride() * sizeof(O)));
     for (int g = 0; g < Groups; ++g)
       for (int u = 0; u < kPerGroup; ++u) {
         const int64_t column = panel * kUnits + u * kLane;
         const int64_t valid = max(0, min(kLane, columns - column));
-        pack_register(g * columns + column, valid, out + (g * kPerGroup + u) * kLane);
+        pack_register(g * columns + column, valid, out + (g * kPerGroup + u) * kLane * kStep);
       }
   }
 
  private:
   // One register's worth of columns, all k, zero beyond the valid ones.
-  void pack_register(int64_t column, int64_t valid, T* out) const {
-    using V = Vec<T>;
-    constexpr int64_t kOut = kWidth<T, NV>;
+  void pack_register(int64_t column, int64_t valid, O* out) const {
+    constexpr int64_t kOut = kWidth<O, NV>, kBlock = kLane * kStep;
     int64_t i = 0;
     if (valid == kLane) {
       if constexpr (Transposed) {
-        const T* const from = w + column * ld;
-        for (; i + kLane <= k; i += kLane) {
-          V block[kLane];
+        const S* const from = w + column * ld;
+        for (; i + kBlock <= k; i += kBlock) {
+          Operands<O> block[kLane];
           FASTRNN_UNROLL
-          for (int l = 0; l < kLane; ++l) block[l] = load<V>(from + l * ld + i);
-          transpose<T>(block);
+          for (int l = 0; l < kLane; ++l) block[l] = from_row<O>(from + l * ld + i);
+          transpose<Scalar<Operands<O>>>(block);
           FASTRNN_UNROLL
-          for (int l = 0; l < kLane; ++l) store<V>(out + (i + l) * kOut, block[l]);
+          for (int l = 0; l < kLane; ++l) store_operands<O>(out + (i + l * kStep) * kOut, block[l]);
         }
       } else {
-        for (; i < k; ++i) store<V>(out + i * kOut, load<V>(w + i * ld + column));
+        for (; i + kStep <= k; i += kStep) {
+          const S* row[kStep];
+          for (int t = 0; t < kStep; ++t) row[t] = w + (i + t) * ld;
+          store_operands<O>(out + i * kOut, from_columns<O>(row, column));
+        }
       }
     }
-    for (; i < k; ++i)
-      for (int64_t l = 0; l < kLane; ++l) {
-        const int64_t at = Transposed ? (column + l) * ld + i : i * ld + column + l;
-        out[i * kOut + l] = l < valid ? w[at] : T(0);
-      }
+    for (; i < k; i += kStep)
+      for (int64_t l = 0; l < kLane; ++l)
+        for (int t = 0; t < kStep; ++t) {
+          const int64_t at = Transposed ? (column + l) * ld + i + t : (i + t) * ld + column + l;
+          out[i * kOut + l * kStep + t] = l < valid && i + t < k ? as_operand<O>(w + at) : O{};
+        }
   }
 };
 
@@ -293,9 +333,10 @@ class Dots {
   static constexpr int kMost = kAccumulators / 4;
 
   // Adds the products of x[r] [k] with the rows of w, `ld` apart, of which the first `valid` exist.
-  void add(const T* w, int64_t ld, int64_t valid, const T* const* x, int64_t k) {
+  template <class W, class X>
+  void add(const W* w, int64_t ld, int64_t valid, const X* const* x, int64_t k) {
     for (int c = 0; c < kLane; c += kColumns) {
-      const T* row[kColumns];
+      const W* row[kColumns];
       for (int l = 0; l < kColumns; ++l) row[l] = w + min(c + l, valid - 1) * ld;
       V acc[R][kColumns];
       each([&](int r, int l) { acc[r][l] = sum_[r][c + l]; });
@@ -334,49 +375,58 @@ class Dots {
 };
 
 // c[i, j] (+)= sum over k of a(k)[i] b(k)[j], k in [0, depth), for a range of i and all j in [0,
-// n): the gradient of a weight. a and b return the row k of the left and right matrix; `add` keeps
-// what c holds.
-template <class T, class RowsA, class RowsB>
+// n): the gradient of a weight. a and b return the row k of the left matrix, of operands, and of
+// the right one; `add` keeps what c holds.
+template <class O, class T, class RowsA, class RowsB>
 void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool add) {
-  using V = Vec<T>;
   const auto [first, last] = range;
   const int64_t ldc = n;
   constexpr int64_t kRows = kTileRows<kNarrow>;
   constexpr int64_t kLd = kWidth<T, kNarrow>;
+  constexpr int kStep = kTerms<O>;
   constexpr int64_t kDepth = kOuterDepth;
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
   if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
   const int64_t panels = ceil_div(n, kLd);
-  Buffer<T> right(panels * kDepth * kLd), left(kBlock * kDepth);
+  Buffer<O> right(panels * kDepth * kLd), left(kBlock * kDepth);
   alignas(64) T tile[kRows * kLd];
   alignas(64) const T zero[kLd] = {};
   for (int64_t from = 0; from < k; from += kDepth) {
     const int64_t depth = min(kDepth, k - from);
-    for (int64_t i = 0; i < depth; ++i) {
-      const T* row = b(from + i);
+    for (int64_t i = 0; i < depth; i += kStep) {
+      decltype(b(0)) row[kStep];
+      for (int t = 0; t < kStep; ++t) row[t] = b(from + min(i + t, depth - 1));
       for (int64_t p = 0; p < panels; ++p) {
-        T* out = right + (p * kDepth + i) * kLd;
+        O* out = right + (p * kDepth + i) * kLd;
         const int64_t valid = min(kLd, n - p * kLd);
-        if (valid == kLd) {
+        if (valid == kLd && i + kStep <= depth) {
           FASTRNN_UNROLL
           for (int v = 0; v < kNarrow; ++v)
-            store<V>(out + v * kLanes<T>, load<V>(row + p * kLd + v * kLanes<T>));
+            store_operands<O>(out + v * kLanes<T> * kStep,
+                              from_columns<O>(row, p * kLd + v * kLanes<T>));
         } else {
-          for (int64_t l = 0; l < kLd; ++l) out[l] = l < valid ? row[p * kLd + l] : T(0);
+          for (int64_t l = 0; l < kLd; ++l)
+            for (int t = 0; t < kStep; ++t)
+              out[l * kStep + t] =
+                  l < valid && i + t < depth ? as_operand<O>(row[t] + p * kLd + l) : O{};
         }
       }
     }
     for (int64_t block = first; block < last; block += kBlock) {
       const int64_t block_rows = min(kBlock, last - block);
-      for (int64_t i = 0; i < depth; ++i) {
-        const T* row = a(from + i) + block;
+      for (int64_t i = 0; i < depth; i += kStep) {
+        const O* row[kStep];
+        for (int t = 0; t < kStep; ++t) row[t] = a(from + min(i + t, depth - 1)) + block;
         for (int64_t r = 0; r < block_rows; r += kRows) {
-          T* out = left + (r * kDepth) + i * kRows;
-          if (r + kRows <= block_rows) {
+          O* out = left + (r * kDepth) + i * kRows;
+          if (r + kRows <= block_rows && i + kStep <= depth) {
             FASTRNN_UNROLL
-            for (int l = 0; l < kRows; ++l) out[l] = row[r + l];
+            for (int l = 0; l < kRows; ++l)
+              for (int t = 0; t < kStep; ++t) out[l * kStep + t] = row[t][r + l];
           } else {
-            for (int64_t l = 0; l < kRows; ++l) out[l] = r + l < block_rows ? row[r + l] : T(0);
+            for (int64_t l = 0; l < kRows; ++l)
+              for (int t = 0; t < kStep; ++t)
+                out[l * kStep + t] = r + l < block_rows && i + t < depth ? row[t][r + l] : O{};
           }
         }
       }
@@ -391,7 +441,7 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
               prefetch(out + i * ldc);
               prefetch(out + i * ldc + columns - 1);
             }
-          micro<T, kNarrow, kRows, true>(left + r * kDepth, 0, {right + p * kDepth * kLd, kLd},
+          micro<O, kNarrow, kRows, true>(left + r * kDepth, 0, {right + p * kDepth * kLd, kLd},
                                          depth, keep && whole ? out : zero, keep && whole ? ldc : 0,
                                          whole ? out : tile, whole ? ldc : kLd);
           for (int64_t i = 0; i < rows && !whole; ++i)
@@ -421,7 +471,7 @@ void column_sums(int64_t k, Range range, Rows&& a, T* sum, bool add) {
       memcpy(lanes, acc, sizeof(acc));
     } else {
       for (int64_t row = 0; row < k; ++row)
-        for (int64_t l = 0; l < columns; ++l) lanes[l] += a(row)[i + l];
+        for (int64_t l = 0; l < columns; ++l) lanes[l] += load<T>(a(row) + i + l);
     }
     memcpy(sum + i, lanes, columns * sizeof(T));
   }

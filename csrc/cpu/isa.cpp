@@ -7,7 +7,7 @@ namespace fastrnn::cpu {
 namespace {
 
 struct Offered {
-  const Kernels* list[3];
+  const Kernels* list[4];
   int count = 0;
   const Kernels* current;
 
@@ -18,9 +18,11 @@ struct Offered {
 #if defined(__GNUC__) && defined(__x86_64__)
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    add(avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"),
-        kernels_avx512());
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512bw");
+    add(avx512 && __builtin_cpu_supports("avx512bf16"), kernels_avx512bf16());
+    add(avx512, kernels_avx512());
     add(avx2, kernels_avx2());
 #endif
     add(true, kernels_portable());

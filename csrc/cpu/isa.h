@@ -6,6 +6,7 @@
 namespace fastrnn::cpu {
 
 // One function per isa_*.cpp: its kernels, or null where the compiler does not target it.
+const Kernels* kernels_avx512bf16();
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx2();
 const Kernels* kernels_portable();

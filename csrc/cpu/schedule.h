@@ -47,10 +47,12 @@ struct Lane {
 
   Lane(int64_t column, int64_t columns)
       : at(column), valid(max(0, min(kLanes<T>, columns - column))) {}
-  V load_from(const T* row) const {
+  template <class S>
+  V load_from(const S* row) const {
     return valid == kLanes<T> ? load<V>(row + at) : load_part<V>(row + at, valid);
   }
-  void store_to(T* row, V v) const {
+  template <class S>
+  void store_to(S* row, V v) const {
     if (valid == kLanes<T>) {
       store<V>(row + at, v);
     } else {
@@ -59,16 +61,33 @@ struct Lane {
   }
 };
 
-// What forward and backward share: sizes, the order of time, the split of the batch.
-template <class Cell, class T>
+// count numbers from one place to another, converted where the two differ in type.
+template <class To, class From>
+void copy(To* to, const From* from, int64_t count) {
+  if constexpr (std::is_same_v<To, From>) {
+    memcpy(to, from, count * sizeof(To));
+  } else {
+    for (int64_t at = 0; at < count; at += kLanes<To>) {
+      const Lane<To> lane(at, count);
+      lane.store_to(to, lane.load_from(from));
+    }
+  }
+}
+
+// What forward and backward share: sizes, the order of time, the split of the batch. A layer is
+// Stored in memory and computed in T; what is carried from step to step is a T, but for its copies
+// that are operands O of products.
+template <class Cell, class Stored>
 struct Layer {
+  using T = Compute<Stored>;
+  using O = Operand<Stored>;
   using V = Vec<T>;
   static constexpr int64_t G = Cell::kGates, S = Cell::kSaved;
   static constexpr int kUnitRegisters = G == 1 ? kWide : 1;
   static constexpr int kGated = G * kUnitRegisters;  // registers of a panel of gates
   static constexpr int64_t kPad = 64 / sizeof(T);
 
-  const fastrnn::Forward<T>& f;
+  const fastrnn::Forward<Stored>& f;
   const Sizes& s;
   const int64_t I, H, P, D, N;
   const int64_t total;  // rows that belong to a step
@@ -78,7 +97,7 @@ struct Layer {
   const Parallel parallel;
   const fastrnn::cpu::Split split;  // of a direction's loop over time
 
-  Layer(const fastrnn::Forward<T>& forward, const Parallel& threads)
+  Layer(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : f(forward),
         s(f.size),
         I(s.input),
@@ -91,7 +110,7 @@ struct Layer {
         ld_state(round_up(P, kWidth<T, kWide>) + kPad),
         ld_gates(round_up(G * H, kPad) + kPad),
         parallel{total * G * H * (I + P) < kThreadWork ? 1 : threads.threads, threads.run},
-        split(fastrnn::cpu::split_step({N, G * H, P, sizeof(T)}, ceil_div(parallel.threads, D),
+        split(fastrnn::cpu::split_step({N, G * H, P, sizeof(O)}, ceil_div(parallel.threads, D),
                                        uniform() ? ceil_div(H, kWidth<T, kWide>) : 1)) {}
 
   // Whether all steps have all rows, and a step is one product and a cell: only then do threads
@@ -171,7 +190,7 @@ struct Layer {
   }
 
   // Where a row of the matrices begins.
-  T* gates(int64_t d, int64_t row) const { return f.gates + (d * s.rows + row) * S * H; }
+  Stored* gates(int64_t d, int64_t row) const { return f.gates + (d * s.rows + row) * S * H; }
   int64_t at_cell(int64_t d, int64_t row) const { return (d * s.rows + row) * H; }
   int64_t at_y(int64_t d, int64_t row) const { return row * D * P + d * P; }
 };

@@ -6,15 +6,17 @@
 
 namespace FASTRNN_NAMESPACE {
 
-template <class Cell, class T>
-class SingleStep : Layer<Cell, T> {
-  using Base = Layer<Cell, T>;
+template <class Cell, class Stored>
+class SingleStep : Layer<Cell, Stored> {
+  using Base = Layer<Cell, Stored>;
   using Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell, Base::N, Base::P,
       Base::parallel, Base::s, Base::S;
+  using typename Base::T;
   using typename Base::V;
   static constexpr int64_t kBlock = 24;  // batch rows that pass a gate's weights together
 
-  Buffer<T> m_, zero_;  // [D, N, ld_cell] o tanh(c), before the projection; [P] a state of zero
+  Buffer<T> m_;          // [D, N, ld_cell] o tanh(c), before the projection
+  Buffer<Stored> zero_;  // [P] a state of zero
 
  public:
   // For more rows than these packing pays (H = 256: direct takes 0.33 of the time at N = 1, 0.75 at
@@ -23,11 +25,11 @@ class SingleStep : Layer<Cell, T> {
     return size.steps == 1 && size.batch <= 32 && size.order == nullptr;
   }
 
-  SingleStep(const fastrnn::Forward<T>& forward, const Parallel& threads)
+  SingleStep(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : Base(forward, threads), m_(s.projected ? D * N * ld_cell : 0), zero_(f.reset ? P : 0) {}
 
   void operator()() {
-    if (f.reset) memset(zero_, 0, P * sizeof(T));
+    if (f.reset) memset(zero_, 0, P * sizeof(Stored));
     each_register(H, [&](int64_t d, Lane<T> lane) { step(d, lane); });
     if (s.projected) each_register(P, [&](int64_t d, Lane<T> lane) { project(d, lane); });
   }
@@ -55,8 +57,10 @@ class SingleStep : Layer<Cell, T> {
   // A register of units, all gates, all batch rows. Those of a block meet a gate's weights while
   // these are in the first-level cache.
   void step(int64_t d, Lane<T> lane) {
-    const fastrnn::Weights<T>& w = f.weights[d];
-    const auto bias = [&](const T* b, int64_t g) { return b ? lane.load_from(b + g * H) : V{}; };
+    const fastrnn::Weights<Stored>& w = f.weights[d];
+    const auto bias = [&](const Stored* b, int64_t g) {
+      return b ? lane.load_from(b + g * H) : V{};
+    };
     V x_part[kBlock][G], u_part[kBlock][G];
     for (int64_t block = 0; block < N; block += kBlock) {
       const int64_t last = min(N, block + kBlock);
@@ -65,7 +69,7 @@ class SingleStep : Layer<Cell, T> {
         const V b_ih = bias(w.b_ih, g), b_hh = bias(w.b_hh, g);
         each_tile({block, last}, [&](int64_t first, auto tile_rows) {
           constexpr int R = tile_rows;
-          const T *x[R], *h[R];
+          const Stored *x[R], *h[R];
           for (int r = 0; r < R; ++r) {
             x[r] = f.x + (first + r) * I;
             h[r] = h_before(d, first + r);
@@ -85,7 +89,7 @@ class SingleStep : Layer<Cell, T> {
   }
 
   bool reset(int64_t n) const { return f.reset && f.reset[n]; }
-  const T* h_before(int64_t d, int64_t n) const {
+  const Stored* h_before(int64_t d, int64_t n) const {
     return reset(n) ? zero_ : f.h0 + (d * N + n) * P;
   }
 

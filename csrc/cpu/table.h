@@ -1,39 +1,7 @@
 // Included at the end of an isa_*.cpp: the table of its kernels, one column per cell.
-#include "cpu/vec.h"
-//
-#include "cells.h"
-#include "cpu/forward.h"
-#include "cpu/single.h"
-#include "cpu/backward.h"
+#include "cpu/kernels.h"
 
 namespace FASTRNN_NAMESPACE {
-
-template <class Cell, class T>
-void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
-  if (SingleStep<Cell, T>::suits(arguments.size)) {
-    SingleStep<Cell, T>(arguments, parallel)();
-  } else {
-    ForwardPass<Cell, T>(arguments, parallel)();
-  }
-}
-template <class Cell, class T>
-void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
-  BackwardPass<Cell, T>(arguments, parallel)();
-}
-
-template <class Cell, class T>
-struct Steps final : fastrnn::Stream {
-  ForwardPass<Cell, T> pass;
-
-  explicit Steps(const fastrnn::Forward<T>& arguments) : pass(arguments, Parallel{1, nullptr}) {
-    pass.pack();
-  }
-  void step() override { pass.over_time(); }
-};
-template <class Cell, class T>
-fastrnn::Stream* stream(const fastrnn::Forward<T>& arguments) {
-  return new Steps<Cell, T>(arguments);
-}
 
 static const fastrnn::Kernels kTable = {
     FASTRNN_ISA_NAME,
@@ -43,10 +11,16 @@ static const fastrnn::Kernels kTable = {
 #define X(Cell, name) forward<Cell, double>,
     {FASTRNN_CELLS(X)},
 #undef X
+#define X(Cell, name) forward<Cell, fastrnn::Bf16>,
+    {FASTRNN_CELLS(X)},
+#undef X
 #define X(Cell, name) backward<Cell, float>,
     {FASTRNN_CELLS(X)},
 #undef X
 #define X(Cell, name) backward<Cell, double>,
+    {FASTRNN_CELLS(X)},
+#undef X
+#define X(Cell, name) backward<Cell, fastrnn::Bf16>,
     {FASTRNN_CELLS(X)},
 #undef X
 #define X(Cell, name) stream<Cell, float>,

@@ -4,7 +4,11 @@
 // to the instruction set that the including isa_*.cpp selected. A compiler without them gets
 // Vec<T> = T, one lane. The including file defines FASTRNN_BYTES, the width of a register
 // (sizeof(T) or less means one lane), and FASTRNN_NAMESPACE, one per instruction set, so that the
-// linker never merges code of two of them.
+// linker never merges code of two of them; and, for a product of Bf16 in pairs (`multiply_add`),
+// FASTRNN_PAIRS, and FASTRNN_DPBF16PS as the intrinsic function that does it, where there is one.
+//
+// Bf16 is what numbers are in memory and in products, never what they are computed in: Vec<Bf16> is
+// a register of floats, and a load or a store with a pointer to Bf16 converts.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +16,23 @@
 #include <type_traits>
 #include <utility>
 
+#include "layer.h"
+
 #if defined(__GNUC__)
 #define FASTRNN_INLINE inline __attribute__((always_inline))
+#define FASTRNN_NOINLINE __attribute__((noinline))
 #define FASTRNN_UNROLL _Pragma("GCC unroll 16")
 #else
 #define FASTRNN_INLINE inline
+#define FASTRNN_NOINLINE
 #define FASTRNN_UNROLL
 #endif
 #define FASTRNN_FN static FASTRNN_INLINE
+#if defined(__GNUC__) && defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define FASTRNN_SHUFFLE 1
+#endif
+#endif
 
 namespace FASTRNN_NAMESPACE {
 
@@ -36,22 +49,32 @@ struct Register {
   using type = T;
 };
 #endif
+using fastrnn::Bf16;
+template <>
+struct Register<Bf16> : Register<float> {};
 template <class T>
 using Vec = typename Register<T>::type;
 template <class T>
 inline constexpr int kLanes = Register<T>::kLanes;
 
-// What a register or a scalar V is made of, and the unsigned integers of the same shape.
+// What numbers of type S are computed in.
+template <class S>
+using Compute = std::conditional_t<std::is_same_v<S, Bf16>, float, S>;
+
+// What a register or a scalar V is made of, the unsigned integers of the same shape, and those of
+// 16 bits that are as many.
 template <class V>
 struct Shape {
   using scalar = std::remove_cvref_t<decltype(V{}[0])>;
   using word = std::conditional_t<sizeof(scalar) == 4, uint32_t, uint64_t>;
   typedef word bits __attribute__((vector_size(sizeof(V))));
+  typedef uint16_t halves __attribute__((vector_size(sizeof(V) / sizeof(scalar) * 2)));
 };
 template <>
 struct Shape<float> {
   using scalar = float;
   using bits = uint32_t;
+  using halves = uint16_t;
 };
 template <>
 struct Shape<double> {
@@ -78,21 +101,137 @@ FASTRNN_INLINE void store(Scalar<V>* p, V v) {
   memcpy(p, &v, sizeof(V));
 }
 
-// The first n lanes, n < lanes; the others are zero and their memory is not touched.
+template <class To, class From>
+FASTRNN_INLINE To bit_cast(From from) {
+  To to;
+  static_assert(sizeof(To) == sizeof(From));
+  memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class M, class V>
+FASTRNN_INLINE V select(M mask, V yes, V no) {
+  return mask ? yes : no;
+}
+
+// The bits of a Bf16 in the lower half of every lane of a V of floats.
 template <class V>
-FASTRNN_INLINE V load_part(const Scalar<V>* p, int64_t n) {
+FASTRNN_INLINE typename Shape<V>::bits load_bits(const Bf16* p) {
+  using Bits = typename Shape<V>::bits;
+  typename Shape<V>::halves half;
+  memcpy(&half, p, sizeof(half));
+  if constexpr (std::is_arithmetic_v<V>) {
+    return half;
+  } else {
+#if defined(FASTRNN_SHUFFLE) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    // One instruction, where GCC 12 makes five of __builtin_convertvector.
+    constexpr int kCount = sizeof(V) / sizeof(float);
+    return [&]<int... L>(std::integer_sequence<int, L...>) __attribute__((always_inline)) {
+      return bit_cast<Bits>(
+          __builtin_shufflevector(half, decltype(half){}, (L % 2 ? kCount : L / 2)...));
+    }(std::make_integer_sequence<int, 2 * kCount>{});
+#else
+    return __builtin_convertvector(half, Bits);
+#endif
+  }
+}
+
+// V of floats; exact.
+template <class V>
+FASTRNN_INLINE V load(const Bf16* p) {
+  return bit_cast<V>(load_bits<V>(p) << 16);
+}
+
+// V of floats, rounded to the nearest, of two to the even one; a NaN stays a NaN.
+template <class V>
+FASTRNN_INLINE void store(Bf16* p, V v) {
+  using S = Shape<V>;
+  using Bits = typename S::bits;
+  const Bits bits = bit_cast<Bits>(v);
+  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const Bits quiet_nan = (bits >> 16) | 0x40u;
+  const Bits words = select(v != v, quiet_nan, rounded);
+  typename S::halves half;
+  if constexpr (std::is_arithmetic_v<V>)
+    half = static_cast<uint16_t>(words);
+  else
+    half = __builtin_convertvector(words, typename S::halves);
+  memcpy(p, &half, sizeof(half));
+}
+
+// The first n lanes, n < lanes; the others are zero and their memory is not touched. Out of line,
+// since inlined at the end of every row they take a fifth of the compile time.
+template <class V, class S>
+FASTRNN_NOINLINE V load_part(const S* p, int64_t n) {
   constexpr int kCount = sizeof(V) / sizeof(Scalar<V>);
-  Scalar<V> lane[kCount] = {};
+  S lane[kCount] = {};
   for (int64_t i = 0; i < n; ++i) lane[i] = p[i];
   return load<V>(lane);
 }
 
-template <class V>
-FASTRNN_INLINE void store_part(Scalar<V>* p, V v, int64_t n) {
+template <class V, class S>
+FASTRNN_NOINLINE void store_part(S* p, V v, int64_t n) {
   constexpr int kCount = sizeof(V) / sizeof(Scalar<V>);
-  Scalar<V> lane[kCount];
+  S lane[kCount];
   store<V>(lane, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lane[i];
+}
+
+// What a product takes numbers of type S as: Bf16 where it multiplies pairs of them.
+#if defined(FASTRNN_PAIRS)
+template <class S>
+using Operand = S;
+#else
+template <class S>
+using Operand = Compute<S>;
+#endif
+// A register of operands: one in each lane, or, of Bf16, two, which follow in memory.
+template <class O>
+inline constexpr int kTerms = std::is_same_v<O, Bf16> ? 2 : 1;
+template <class O>
+using Operands = Vec<std::conditional_t<std::is_same_v<O, Bf16>, uint32_t, O>>;
+
+template <class O>
+FASTRNN_INLINE Operands<O> load_operands(const O* p) {
+  Operands<O> v;
+  memcpy(&v, p, sizeof(v));
+  return v;
+}
+template <class O>
+FASTRNN_INLINE void store_operands(O* p, Operands<O> v) {
+  memcpy(p, &v, sizeof(v));
+}
+// The kTerms numbers at p in every lane.
+template <class O>
+FASTRNN_INLINE Operands<O> broadcast(const O* p) {
+  if constexpr (kTerms<O> == 1) {
+    return set1<Vec<O>>(*p);
+  } else {
+    uint32_t pair;
+    memcpy(&pair, p, sizeof(pair));
+    return pair - Operands<O>{};
+  }
+}
+// first[l] and second[l] in lane l.
+FASTRNN_FN Operands<Bf16> pairs(const Bf16* first, const Bf16* second) {
+  return load_bits<Vec<float>>(first) | (load_bits<Vec<float>>(second) << 16);
+}
+
+// sum += a b in every lane, and in the order second, first where these are pairs. The instruction
+// rounds each product before it adds it, and takes numbers below 2^-126 for zero.
+template <class O>
+FASTRNN_INLINE void multiply_add(Vec<O>& sum, Operands<O> a, Operands<O> b) {
+  if constexpr (kTerms<O> == 1) {
+    sum += a * b;
+  } else {
+#if defined(FASTRNN_DPBF16PS)
+    sum = bit_cast<Vec<O>>(
+        FASTRNN_DPBF16PS(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
+#else
+    sum += bit_cast<Vec<O>>(a & 0xffff0000u) * bit_cast<Vec<O>>(b & 0xffff0000u);
+    sum += bit_cast<Vec<O>>(a << 16) * bit_cast<Vec<O>>(b << 16);
+#endif
+  }
 }
 
 // A line of memory into the second-level cache, to be read, or into the first, to be written. Any
@@ -106,19 +245,6 @@ FASTRNN_FN void prefetch_write([[maybe_unused]] const void* p) {
 #if defined(__GNUC__)
   __builtin_prefetch(p, 1, 3);
 #endif
-}
-
-template <class To, class From>
-FASTRNN_INLINE To bit_cast(From from) {
-  To to;
-  static_assert(sizeof(To) == sizeof(From));
-  memcpy(&to, &from, sizeof(To));
-  return to;
-}
-
-template <class M, class V>
-FASTRNN_INLINE V select(M mask, V yes, V no) {
-  return mask ? yes : no;
 }
 
 // Polynomials in this file were fitted for it with the Remez algorithm: minimal relative error of
@@ -198,12 +324,6 @@ FASTRNN_INLINE V tanh(V x) {
   const V expm1 = e.scale * e.tail + (e.scale - 1);
   return expm1 / (expm1 + 2);
 }
-
-#if defined(__GNUC__) && defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define FASTRNN_SHUFFLE 1
-#endif
-#endif
 
 // Transposes the kLanes x kLanes block v in place.
 template <class T>

@@ -1,6 +1,6 @@
 // vec.h on the widest register, which the compiler splits where the machine's are narrower: sigmoid
 // and tanh within their stated error over the range of float and double, limits, NaN, partial loads
-// and stores, the transposition.
+// and stores, the transposition; Bf16: every one of them, rounding to it, products of pairs.
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -76,6 +76,99 @@ void parts_and_blocks() {
   }
 }
 
+// The Bf16 nearest to x by its definition: of the two neighbours the nearer, of two the even one.
+// What comes after the largest is 2^128.
+uint16_t nearest_bits(float x) {
+  const auto value = [](uint32_t upper) {
+    const int exponent = static_cast<int>(upper >> 7 & 0xff), fraction = upper & 0x7f;
+    return exponent == 0 ? std::ldexp(fraction, -133) : std::ldexp(128 + fraction, exponent - 134);
+  };
+  const uint32_t low = bit_cast<uint32_t>(x) >> 16;
+  if (std::isinf(x)) return static_cast<uint16_t>(low);
+  const double below = std::abs(double{x}) - value(low),
+               above = value(low + 1) - std::abs(double{x});
+  return static_cast<uint16_t>(below < above || (below == above && low % 2 == 0) ? low : low + 1);
+}
+
+void stores_nearest(const float* x) {
+  using V = Vec<float>;
+  constexpr int kCount = kLanes<float>;
+  Bf16 rounded[kCount];
+  store<V>(rounded, load<V>(x));
+  for (int l = 0; l < kCount; ++l) {
+    Bf16 one;
+    store<float>(&one, x[l]);
+    CHECK(one.bits == rounded[l].bits, "scalar of %.9g", x[l]);
+    if (std::isnan(x[l])) {
+      CHECK(std::isnan(load<float>(&one)), "NaN %08x lost", bit_cast<uint32_t>(x[l]));
+    } else {
+      CHECK(one.bits == nearest_bits(x[l]), "%.9g becomes %04x", x[l], one.bits);
+    }
+  }
+}
+
+void bf16() {
+  using V = Vec<float>;
+  constexpr int kCount = kLanes<float>;
+  for (uint32_t bits = 0; bits < 1 << 16; bits += kCount) {
+    Bf16 from[kCount], to[kCount];
+    for (int l = 0; l < kCount; ++l) from[l].bits = static_cast<uint16_t>(bits + l);
+    const V v = load<V>(from);
+    store<V>(to, v);
+    for (int l = 0; l < kCount; ++l) {
+      const uint32_t upper = (bits + l) << 16;
+      CHECK(bit_cast<uint32_t>(float(v[l])) == upper, "load of %04x", bits + l);
+      CHECK(bit_cast<uint32_t>(load<float>(from + l)) == upper, "scalar load of %04x", bits + l);
+      const bool same = to[l].bits == (std::isnan(v[l]) ? from[l].bits | 0x40 : from[l].bits);
+      CHECK(same, "%04x comes back as %04x", bits + l, to[l].bits);
+      // What lies between it and the next one: the ends, the middle, and beside the middle.
+      const uint32_t lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+      float x[kCount] = {};
+      for (int i = 0; i < 6; ++i) x[i] = bit_cast<float>(upper | lower[i]);
+      stores_nearest(x);
+    }
+  }
+  for (uint64_t pattern = 0; pattern < (uint64_t{1} << 32); pattern += kCount * 997) {
+    float x[kCount];
+    for (int l = 0; l < kCount; ++l)
+      x[l] = bit_cast<float>(static_cast<uint32_t>(pattern + l * 997));
+    stores_nearest(x);
+  }
+
+  for (int n = 0; n < kCount; ++n) {
+    std::vector<Bf16> in(n), out(n);
+    for (int l = 0; l < n; ++l) in[l].bits = static_cast<uint16_t>(0x3f80 + l);
+    const V v = load_part<V>(in.data(), n);
+    store_part<V>(out.data(), v, n);
+    for (int l = 0; l < kCount; ++l)
+      CHECK(v[l] == (l < n ? load<float>(&in[l]) : 0), "part %d lane %d", n, l);
+    for (int l = 0; l < n; ++l) CHECK(out[l].bits == in[l].bits, "part %d lane %d", n, l);
+  }
+}
+
+// A register of pairs from two rows, and its products with one broadcast pair, which are exact.
+void pairs_of_bf16() {
+  using V = Vec<float>;
+  constexpr int kCount = kLanes<float>;
+  Bf16 first[kCount], second[kCount], left[2], stored[2 * kCount];
+  V a = load<V>(uniform_vector<float>(kCount).data()),
+    b = load<V>(uniform_vector<float>(kCount).data());
+  store<V>(first, a);
+  store<V>(second, b);
+  a = load<V>(first);
+  b = load<V>(second);
+  for (Bf16& x : left) store<float>(&x, uniform<float>());
+  const Operands<Bf16> interleaved = pairs(first, second);
+  store_operands<Bf16>(stored, interleaved);
+  V sum{};
+  multiply_add<Bf16>(sum, broadcast<Bf16>(left), load_operands<Bf16>(stored));
+  for (int l = 0; l < kCount; ++l) {
+    CHECK(stored[2 * l].bits == first[l].bits && stored[2 * l + 1].bits == second[l].bits, "%d", l);
+    const double exact = double{load<float>(left)} * a[l] + double{load<float>(left + 1)} * b[l];
+    CHECK(std::abs(sum[l] - exact) <= 1e-7, "lane %d: %.9g, expected %.9g", l, sum[l], exact);
+  }
+}
+
 int main() {
   constexpr double kBound = 3;  // stated in vec.h
   for (uint64_t pattern = 0; pattern < (uint64_t{1} << 32); pattern += 16 * 997) {
@@ -95,5 +188,7 @@ int main() {
   limits<double>();
   parts_and_blocks<float>();
   parts_and_blocks<double>();
+  bf16();
+  pairs_of_bf16();
   return report("test_vec");
 }

@@ -1,0 +1,40 @@
+// The kernels of an instruction set, to be instantiated for each cell and type in memory.
+#pragma once
+
+#include "cpu/vec.h"
+//
+#include "cells.h"
+#include "cpu/forward.h"
+#include "cpu/single.h"
+#include "cpu/backward.h"
+
+namespace FASTRNN_NAMESPACE {
+
+template <class Cell, class T>
+void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
+  if (SingleStep<Cell, T>::suits(arguments.size)) {
+    SingleStep<Cell, T>(arguments, parallel)();
+  } else {
+    ForwardPass<Cell, T>(arguments, parallel)();
+  }
+}
+template <class Cell, class T>
+void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
+  BackwardPass<Cell, T>(arguments, parallel)();
+}
+
+template <class Cell, class T>
+struct Steps final : fastrnn::Stream {
+  ForwardPass<Cell, T> pass;
+
+  explicit Steps(const fastrnn::Forward<T>& arguments) : pass(arguments, Parallel{1, nullptr}) {
+    pass.pack();
+  }
+  void step() override { pass.over_time(); }
+};
+template <class Cell, class T>
+fastrnn::Stream* stream(const fastrnn::Forward<T>& arguments) {
+  return new Steps<Cell, T>(arguments);
+}
+
+}  // namespace FASTRNN_NAMESPACE
