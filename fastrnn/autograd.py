@@ -68,7 +68,9 @@ def _differentiable_gradients(grads, input, batch_sizes, h0, c0, weights, *argum
 
     def layer(input, h0, *rest):
         c, w = (None, rest) if c0 is None else (rest[0], rest[1:])
-        results = reference.layer(input, batch_sizes, h0, c, w, *arguments, trace=4 in wanted)
+        results = reference.in_float32(reference.layer)(
+            input, batch_sizes, h0, c, w, *arguments, trace=4 in wanted
+        )
         return tuple(results[k] for k in wanted)
 
     primals = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)

@@ -152,8 +152,8 @@ def obstacle(
     if name == "cpu":
         if not (input.is_cpu or (input.is_meta and _chosen == "auto")):
             return f"tensors are on {input.device}"
-        if input.dtype not in (torch.float32, torch.float64):
-            return f"dtype is {input.dtype}, the kernels take torch.float32 and torch.float64"
+        if input.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+            return f"dtype is {input.dtype}, the kernels take float32, float64 and bfloat16"
     elif name == "cudnn":
         if reason := cudnn.obstacle(input, options is not None and options.any()):
             return reason
@@ -207,10 +207,12 @@ def takes_torch_step(cell: str, input: Tensor, h: Tensor) -> bool:
     if gpu.on_gpu(input):
         return choose(cell, input, h) == "cudnn"
     # On a CPU an RNN is one product each and a tanh: nothing to fuse. torch's own step takes 28 us
-    # where a call of the layer takes 36 (N = 1, H = 8). Autocast would change dtypes.
+    # where a call of the layer takes 36 (N = 1, H = 8). But in bfloat16 torch's rounds more often
+    # than the kernels, and autocast would change dtypes.
     return (
         cell in ("rnn_tanh", "rnn_relu")
         and _chosen == "auto"
+        and input.dtype is not torch.bfloat16
         and not torch.compiler.is_compiling()
         and not torch._C._is_any_autocast_enabled()
         and obstacle("cpu", input, h, False) is None

@@ -129,9 +129,6 @@ def _(
     )
 
 
-_HALF = (torch.float16, torch.bfloat16)
-
-
 def raise_mixed(input: Tensor, tensors: Sequence[Tensor]) -> None:
     """RuntimeError if the tensors do not share one dtype and one device."""
     for tensor in tensors:
@@ -162,8 +159,9 @@ def layer(
 
     Arguments and results as in `reference.layer`; all tensors but batch_sizes share one device,
     and all but it, reset and lengths one dtype. float16 and bfloat16 on the CPU are computed in
-    float32, which the states keep between the steps of a layer. With `options.trace` gates,
-    detached, and cells follow. Differentiable, and to any order but on PyTorch's own kernels for
+    float32, which the states keep between the steps of a layer; a product may take h and gradients
+    rounded to bfloat16, as its instruction does. With `options.trace` gates, detached, and cells
+    follow. Differentiable, and to any order but on PyTorch's own kernels for
     GPUs. layers: of the stack that this one belongs to, which the choice looks at.
 
     Raises:
@@ -186,13 +184,15 @@ def layer(
         raise_mixed(input, tensors)
 
     asked = dispatch.chosen()
-    if dtype in _HALF and asked in ("auto", "cpu") and not gpu.on_gpu(input):
+    if dtype is torch.float16 and asked in ("auto", "cpu") and not gpu.on_gpu(input):
         return _in_float32(input, batch_sizes, h0, c0, weights, cell, bias, options)
     compiling = torch.compiler.is_compiling()
     wants_grad = requires_grad and torch.is_grad_enabled()
     packed = batch_sizes is not None
     name = dispatch.choose(cell, input, h0, options, packed, wants_grad, layers, compiling)
     if name == "reference":
+        if dtype is torch.bfloat16 and asked == "auto" and not gpu.on_gpu(input):
+            return _in_float32(input, batch_sizes, h0, c0, weights, cell, bias, options)
         return _by_reference(input, batch_sizes, h0, c0, weights, cell, bias, options)
     if name == "cudnn":
         whole = torch.ops.fastrnn.torch_layer.default if compiling else cudnn.layer

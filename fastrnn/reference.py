@@ -10,12 +10,14 @@ h (H, or the projection size). `rows` is T*N for padded input and sum(batch_size
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 Step = tuple[Tensor, Tensor | None, tuple[Tensor, ...]]
 
@@ -380,3 +382,25 @@ def layer(
         if size.per_direction % 2:
             hidden = torch.stack([torch.cat(each.hidden) for each in traces])
     return output, h_n, c_n, gates, cells, hidden
+
+
+def in_float32(function: Callable) -> Callable:
+    """`function` as the CPU kernels compute half precision: rounding what comes in and goes out.
+
+    Where tensors on a CPU are float16 or bfloat16, it is given float32 in their place, and what it
+    returns in float32 becomes theirs.
+    """
+
+    def cast(tree, source: torch.dtype, target: torch.dtype):
+        return tree_map_only(Tensor, lambda t: t.to(target) if t.dtype == source else t, tree)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        given = {t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_cpu}
+        half = next((d for d in (torch.float16, torch.bfloat16) if d in given), None)
+        if half is None:
+            return function(*args, **kwargs)
+        args, kwargs = cast((args, kwargs), half, torch.float32)
+        return cast(function(*args, **kwargs), torch.float32, half)
+
+    return call

@@ -1,6 +1,7 @@
 """The three ops in plain PyTorch: they stand in for the kernels where none are built.
 
-Signatures and results are those of the schemas in `ops`; the arithmetic is that of `reference`.
+Signatures and results are those of the schemas in `ops`; the arithmetic is that of `reference`, in
+float32 for half precision on the CPU, as in the kernels.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def check_lengths(lengths: Tensor | None, T: int) -> None:
         raise RuntimeError(f"lengths must be between 0 and {T}, got {lengths.tolist()}")
 
 
+@reference.in_float32
 @torch.no_grad()
 def layer_inference(
     input: Tensor,
@@ -49,6 +51,7 @@ def layer_inference(
     return reference.layer(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
 
 
+@reference.in_float32
 @torch.no_grad()
 def layer_forward(
     input: Tensor,
@@ -70,6 +73,7 @@ def layer_forward(
     )
 
 
+@reference.in_float32
 def layer_backward(
     grad_output: Tensor | None,
     grad_h_n: Tensor | None,

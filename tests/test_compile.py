@@ -77,12 +77,13 @@ def test_compile(name, form, mode, dynamic):
     assert len([graph for graph in backend.graphs if len(graph.graph.nodes)]) <= (dynamic or 2)
 
 
-def test_inductor():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_inductor(dtype):
     """The default backend, forward and backward, in one graph of any size."""
-    module = fastrnn.LSTM(4, 3)
+    module = fastrnn.LSTM(4, 3, dtype=dtype)
     compiled = torch.compile(module, fullgraph=True, dynamic=True)
     for T, N in SIZES[:3]:
-        x = batch("padded", T, N)
+        x = batch("padded", T, N).to(dtype)
         results, wanted = compiled(x), module(x)
         assert_same_results(results, wanted)
         for a, e in zip(gradients(module, results), gradients(module, wanted), strict=True):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import KERNELS, assert_matches
-from test_ops import SMALL, TINY, Case, arguments, converted, cotangents, ops_of
+from test_ops import SMALL, TINY, Case, arguments, backward, converted, cotangents, ops_of
 from torch import Tensor
 
-from fastrnn import dispatch, ops, reference
+from fastrnn import dispatch, ops, reference, reference_ops
 
 
 def leaves(args: tuple) -> list[Tensor]:
@@ -130,9 +130,51 @@ def test_op_has_a_derivative_of_its_own(case):
         assert torch.equal(a, e)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", TINY, ids=str)
+def test_bfloat16_matches_float64(case, isa):
+    """Results and first derivatives, also where the graph goes on to second ones."""
+    args = converted(arguments(case), torch.bfloat16)
+    exact = converted(args, torch.float64)
+    inputs, exact_inputs = leaves(args), leaves(exact)
+    results, wanted = layer_of(args)(*inputs), layer_of(exact, reference.layer)(*exact_inputs)
+    grads = [torch.randn_like(result) for result in results]
+    exact_grads = torch.autograd.grad(wanted, exact_inputs, [g.double() for g in grads])
+    for actual, value in zip(results, wanted, strict=True):
+        assert actual.dtype == torch.bfloat16
+        assert_matches(actual, value)
+    for create_graph in (True, False):
+        actual_grads = torch.autograd.grad(results, inputs, grads, create_graph=create_graph)
+        for actual, value in zip(actual_grads, exact_grads, strict=True):
+            assert actual.dtype == torch.bfloat16
+            assert_matches(actual, value)
+
+
 @pytest.mark.parametrize("cell", ["lstm", "lstm_proj", "gru", "rnn_tanh"])
-def test_half_precision_is_float32_rounded_at_the_ends(cell, dtype):
+def test_bfloat16_without_kernels_is_float32_rounded_at_the_ends(cell):
+    """Transforms, which no kernel takes, and the ops where none is built."""
+    args = converted(arguments(Case(cell)), torch.bfloat16)
+    wide = converted(args, torch.float32)
+    tensors, wide_tensors = ([t.detach() for t in leaves(a)] for a in (args, wide))
+    ones, wide_ones = ([torch.ones_like(t) for t in ts] for ts in (tensors, wide_tensors))
+    actual = torch.func.jvp(layer_of(args), tuple(tensors), tuple(ones))
+    wanted = torch.func.jvp(layer_of(wide), tuple(wide_tensors), tuple(wide_ones))
+    for a, e in zip(actual[0] + actual[1], wanted[0] + wanted[1], strict=True):
+        assert torch.equal(a, e.bfloat16())
+    args, wide = converted(args, torch.bfloat16), converted(wide, torch.float32)
+    results, wanted = reference_ops.layer_forward(*args), reference_ops.layer_forward(*wide)
+    for a, e in zip(results, wanted, strict=True):
+        assert torch.equal(a, e.bfloat16())
+    grads = cotangents(results)
+    actual = backward(reference_ops.layer_backward, args, results, grads)
+    grads = [None if g is None else g.float() for g in grads]
+    wanted = backward(reference_ops.layer_backward, wide, wanted, grads)
+    for a, e in zip([*actual[:3], *actual[3]], [*wanted[:3], *wanted[3]], strict=True):
+        assert torch.equal(a, e.bfloat16())
+
+
+@pytest.mark.parametrize("cell", ["lstm", "lstm_proj", "gru", "rnn_tanh"])
+def test_float16_is_float32_rounded_at_the_ends(cell):
+    dtype = torch.float16
     args = converted(arguments(Case(cell)), dtype)
     wide = converted(args, torch.float32)
     inputs, wide_inputs = leaves(args), leaves(wide)

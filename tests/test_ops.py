@@ -1,4 +1,4 @@
-"""The three ops against the op contract: on every instruction set, in float32 and float64."""
+"""The three ops against the op contract: on every instruction set, in all dtypes of the kernels."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fastrnn import reference, reference_ops
 
 FORWARD = ["output", "h_n", "c_n", "gates", "cells", "hidden"]
 ops_of = torch.ops.fastrnn
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ AXES = {
     "D": [1, 2],
     "packed": [False, True],
     "bias": [False, True],
-    "dtype": [torch.float32, torch.float64],
+    "dtype": DTYPES,
 }
 
 
@@ -272,7 +273,7 @@ def test_expanded_state_and_gradients(case, isa):
     assert_gradients(backward(ops_of.layer_backward, args, results, grads), wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", AXES["cell"])
 def test_zero_batch(cell, dtype, isa):
     args = arguments(Case(cell, N=0, dtype=dtype))
@@ -290,7 +291,7 @@ def test_zero_batch(cell, dtype, isa):
 @pytest.mark.parametrize("cell", AXES["cell"])
 def test_special_values_stay_in_their_row(cell, value, isa):
     """NaN, inf and huge numbers give what the formulas give, in the rows they belong to."""
-    for dtype in (torch.float32, torch.float64):
+    for dtype in DTYPES:
         args = arguments(Case(cell, D=1, dtype=dtype))
         args[0][2, 3, 1] = value
         args[2][0, 5, 0] = value
@@ -325,7 +326,7 @@ def test_results_do_not_depend_on_threads(case, isa):
         assert all(map(torch.equal, runs[0], run))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", AXES["cell"])
 def test_rows_do_not_depend_on_their_batch(cell, dtype, isa):
     if KERNELS is None:  # torch's own products promise no such thing
@@ -399,7 +400,7 @@ def broken(case: Case) -> dict[str, tuple]:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("cell", AXES["cell"])
 def test_bad_calls_raise(cell, packed, isa):
-    for dtype in (torch.float32, torch.float64):
+    for dtype in DTYPES:
         for name, args in broken(Case(cell, packed=packed, dtype=dtype)).items():
             for op in (ops_of.layer_inference, ops_of.layer_forward):
                 with pytest.raises(RuntimeError):

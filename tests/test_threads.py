@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conftest import KERNELS
-from test_ops import Case, arguments, backward, cotangents
+from test_ops import DTYPES, Case, arguments, backward, cotangents
 from torch.utils.data import DataLoader, Dataset
 
 import fastrnn
@@ -34,7 +34,7 @@ def split(N: int, G: int, H: int, count: int, itemsize: int = 4) -> tuple[int, i
     return KERNELS.split_step(N, G * H, H, itemsize, count, -(-H // 32))
 
 
-@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
 @pytest.mark.parametrize("G", [1, 3, 4])
 def test_split_is_one_of_two(G, itemsize):
     sizes = itertools.product(
@@ -68,13 +68,13 @@ def everything(case: Case, **limits) -> list[torch.Tensor]:
     return [*results, *OPS.layer_inference(*args), *gradients[:3], *gradients[3]]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", GATES)
 @pytest.mark.parametrize("D", [1, 2])
 def test_shared_units_change_no_bit(cell, D, dtype):
     """More than one chunk of steps, panels that are not full, members of unequal shares."""
-    case = Case(cell, T=280, N=1, I=3, H=230, D=D, dtype=dtype)
-    assert split(1, GATES[cell], 230, 3, dtype.itemsize)[1] == 3
+    case = Case(cell, T=280, N=1, I=3, H=330, D=D, dtype=dtype)
+    assert split(1, GATES[cell], 330, 3, dtype.itemsize)[1] == 3
     with threads(1):
         wanted = everything(case)
     for count in (2, 3 * D, 4 * D):

@@ -420,7 +420,7 @@ void test(const char* name, int position) {
   const Shape shapes[] = {
       {1, 1, 1, 1, 1, 1, false, false, true},      {1, 3, 5, 17, 17, 2, false, false, false},
       {3, 7, 2, 33, 33, 2, false, false, true},    {5, 2, 200, 9, 9, 1, false, false, true},
-      {4, 14, 6, 70, 70, 1, false, false, true},   {2, 13, 300, 20, 20, 2, false, false, true},
+      {4, 14, 6, 70, 70, 1, false, false, true},   {2, 13, 611, 20, 20, 2, false, false, true},
       {9, 6, 3, 10, 10, 2, true, false, true},     {40, 9, 4, 21, 21, 2, true, false, false},
       {160, 1, 3, 12, 12, 2, false, false, true},  {3, 1, 40, 130, 130, 1, false, false, true},
       {1, 2, 70, 70, 70, 2, false, false, true},   {1, 35, 40, 21, 21, 1, false, false, true},
@@ -432,7 +432,8 @@ void test(const char* name, int position) {
                              {7, 5, 4, 19, 7, 2, false, true, true, true, false, 3, 0.4},
                              {6, 4, 4, 19, 7, 1, false, true, true, true, true, 2, 0.5},
                              {1, 3, 20, 40, 33, 2, false, true, true},
-                             {1, 5, 20, 40, 9, 1, false, true, true, false, true}};
+                             {1, 5, 20, 40, 9, 1, false, true, true, false, true},
+                             {3, 9, 3, 9, 1061, 2, false, true, true}};
   // Lengths, resets, and what these and detaching and clipping do to gradients.
   const Shape features[] = {
       {9, 7, 3, 21, 21, 2, false, false, true, true},
