@@ -293,7 +293,7 @@ class Dots {
   static constexpr int kMost = kAccumulators / 4;
 
   // Adds the products of x[r] [k] with the rows of w, `ld` apart, of which the first `valid` exist.
-  void add(const T* w, int64_t ld, int64_t valid, const T* const* x, int64_t k) {
+  FASTRNN_INLINE void add(const T* w, int64_t ld, int64_t valid, const T* const* x, int64_t k) {
     for (int c = 0; c < kLane; c += kColumns) {
       const T* row[kColumns];
       for (int l = 0; l < kColumns; ++l) row[l] = w + min(c + l, valid - 1) * ld;
@@ -311,7 +311,7 @@ class Dots {
   }
 
   // What has been added up for vector r.
-  V total(int r) {
+  FASTRNN_INLINE V total(int r) {
     V* const sum = sum_[r];
     transpose<T>(sum_[r]);
     FASTRNN_UNROLL

@@ -47,10 +47,10 @@ struct Lane {
 
   Lane(int64_t column, int64_t columns)
       : at(column), valid(max(0, min(kLanes<T>, columns - column))) {}
-  V load_from(const T* row) const {
+  FASTRNN_INLINE V load_from(const T* row) const {
     return valid == kLanes<T> ? load<V>(row + at) : load_part<V>(row + at, valid);
   }
-  void store_to(T* row, V v) const {
+  FASTRNN_INLINE void store_to(T* row, V v) const {
     if (valid == kLanes<T>) {
       store<V>(row + at, v);
     } else {
