@@ -62,7 +62,7 @@ class BackwardPass : Layer<Cell, T> {
       : Base(backward.forward, threads),
         b_(backward),
         keep_(s.steps > 1 || N > kTileRows<kWide>),
-        chunk_(this->chunk(kOuterDepth)),
+        chunk_(this->chunk(0, kOuterDepth)),
         direction_{make(0), make(1)},
         teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
         zero_(max(kWidth<T, kWide>, max(ld_state, ld_cell))) {}

@@ -343,19 +343,20 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
   const int64_t ldc = n;
   constexpr int64_t kRows = kTileRows<kNarrow>;
   constexpr int64_t kLd = kWidth<T, kNarrow>;
-  constexpr int64_t kDepth = kOuterDepth;
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
   if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
+  // Pieces about equally deep: each takes all of c through the caches once more.
+  const int64_t most = ceil_div(k, max(1, ceil_div(k, kOuterDepth)));
   const int64_t panels = ceil_div(n, kLd);
-  Buffer<T> right(panels * kDepth * kLd), left(kBlock * kDepth);
+  Buffer<T> right(panels * most * kLd), left(kBlock * most);
   alignas(64) T tile[kRows * kLd];
   alignas(64) const T zero[kLd] = {};
-  for (int64_t from = 0; from < k; from += kDepth) {
-    const int64_t depth = min(kDepth, k - from);
+  for (int64_t from = 0; from < k; from += most) {
+    const int64_t depth = min(most, k - from);
     for (int64_t i = 0; i < depth; ++i) {
       const T* row = b(from + i);
       for (int64_t p = 0; p < panels; ++p) {
-        T* out = right + (p * kDepth + i) * kLd;
+        T* out = right + (p * most + i) * kLd;
         const int64_t valid = min(kLd, n - p * kLd);
         if (valid == kLd) {
           FASTRNN_UNROLL
@@ -371,7 +372,7 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
       for (int64_t i = 0; i < depth; ++i) {
         const T* row = a(from + i) + block;
         for (int64_t r = 0; r < block_rows; r += kRows) {
-          T* out = left + (r * kDepth) + i * kRows;
+          T* out = left + (r * most) + i * kRows;
           if (r + kRows <= block_rows) {
             FASTRNN_UNROLL
             for (int l = 0; l < kRows; ++l) out[l] = row[r + l];
@@ -391,8 +392,8 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
               prefetch(out + i * ldc);
               prefetch(out + i * ldc + columns - 1);
             }
-          micro<T, kNarrow, kRows, true>(left + r * kDepth, 0, {right + p * kDepth * kLd, kLd},
-                                         depth, keep && whole ? out : zero, keep && whole ? ldc : 0,
+          micro<T, kNarrow, kRows, true>(left + r * most, 0, {right + p * most * kLd, kLd}, depth,
+                                         keep && whole ? out : zero, keep && whole ? ldc : 0,
                                          whole ? out : tile, whole ? ldc : kLd);
           for (int64_t i = 0; i < rows && !whole; ++i)
             for (int64_t j = 0; j < columns; ++j)
