@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from bench.cases import DTYPES, MODES, Spec
 from bench.problems import Problem, sizes
@@ -21,7 +20,8 @@ Prepare = Callable[[Problem], Call]
 class Contender:
     """`prepare` does all that a user does once (building, loading weights, exporting, compiling)
     and returns the call that is timed: no argument, results of any nesting of tuples that flattens
-    to `Problem.names`. It raises ImportError where a library is not installed."""
+    to `Problem.names`, or that `read` makes these of. It raises ImportError where a library is not
+    installed."""
 
     name: str
     prepare: Prepare
@@ -31,6 +31,7 @@ class Contender:
     fits: Callable[[Spec], bool] = lambda spec: True  # whatever else it needs
     asked: bool = False  # timed only by suites that name it in `extra`, or when asked for
     lacks: tuple[str, ...] = ()  # of Problem.names: what it cannot give
+    read: Callable[[Problem, list[Tensor]], list[Tensor]] = lambda problem, found: found
     around: Callable[[], AbstractContextManager] = nullcontext  # entered for each sample
     checkout: Path | None = None  # where the library is imported from, if not from here
 
@@ -92,28 +93,6 @@ def module_of(library: str, change: Callable = lambda module: module, **options)
             return output.transpose(0, 1), state
 
         return caller(problem, run, dict(module.named_parameters()))
-
-    return prepare
-
-
-def packed(library: str) -> Prepare:
-    """The same on a PackedSequence: packing it is not part of the call."""
-
-    def prepare(problem: Problem) -> Call:
-        module = build(library, problem)
-        lengths = problem.lengths.cpu()
-
-        def pack(x: Tensor):
-            return pack_padded_sequence(x, lengths, enforce_sorted=False)
-
-        packed = pack(problem.input)
-        ready = replace(problem, input=packed.data, gradients=(pack(problem.gradients[0]).data,))
-
-        def run(x: Tensor) -> object:
-            output, state = module(packed._replace(data=x))
-            return output.data, state
-
-        return caller(ready, run, dict(module.named_parameters()))
 
     return prepare
 
