@@ -116,6 +116,17 @@ def graph(contender: Contender) -> Contender:
     return replace(contender, name=name, prepare=prepare, devices=("cuda",), asked=True)
 
 
+def in_float32(contender: Contender) -> Contender:
+    """The same on the numbers of a short dtype, which were rounded to it."""
+    return replace(
+        contender,
+        name=f"{contender.name} float32",
+        prepare=lambda problem: contender.prepare(problem.to(problem.spec.device, torch.float32)),
+        dtypes=("float16", "bfloat16"),
+        asked=True,
+    )
+
+
 def tensors(results: object) -> list[Tensor]:
     """Those of nested tuples and lists, in order; arrays become tensors."""
     if isinstance(results, Tensor):

@@ -5,7 +5,7 @@ import importlib
 from dataclasses import replace
 
 from bench.cases import STEPS, Spec
-from bench.contenders import BASELINE, OURS, Contender, compiled, graph, module_of
+from bench.contenders import BASELINE, OURS, Contender, compiled, graph, in_float32, module_of
 from bench.features import LENGTHS, RESET, STATES
 from bench.packing import PACKED, PADDED
 from bench.peers import LIBRARIES, RUNTIMES, STEP_RUNTIMES
@@ -42,6 +42,7 @@ JOBS: dict[str, tuple[Contender, ...]] = {
         ),
         graph(OURS),
         graph(BASELINE),
+        in_float32(OURS),
         *LIBRARIES,
     ),
     "packed": (

@@ -122,6 +122,12 @@ SUITES = {
         VARIANTS,
         extra=("fastrnn padded",),
     ),
+    "bfloat16": Suite(
+        "the same models in bfloat16, and ours in float32 on the same numbers",
+        CPU,
+        dtypes=("bfloat16",),
+        extra=("fastrnn float32",),
+    ),
     "gpu": Suite(
         "published models and benchmarks, in the precisions of a GPU",
         GPU,

@@ -57,6 +57,16 @@ def test_packed_rows_of_the_variants_end_between_a_third_and_all_of_the_steps():
             assert case.filled() == pytest.approx(1 if case.N == 1 else 2 / 3, abs=0.01)
 
 
+def test_the_bfloat16_suite_has_ours_in_float32_as_well():
+    suite = SUITES["bfloat16"]
+    specs = select(suite, cores=2)
+    assert {spec.dtype for spec in specs} == {"bfloat16"} and len(specs) == len(CPU) * 3 * 2
+    assert names(CPU[1], "GRU", "training", (), suite.extra, dtype="bfloat16") == [
+        "fastrnn", "torch.nn", "fastrnn float32",
+    ]  # fmt: skip
+    assert "fastrnn float32" not in names(CPU[1], "GRU", "training", (), suite.extra)
+
+
 def test_the_gpu_suite_gives_a_case_only_the_cells_that_its_models_have():
     specs = select(SUITES["gpu"], cores=2)
     assert {spec.device for spec in specs} == {"cuda"}

@@ -10,7 +10,7 @@ from bench_doubles import SPEC, TINY, altered
 
 from bench import verify
 from bench.cases import CELLS, MODES, STEPS, Case, Spec
-from bench.contenders import BASELINE, OURS, Contender, flatten
+from bench.contenders import BASELINE, OURS, Contender, flatten, in_float32
 from bench.features import segments
 from bench.jobs import JOBS, entrants, find
 from bench.packing import trimmed
@@ -73,6 +73,16 @@ ROWS = [
 def test_everybody_is_right_in_every_variant(contender, spec):
     """The runtimes above all, for which the ONNX model is made here."""
     verified(contender, spec)
+
+
+def test_ours_in_float32_gets_the_numbers_that_were_rounded():
+    one = find("layer", "fastrnn float32")
+    spec = replace(SPEC, dtype="bfloat16")
+    call, _ = verified(one, spec)
+    assert {result.dtype for result in flatten(call())} == {torch.float32}
+    rounded = Contender("", lambda problem: lambda: problem.input)
+    seen = in_float32(rounded).prepare(make_problem(spec))()
+    assert seen.dtype == torch.float32 and torch.equal(seen, seen.bfloat16().float())
 
 
 def test_other_ways_to_run_ours_and_torchs():
