@@ -32,6 +32,7 @@ NUMBERS = {
     "threads": lambda row: row.threads,
     "filled %": lambda row: row.filled and 100 * row.filled,
     "ms": lambda row: row.ms,
+    "µs a step": lambda row: row.step_us if row.suite == "scaling" else None,
     "p99 ms": lambda row: row.ms_p99,
     "p99.9 ms": lambda row: row.ms_p999,
     "ratio": lambda row: row.ratio,

@@ -115,6 +115,8 @@ def show(rows: list[Row], facts: Facts, console: Console) -> None:
             f"[yellow]A noisy run:[/] in {noisy} of {len(found)} rows the quartiles of the ratio "
             f"lie more than {NOISY:.0%} from its median. Run again while the machine is idle."
         )
+    for text in growth(found):
+        console.print(text)
     if found:
         console.print(
             "[dim]Milliseconds a call unless it says µs. Ratio: times faster than the baseline, "
@@ -134,6 +136,17 @@ def machine(facts: Facts) -> str:
             f"the cache, {facts.memory_gbs:.0f} from memory"
         )
     return text
+
+
+def growth(found: list[Line]) -> Iterator[str]:
+    """Of ours in the suite `scaling`: whether a time step of a longer sequence costs more."""
+    along = [line.ours for line in found if line.ours.suite == "scaling"]
+    along = [row for row in along if row.case.startswith("T=") and row.ms]
+    for place, part in groupby(along, lambda row: f"{row.cell} {row.mode}, {setting(row)}"):
+        first, *rest = part
+        steps = ", ".join(f"{row.case} {row.step_us / first.step_us:.2f}x" for row in rest)
+        if rest:
+            yield f"{place}: {number(first.step_us)} µs a time step at {first.case}; {steps}"
 
 
 def contenders(group: list[Line]) -> list[str]:

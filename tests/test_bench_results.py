@@ -102,6 +102,18 @@ def test_a_table_of_many_contenders_fits_a_terminal_of_80_columns():
     assert all(word in text for word in (" torch.nn ", " OpenVINO ", " padded ", " floor"))
 
 
+def test_the_table_of_growth_says_what_a_time_step_costs():
+    def along(T: int, ms: float, **changes) -> results.Row:
+        return row(case=f"T={T}", T=T, ms=ms, suite="scaling", **changes)
+
+    rows = [along(10, 1.0), along(100, 9.0), along(1000, 110.0), row(case="N=10", suite="scaling")]
+    rows += [along(10, 3.0, cell="GRU"), along(10, 0.1, mode="training")]
+    text = " ".join(shown(rows).split())
+    expected = "LSTM inference, float32, 1 thread: 100 µs a time step at T=10; T=100 0.90x, T=1000"
+    assert f"{expected} 1.10x" in text
+    assert text.count("a time step at") == 1  # of one length nothing can be said
+
+
 def test_ways_to_one_result_and_latencies_are_listed_one_below_the_other():
     baseline = {"baseline": "torch.nn loop", "suite": "features"}
     text = shown([row(**baseline), row("torch.nn loop", ms=6.0, ratio=1.0, **baseline)])
