@@ -15,7 +15,6 @@ from torch.autograd import forward_ad, profiler
 
 from . import dispatch
 
-_STATES = {"LSTM": 2, "GRU": 1, "RNN_TANH": 1, "RNN_RELU": 1}  # of a cell, by mode
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DTYPES = (torch.float32, torch.float64)
 
@@ -53,37 +52,45 @@ def open_to(input: Tensor) -> bool:
     )
 
 
-def stack(module: torch.nn.RNNBase, input: Tensor, hx) -> tuple | None:
+def stack(
+    module: torch.nn.RNNBase, input: Tensor, hx, batch_sizes: Tensor | None = None
+) -> tuple | None:
     """What `module(input, hx)` returns in eval mode, or None if that takes the long way.
 
     Args:
-        input: (T, N, input_size), (N, T, input_size) if the module is `batch_first`.
+        input: (T, N, input_size), (N, T, input_size) if the module is `batch_first`, or the data
+            (rows, input_size) of a PackedSequence with its `batch_sizes`.
         hx: None, or the initial states in the form that the module takes for such input.
     """
     if not open_to(input) or (module.training and module.dropout and module.num_layers > 1):
         return None
     mode = module.mode
-    if module.batch_first:
+    transposed = module.batch_first and batch_sizes is None
+    if transposed:
         input = input.transpose(0, 1)
-    steps, batch, _ = input.shape
     directions = 2 if module.bidirectional else 1
     planes, hidden = module.num_layers * directions, module.hidden_size
     width = module.proj_size or hidden
-    h0 = c0 = c_n = None
-    if _STATES[mode] == 2:
+    if batch_sizes is None:
+        batch = input.size(1)
+        output = input.new_empty(input.size(0), batch, directions * width)
+    else:
+        batch = int(batch_sizes[0]) if len(batch_sizes) else 0
+        output = input.new_empty(input.size(0), directions * width)
+    h0, c0, c_n = hx, None, None
+    if mode == "LSTM":
         if hx is not None:
             if len(hx) != 2:
                 return None
             h0, c0 = hx
         c_n = input.new_empty(planes, batch, hidden)
-    else:
-        h0 = hx
-    output = input.new_empty(steps, batch, directions * width)
     h_n = input.new_empty(planes, batch, width)
-    parameters, names = module._parameters, module._flat_weights_names
-    if not _direct.run(mode.lower(), input, h0, c0, parameters, names, output, h_n, c_n):
+    if not _direct.run(
+        mode.lower(), input, batch_sizes, h0, c0, module._parameters, module._flat_weights_names,
+        output, h_n, c_n,
+    ):  # fmt: skip
         return None
-    if module.batch_first:
+    if transposed:
         output = output.transpose(0, 1)
     return output, h_n if c_n is None else (h_n, c_n)
 
@@ -103,6 +110,6 @@ def step(
     c = torch.empty_like(h) if cell == "lstm" else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     names = _CELL_WEIGHTS if module.bias else _CELL_WEIGHTS[:2]
-    if not _direct.run(cell, input, h0, c0, module._parameters, names, h, h, c):
+    if not _direct.run(cell, input, None, h0, c0, module._parameters, names, h, h, c):
         return None
     return (h,) if c is None else (h, c)

@@ -143,7 +143,6 @@ class RNNBase(torch.nn.RNNBase):
                 "grad_clip": grad_clip,
             }
         if isinstance(input, PackedSequence):
-            self._update_flat_weights()
             return self._forward_packed(input, hx, asked)
         if input.dim() not in (2, 3):
             tensor = " tensor" if self.mode.startswith("RNN") else ""
@@ -204,13 +203,17 @@ class RNNBase(torch.nn.RNNBase):
 
     def _forward_packed(self, packed: PackedSequence, hx, asked: dict | None):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
-        if hx is None:
-            self.check_input(input, batch_sizes)
-            hx = self._zero_state(input, int(batch_sizes[0]))
-        else:
+        if hx is not None:
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
-        output, state = self._run(input, hx, batch_sizes, asked)
+        results = direct.stack(self, input, hx, batch_sizes) if asked is None else None
+        if results is None:
+            if hx is None:
+                self.check_input(input, batch_sizes)
+                hx = self._zero_state(input, int(batch_sizes[0]))
+            self._update_flat_weights()
+            results = self._run(input, hx, batch_sizes, asked)
+        output, state = results
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(state, unsorted_indices)
 

@@ -8,6 +8,7 @@ import itertools
 import pytest
 import torch
 from conftest import KERNELS
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -246,13 +247,30 @@ def test_dropout_takes_the_long_way_in_training(taken):
 
 
 @layers
-def test_features_and_packed_input_take_the_long_way(name, taken):
+def test_features_take_the_long_way(name, taken):
     module = getattr(fastrnn, name)(5, 7)
-    x = torch.randn(2, 3, 5)
     with torch.no_grad():
-        module(x, lengths=torch.tensor([2, 1, 0]))
-        module(torch.nn.utils.rnn.pack_padded_sequence(x, [2, 2, 1]))
+        module(torch.randn(2, 3, 5), lengths=torch.tensor([2, 1, 0]))
     assert not taken
+
+
+@pytest.mark.parametrize("enforce_sorted", [True, False])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@layers
+def test_packed_input_changes_no_bit(name, bidirectional, enforce_sorted, taken):
+    ours, theirs = pair(name, 5, 7, 2, bidirectional=bidirectional)
+    lengths = [4, 2, 2, 1] if enforce_sorted else [2, 4, 1, 2]
+    x = pack_padded_sequence(torch.randn(4, 4, 5), lengths, enforce_sorted=enforce_sorted)
+    hx = state(name, 4 if bidirectional else 2, 4, 7)
+    with torch.no_grad():
+        for given in ((x,), (x, hx)):
+            results = ours(*given)
+            assert_same_results(results, theirs(*given))
+            with long_way():
+                wanted = ours(*given)
+            for a, e in zip(tree_leaves(results), tree_leaves(wanted), strict=True):
+                assert a is e is None or torch.equal(a, e)
+    assert taken == [True, False] * 2
 
 
 def test_changes_through_data_are_seen(taken):
@@ -275,8 +293,8 @@ def test_wrong_addresses_are_refused():
     y, h, c = torch.empty(2, 3, 7), torch.empty(1, 3, 7), torch.empty(1, 3, 7)
     names, parameters = module._flat_weights_names, module._parameters
 
-    def run(cell="lstm", x=x, y=y, h=h, c=c, names=names) -> bool:
-        return short.run(cell, x, None, None, parameters, names, y, h, c)
+    def run(cell="lstm", x=x, sizes=None, h0=None, y=y, h=h, c=c, names=names) -> bool:
+        return short.run(cell, x, sizes, h0, None, parameters, names, y, h, c)
 
     assert run()
     assert not run(cell="sru")
@@ -287,5 +305,12 @@ def test_wrong_addresses_are_refused():
     assert not run(h=torch.empty(3, 7)) and not run(h=torch.empty(0, 3, 7))
     assert not run(c=None) and not run(c=torch.empty(1, 3, 8)) and not run(c=y)
     assert not run(names=names[:3]) and not run(names=names[::-1]) and not run(names=[])
-    assert not short.run("lstm", x, h, None, parameters, names, y, h, c)
-    assert not short.run("gru", x[0], None, None, parameters, names, torch.empty(3, 14), h[0], None)
+    assert not run(h0=h)
+    rows = {"x": torch.randn(5, 5), "y": torch.empty(5, 7)}
+    assert run(**rows, sizes=torch.tensor([3, 1, 1])) and not run(**rows)
+    for wrong in ([3, 1], [3, 2, 0], [3, 0, 2], [2, 3], [4, 1], [1, 1, 3], [], [5]):
+        assert not run(**rows, sizes=torch.tensor(wrong, dtype=torch.int64))
+    assert not run(**rows, sizes=torch.tensor([3, 2], dtype=torch.int32))
+    assert not run(**rows, sizes=[3, 2]) and not run(sizes=torch.tensor([3, 3]))
+    cell = {"x": x[0], "h": h[0], "c": c[0]}
+    assert run(**cell, y=h[0]) and not run(**cell, y=torch.empty(3, 14))

@@ -39,25 +39,28 @@ struct ExchangeApi {
   void* current_work_stream;
 };
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2;
+constexpr uint8_t kInt = 0, kFloat = 2;
 
-// A float tensor on the CPU that has a shape and lies densely. Strides of a dimension of size 1
-// play no part, but for the last one: a view of a complex number's imaginary part, which may be
-// stored negated, shows in it.
+// Strides of a dimension of size 1 play no part, but for the last one: a view of a complex number's
+// imaginary part, which may be stored negated, shows in it.
 struct Dense : DLTensor {
-  bool is(const int64_t* sizes, int32_t rank) const {
-    if (device_type != kCpu || code != kFloat || lanes != 1 || ndim != rank) return false;
-    if (data == nullptr || (strides && strides[rank - 1] != 1)) return false;
+  // On the CPU, of this shape, and lying densely.
+  bool is(std::initializer_list<int64_t> sizes) const {
+    const auto rank = static_cast<int32_t>(sizes.size());
+    if (device_type != kCpu || lanes != 1 || data == nullptr || ndim != rank) return false;
+    if (strides && strides[rank - 1] != 1) return false;
     int64_t stride = 1;
     for (int32_t i = rank - 1; i >= 0; --i) {
-      if (shape[i] != sizes[i] || (shape[i] != 1 && strides && strides[i] != stride)) return false;
+      if (shape[i] != sizes.begin()[i]) return false;
+      if (shape[i] != 1 && strides && strides[i] != stride) return false;
       stride *= shape[i];
     }
     return true;
   }
-  bool is(std::initializer_list<int64_t> sizes) const {
-    return is(sizes.begin(), static_cast<int32_t>(sizes.size()));
+  bool is_number(uint8_t kind, const Dense& like) const {
+    return code == kind && bits == like.bits;
   }
+  int64_t last() const { return ndim > 0 ? shape[ndim - 1] : 0; }
   template <class T>
   T* as() const {
     return reinterpret_cast<T*>(static_cast<char*>(data) + byte_offset);
@@ -70,6 +73,7 @@ struct Call {
   bool has_h0, bias;
   std::vector<Dense> weights;  // of all layers and directions, in torch's order
   int64_t layers, per_direction;
+  std::vector<int64_t> active, offset;
   Sizes size;  // of the first layer
 };
 
@@ -78,14 +82,10 @@ void compute(const Call& call, ForwardKernel<T>* kernel, bool has_c) {
   const Sizes& s = call.size;
   const int64_t h_plane = s.batch * s.state, c_plane = s.batch * s.hidden;
   const int64_t width = s.directions * s.state, planes = call.layers * s.directions;
-  std::vector<int64_t> active(s.steps, s.batch), offset(s.steps);
-  for (int64_t t = 0; t < s.steps; ++t) offset[t] = t * s.batch;
   const std::vector<T> zero(call.has_h0 ? 0 : planes * (has_c ? c_plane : h_plane));
   std::unique_ptr<T[]> below, above;  // outputs of all layers but the last
   Forward<T> f{};
   f.size = s;
-  f.size.active = active.data();
-  f.size.offset = offset.data();
   f.x = call.x.as<T>();
   for (int64_t k = 0; k < call.layers; ++k) {
     for (int64_t d = 0; d < s.directions; ++d) {
@@ -124,14 +124,17 @@ class Direct {
   }
 
   // See bind_direct.
-  bool run(const std::string& cell, py::handle x, py::handle h0, py::handle c0, py::dict parameters,
-           py::sequence names, py::handle y, py::handle h_n, py::handle c_n) const {
+  bool run(const std::string& cell, py::handle x, py::handle batch_sizes, py::handle h0,
+           py::handle c0, py::dict parameters, py::sequence names, py::handle y, py::handle h_n,
+           py::handle c_n) const {
     CellInfo info;
     const int position = find_cell(cell.c_str(), info);
     Call call;
-    if (position < 0 || !read(x, call.x) || !read(y, call.y) || !read(h_n, call.h_n)) return false;
-    if (!fill(call, info, h0, c0, c_n)) return false;
-    if (!fill_weights(call, info, parameters, names)) return false;
+    if (position < 0 || !read(x, call.x) || call.x.code != kFloat) return false;
+    if (call.x.bits != 32 && call.x.bits != 64) return false;
+    if (!fill_states(call, info, h0, c0, h_n, c_n) || !fill_steps(call, batch_sizes, y) ||
+        !fill_weights(call, info, parameters, names))
+      return false;
     const Kernels& kernels = cpu::kernels();
     const py::gil_scoped_release unlocked;
     if (call.x.bits == 32) {
@@ -151,45 +154,80 @@ class Direct {
     PyErr_Clear();
     return false;
   }
+  bool read_like(const Call& call, py::handle object, Dense& out) const {
+    return read(object, out) && out.is_number(kFloat, call.x);
+  }
 
-  // Sizes and states. One step of one layer may come without T and without layers.
-  bool fill(Call& call, const CellInfo& info, py::handle h0, py::handle c0, py::handle c_n) const {
-    const bool step = call.x.ndim == 2;
-    if ((!step && call.x.ndim != 3) || call.h_n.ndim != (step ? 2 : 3)) return false;
-    if (call.x.bits != 32 && call.x.bits != 64) return false;
-    const int64_t *in = call.x.shape + !step, *state = call.h_n.shape + !step;
-    const int64_t steps = step ? 1 : call.x.shape[0], planes = step ? 1 : call.h_n.shape[0];
+  // The final states say how many layers, rows and units there are. Those of one layer may come
+  // without the layer.
+  bool fill_states(Call& call, const CellInfo& info, py::handle h0, py::handle c0, py::handle h_n,
+                   py::handle c_n) const {
+    if (!read_like(call, h_n, call.h_n)) return false;
+    const bool planes = call.h_n.ndim == 3;
+    if (!planes && call.h_n.ndim != 2) return false;
+    const int64_t* const shape = call.h_n.shape;
     Sizes& s = call.size;
     s = {};
-    s.steps = steps;
-    s.batch = in[0];
-    s.input = in[1];
-    s.state = s.hidden = state[1];
-    if (steps * s.batch * s.input * s.state * planes == 0) return false;
-    s.rows = steps * s.batch;
-    const int64_t width = call.y.ndim == call.x.ndim ? call.y.shape[call.y.ndim - 1] : 0;
-    s.directions = width / s.state;
-    if (s.directions != 1 && s.directions != 2) return false;
-    call.layers = planes / s.directions;
-    if (call.layers * s.directions != planes || call.layers == 0) return false;
-
-    // All but the last number of a shape, which follows.
-    int64_t x_shape[] = {steps, s.batch, s.input}, y_shape[] = {steps, s.batch, width};
-    int64_t h_shape[] = {planes, s.batch, s.state}, c_shape[] = {planes, s.batch, s.hidden};
-    const int32_t rank = call.x.ndim;
-    const auto fits = [&](const Dense& t, const int64_t* shape) {
-      return t.bits == call.x.bits && t.is(shape + step, rank);
+    call.layers = planes ? shape[0] : 1;  // and directions, which fill_steps finds
+    s.batch = shape[planes];
+    s.state = s.hidden = call.h_n.last();
+    const auto fits = [&](const Dense& t, int64_t width) {
+      return planes ? t.is({call.layers, s.batch, width}) : t.is({s.batch, width});
     };
+    if (!fits(call.h_n, s.state)) return false;
     if (info.has_c) {
-      if (!read(c_n, call.c_n) || call.c_n.ndim != rank) return false;
-      s.hidden = c_shape[2] = call.c_n.shape[rank - 1];
-      if (s.hidden == 0 || !fits(call.c_n, c_shape)) return false;
+      if (!read_like(call, c_n, call.c_n)) return false;
+      s.hidden = call.c_n.last();
+      if (!fits(call.c_n, s.hidden)) return false;
     }
     s.projected = s.hidden != s.state;
     call.has_h0 = !h0.is_none();
-    if (call.has_h0 && !(read(h0, call.h0) && fits(call.h0, h_shape))) return false;
-    if (call.has_h0 && info.has_c && !(read(c0, call.c0) && fits(call.c0, c_shape))) return false;
-    return fits(call.x, x_shape) && fits(call.y, y_shape) && fits(call.h_n, h_shape);
+    if (!call.has_h0) return true;
+    if (!read_like(call, h0, call.h0) || !fits(call.h0, s.state)) return false;
+    return !info.has_c || (read_like(call, c0, call.c0) && fits(call.c0, s.hidden));
+  }
+
+  // Input and output are (T, N, ...), (rows, ...) of a packed sequence or (N, ...) of one step.
+  bool fill_steps(Call& call, py::handle batch_sizes, py::handle y) const {
+    Sizes& s = call.size;
+    const bool packed = !batch_sizes.is_none(), whole = call.x.ndim == 3;
+    if (packed ? whole : !whole && call.x.ndim != 2) return false;
+    if (packed) {
+      if (!fill_active(call, batch_sizes)) return false;
+    } else {
+      call.active.assign(static_cast<size_t>(whole ? call.x.shape[0] : 1), s.batch);
+    }
+    for (const int64_t count : call.active) {
+      call.offset.push_back(s.rows);
+      s.rows += count;
+    }
+    s.steps = static_cast<int64_t>(call.active.size());
+    s.active = call.active.data();
+    s.offset = call.offset.data();
+    s.input = call.x.last();
+    if (s.rows * s.input * s.state * s.hidden == 0) return false;
+
+    if (!read_like(call, y, call.y)) return false;
+    s.directions = call.y.last() / s.state;
+    if ((s.directions != 1 && s.directions != 2) || call.layers % s.directions != 0) return false;
+    call.layers /= s.directions;
+    const auto fits = [&](const Dense& t, int64_t width) {
+      return whole ? t.is({s.steps, s.batch, width}) : t.is({s.rows, width});
+    };
+    return call.layers > 0 && fits(call.x, s.input) && fits(call.y, s.directions * s.state);
+  }
+
+  bool fill_active(Call& call, py::handle batch_sizes) const {
+    Dense counts;
+    if (!read(batch_sizes, counts) || counts.code != kInt || counts.bits != 64) return false;
+    if (!counts.is({counts.last()})) return false;
+    call.active.assign(counts.as<int64_t>(), counts.as<int64_t>() + counts.last());
+    int64_t before = call.size.batch;
+    for (const int64_t count : call.active) {
+      if (count < 1 || count > before) return false;
+      before = count;
+    }
+    return call.active[0] == call.size.batch;
   }
 
   bool fill_weights(Call& call, const CellInfo& info, const py::dict& parameters,
@@ -205,7 +243,7 @@ class Direct {
       Dense& w = call.weights[i];
       const py::object name = names[i];
       const py::handle weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
-      if (!weight || !read(weight, w) || w.bits != call.x.bits) return false;
+      if (!weight || !read_like(call, weight, w)) return false;
       const int64_t which = i % call.per_direction;
       const int64_t input =
           i / call.per_direction < s.directions ? s.input : s.directions * s.state;
@@ -230,12 +268,14 @@ void bind_direct(py::module_& m) {
                      "classes of a tensor and of a parameter; raises where the former has no "
                      "exchange API of DLPack 1.")
       .def(py::init<py::type, py::type>(), py::arg("tensor"), py::arg("parameter"))
-      .def("run", &Direct::run, py::arg("cell"), py::arg("x"), py::arg("h0"), py::arg("c0"),
-           py::arg("parameters"), py::arg("names"), py::arg("y"), py::arg("h_n"), py::arg("c_n"),
+      .def("run", &Direct::run, py::arg("cell"), py::arg("x"), py::arg("batch_sizes"),
+           py::arg("h0"), py::arg("c0"), py::arg("parameters"), py::arg("names"), py::arg("y"),
+           py::arg("h_n"), py::arg("c_n"),
            "Computes y (T, N, D*P), h_n (L*D, N, P) and c_n (L*D, N, H), which are there already, "
            "from x (T, N, input), the initial states, zeros if None, and the named parameters; or "
-           "does nothing and returns False if any tensor does not fit. One step of one layer may "
-           "come without T and without L*D.");
+           "does nothing and returns False if any tensor does not fit. With batch_sizes x and y "
+           "have rows in the place of T, N, as in a PackedSequence. One step of one layer may come "
+           "without T and without L*D.");
 }
 
 }  // namespace fastrnn
