@@ -71,20 +71,28 @@ class Buffer {
   T* data_ = nullptr;
 };
 
-// A panel, its rows `ld` apart: kWidth if it is packed.
+// Rows of a panel, `ld` apart. Two words: a micro-kernel gets them in registers.
 template <class O>
-struct Panel {
+struct Rows {
   const O* data;
   int64_t ld;
+};
+// A panel; where it is packed ld is its width. The last one of a matrix may have half of kWide
+// registers.
+template <class O>
+struct Panel : Rows<O> {
+  bool half = false;
 
-  Panel from(int64_t k) const { return {data + k * ld, ld}; }  // k a multiple of kTerms
+  Panel from(int64_t k) const {  // k a multiple of kTerms
+    return {{this->data + k * this->ld, this->ld}, half};
+  }
 };
 
 // out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows. Rows of a are lda apart, or, with Packed,
 // a is k-major with R numbers a step, or R pairs. out may be init; k > 0, since a loop that may be
 // empty makes GCC 12 spill every sum.
 template <class O, int NV, int R, bool Packed>
-void micro(const O* a, int64_t lda, Panel<O> right_hand, int64_t k, const Compute<O>* init,
+void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute<O>* init,
            int64_t ld_init, Compute<O>* out, int64_t ld_out) {
   using V = Vec<O>;
   constexpr int kLane = kLanes<O>, kStep = kTerms<O>;
@@ -132,7 +140,7 @@ void micro(const O* a, int64_t lda, Panel<O> right_hand, int64_t k, const Comput
 }
 
 template <class O>
-using Micro = void(const O*, int64_t, Panel<O>, int64_t, const Compute<O>*, int64_t, Compute<O>*,
+using Micro = void(const O*, int64_t, Rows<O>, int64_t, const Compute<O>*, int64_t, Compute<O>*,
                    int64_t);
 
 template <class O, int NV>
@@ -147,6 +155,14 @@ struct Micros {
 template <class O, int NV>
 inline constexpr Micros<O, NV> kMicros =
     Micros<O, NV>::all(std::make_integer_sequence<int, kTileRows<NV>>{});
+
+// The micro-kernel of that many rows for a panel of NV registers, or half as many.
+template <class O, int NV>
+FASTRNN_INLINE Micro<O>* micro_of(int64_t rows, Panel<O> panel) {
+  if constexpr (NV == kWide)
+    if (panel.half) return kMicros<O, NV / 2>.by_rows[rows - 1];
+  return kMicros<O, NV>.by_rows[rows - 1];
+}
 
 // m rows of a left-hand matrix in tiles, all about equally high.
 template <int NV>
@@ -183,11 +199,16 @@ FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
   return m <= kTileRows<NV> ? k : round_up(ceil_div(k, max(1, bytes / kPanelBytes)), kTerms<O>);
 }
 
-// out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being kWidth wide. ld_init may be
-// 0, one row for all. out may be init.
+// out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being as wide as the panel.
+// ld_init may be 0, one row for all. out may be init.
 template <class O, int NV>
 void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, const Compute<O>* init,
               int64_t ld_init, Compute<O>* out, int64_t ld_out) {
+  if constexpr (NV == kWide)
+    if (panel.half) {
+      panel.half = false;
+      return multiply<O, NV / 2>(a, lda, m, k, panel, init, ld_init, out, ld_out);
+    }
   const Tiles<NV> tiles(m);
   const int64_t depth = panel_depth<O, NV>(k, m);
   for (int64_t from = 0; from < k; from += depth) {
@@ -265,31 +286,40 @@ struct Panels {
     return packed || !w || (kAsItLies && columns % kUnits == 0) ? 0 : stride();
   }
 
-  Panel<O> get(int64_t panel) const { return {packed + panel * stride(), kWidth<O, NV>}; }
+  Panel<O> get(int64_t panel) const { return of_packed(panel, packed + panel * stride()); }
   Panel<O> get(int64_t panel, O* scratch) const {
     static_assert(!Transposed, "panels of a transposed matrix are kept");
     if (packed) return get(panel);
     if constexpr (kAsItLies)
-      if ((panel + 1) * kUnits <= columns) return {w + panel * kUnits, ld};
+      if ((panel + 1) * kUnits <= columns) return {{w + panel * kUnits, ld}};
     pack(panel, scratch);
-    return {scratch, kWidth<O, NV>};
+    return of_packed(panel, scratch);
   }
   void keep(int64_t panel) { pack(panel, packed + panel * stride()); }
 
+  // Zero where there are no columns.
   void pack(int64_t panel, O* out) const {
-    if (w == nullptr) return void(memset(out, 0, stride() * sizeof(O)));
-    for (int g = 0; g < Groups; ++g)
+    const bool full = w && (panel + 1) * kUnits <= columns;
+    if (!full) memset(out, 0, stride() * sizeof(O));
+    const Panel<O> to = of_packed(panel, out);
+    for (int g = 0; g < Groups && w; ++g)
       for (int u = 0; u < kPerGroup; ++u) {
         const int64_t column = panel * kUnits + u * kLane;
-        const int64_t valid = max(0, min(kLane, columns - column));
-        pack_register(g * columns + column, valid, out + (g * kPerGroup + u) * kLane * kStep);
+        const int64_t valid = min(kLane, columns - column);
+        if (valid > 0)
+          pack_register(g * columns + column, valid, out + (g * kPerGroup + u) * kLane * kStep,
+                        to.ld);
       }
   }
 
  private:
+  Panel<O> of_packed(int64_t panel, const O* data) const {
+    const bool half = Groups == 1 && NV == kWide && columns - panel * kUnits <= kUnits / 2;
+    return {{data, half ? kWidth<O, NV> / 2 : kWidth<O, NV>}, half};
+  }
   // One register's worth of columns, all k, zero beyond the valid ones.
-  void pack_register(int64_t column, int64_t valid, O* out) const {
-    constexpr int64_t kOut = kWidth<O, NV>, kBlock = kLane * kStep;
+  void pack_register(int64_t column, int64_t valid, O* out, int64_t ld_out) const {
+    constexpr int64_t kBlock = kLane * kStep;
     int64_t i = 0;
     if (valid == kLane) {
       if constexpr (Transposed) {
@@ -300,13 +330,14 @@ struct Panels {
           for (int l = 0; l < kLane; ++l) block[l] = from_row<O>(from + l * ld + i);
           transpose<Scalar<Operands<O>>>(block);
           FASTRNN_UNROLL
-          for (int l = 0; l < kLane; ++l) store_operands<O>(out + (i + l * kStep) * kOut, block[l]);
+          for (int l = 0; l < kLane; ++l)
+            store_operands<O>(out + (i + l * kStep) * ld_out, block[l]);
         }
       } else {
         for (; i + kStep <= k; i += kStep) {
           const S* row[kStep];
           for (int t = 0; t < kStep; ++t) row[t] = w + (i + t) * ld;
-          store_operands<O>(out + i * kOut, from_columns<O>(row, column));
+          store_operands<O>(out + i * ld_out, from_columns<O>(row, column));
         }
       }
     }
@@ -314,7 +345,7 @@ struct Panels {
       for (int64_t l = 0; l < kLane; ++l)
         for (int t = 0; t < kStep; ++t) {
           const int64_t at = Transposed ? (column + l) * ld + i + t : (i + t) * ld + column + l;
-          out[i * kOut + l * kStep + t] = l < valid && i + t < k ? as_operand<O>(w + at) : O{};
+          out[i * ld_out + l * kStep + t] = l < valid && i + t < k ? as_operand<O>(w + at) : O{};
         }
   }
 };
