@@ -7,6 +7,7 @@
 # make micro     compile the GPU programs of bench/micro (needs nvcc, no GPU)
 # make cuda-check  compile and link csrc/cuda, list what each kernel takes (needs nvcc, no GPU)
 # make sanitize  run the C++ tests under the address and undefined-behaviour sanitizers
+# make every-float  check sigmoid and tanh at all floats, half a minute on two cores
 # make clean     remove everything that these made, .venv included
 #
 # The first call sets up .venv; later ones install and compile only what changed. Variables:
@@ -25,7 +26,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc -type f -not -name '*.pyc')
-CPP_TESTS := $(filter-out tests/cpp/emulated.cpp,$(wildcard tests/cpp/*.cpp))
+CPP_TESTS := $(wildcard tests/cpp/test_*.cpp)
 CPP_STYLED := $(filter-out %.py,$(SOURCES)) $(shell find tests/cpp -name '*.h' -o -name '*.cpp' 2>/dev/null) \
     $(wildcard bench/*.c bench/micro/*.cu bench/micro/*.cuh)
 
@@ -39,7 +40,7 @@ EMULATED := build/emulated.so
 ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
-.PHONY: bench test lint build emulated gpu micro cuda-check sanitize clean
+.PHONY: bench test lint build emulated gpu micro cuda-check sanitize every-float clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -50,7 +51,7 @@ bench: $(BUILT)
 # so that what its fixtures build is built once.
 test: $(BUILT)
 	@if ls fastrnn/_C*.so >/dev/null 2>&1; then $(MAKE) --no-print-directory emulated; fi
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_cuda.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -126,3 +127,11 @@ build/sanitize/%: tests/cpp/%.cpp $(ISA_OBJECTS) Makefile
 	$(CXX) $(SANITIZE) -MMD -MF $@.d $< $(ISA_OBJECTS) -o $@
 
 -include $(wildcard build/sanitize/*.d)
+
+every-float: build/every_float
+	$<
+
+build/every_float: tests/cpp/every_float.cpp csrc/cpu/vec.h Makefile
+	@mkdir -p $(@D)
+	$(CXX) -std=c++20 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math \
+	    -pthread -Wall -Wextra -Icsrc $< -o $@

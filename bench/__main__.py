@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from bench import base, ceilings, compare, readme
-from bench.cases import Spec
+from bench.cases import Spec, shape
 from bench.ceilings import Ceilings
 from bench.facts import cores, gather
 from bench.jobs import baseline, entrants
@@ -91,7 +91,7 @@ def listing(name: str, specs: list[Spec]) -> Table:
     table.add_column("T, N, input, hidden, layers", no_wrap=True)
     table.add_column("who runs such a model")
     for case in dict.fromkeys(spec.case for spec in specs):
-        table.add_row(case.name, case.shape(), case.user)
+        table.add_row(case.name, shape(case), case.user)
     return table
 
 

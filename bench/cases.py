@@ -9,6 +9,7 @@ MODES = ("inference", "forward", "training")  # no_grad; graph recorded; gradien
 # tf32: float32 tensors whose products a GPU may round to TF32, which "float32" forbids.
 DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
 BYTES = {"float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
+RAGGED = ("lengths", "packed")  # jobs whose rows end at lengths of their own
 
 
 @dataclass(frozen=True)
@@ -25,30 +26,55 @@ class Case:
     bidirectional: bool = False
     job: str = "layer"  # of contenders.JOBS: what is computed
     cells: tuple[str, ...] = ()  # those that such models have; () is those of the suite
+    proj_size: int = 0  # of an LSTM's h, 0 where it is not projected
+    shortest: float = 0.4  # row, as a share of T, where rows differ
 
     @property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
     def has(self, cell: str) -> bool:
-        """Whether it makes sense with `cell`: a module of one step takes one step of one layer."""
+        """Whether it makes sense with `cell`: a module of one step takes one step of one layer,
+        and only an LSTM has a projection."""
+        if self.proj_size and cell != "LSTM":
+            return False
         if cell in STEPS:
             return self.job == "layer" and self.T == self.layers == self.directions == 1
         return cell in (self.cells or CELLS)
 
-    def shape(self) -> str:
-        text = f"{self.T}, {self.N}, {self.input_size}, {self.hidden_size}, {self.layers}"
-        return text + (" bi" if self.bidirectional else "")
+    @property
+    def output_size(self) -> int:
+        """Of h, which one direction gives to the next step and layer."""
+        return self.proj_size or self.hidden_size
 
     def lengths(self) -> list[int]:
-        """Of the rows, for the jobs whose rows differ: evenly from 40 % of T up to T, unsorted."""
-        low, span = max(1, int(0.4 * self.T)), max(1, self.N - 1)
+        """Of the rows of RAGGED jobs: evenly from `shortest` to T, unsorted. One row has T."""
+        low = max(1, int(self.shortest * self.T)) if self.N > 1 else self.T
+        span = max(1, self.N - 1)
         even = [low + round((self.T - low) * n / span) for n in range(self.N)]
         return even[::2] + even[1::2][::-1]
 
     def steps(self) -> int:
         """Time steps of all rows together that have to be computed."""
-        return sum(self.lengths()) if self.job in ("lengths", "packed") else self.T * self.N
+        return sum(self.lengths()) if self.job in RAGGED else self.T * self.N
+
+    def filled(self) -> float:
+        """The share of T * N that they are."""
+        return self.steps() / (self.T * self.N)
+
+
+def shape(sizes) -> str:
+    """Of a case or of a row of results, for a table."""
+    text = f"{sizes.T}, {sizes.N}, {sizes.input_size}, {sizes.hidden_size}, {sizes.layers}"
+    text += " bi" if sizes.directions == 2 else ""
+    return text + (f" proj {sizes.proj_size}" if sizes.proj_size else "")
+
+
+def recurrent(sizes, gates: int) -> int:
+    """Weights of one layer and direction that each step needs, those of h and of its projection;
+    `sizes` as above."""
+    hidden, projected = sizes.hidden_size, sizes.proj_size
+    return hidden * (gates * (projected or hidden) + projected)
 
 
 @dataclass(frozen=True)
@@ -69,10 +95,18 @@ class Spec:
     def flops(self) -> float:
         """Of the matrix products in one call. Training counts three times inference: the backward
         pass has one product for the gradient of what went in and one for that of the weights."""
-        case, width = self.case, self.case.hidden_size * self.case.directions
-        inputs = case.input_size + (case.layers - 1) * width  # of all layers together
-        forward = 2 * case.steps() * self.gates * width * (inputs + case.layers * case.hidden_size)
+        forward = 2 * self.case.steps() * sum(self.weights())
         return float(forward * (3 if self.mode == "training" else 1))
+
+    def weights(self) -> tuple[int, int]:
+        """Entries of the matrices of all layers: those that read the input, and those that every
+        step needs."""
+        case = self.case
+        inputs = case.input_size + (case.layers - 1) * case.directions * case.output_size
+        return (
+            case.directions * self.gates * case.hidden_size * inputs,
+            case.directions * case.layers * recurrent(case, self.gates),
+        )
 
     def within(self, flops: float) -> "Spec":
         """The same with as many time steps as `flops` allow, but at least 8 of those it has."""

@@ -46,16 +46,13 @@ def floor(spec: Spec, ceilings: Ceilings) -> float:
     GPU, whose kernels do hold them, it is weights, input and output once, three times in training.
     """
     case, size = spec.case, BYTES[spec.dtype]
-    recurrent = spec.gates * case.hidden_size**2 * size  # bytes of one layer and direction
-    stack = case.layers * case.directions
+    inputs, recurrent = (size * count for count in spec.weights())
     if spec.device == "cpu":
-        rate = ceilings.bandwidth(recurrent / spec.threads)
-        read = case.T * stack * recurrent * (2 if spec.mode == "training" else 1)
+        rate = ceilings.bandwidth(recurrent / (case.layers * case.directions * spec.threads))
+        read = case.T * recurrent * (2 if spec.mode == "training" else 1)
     else:
-        width = case.directions * case.hidden_size
-        first = case.input_size + (case.layers - 1) * width
-        weights = stack * recurrent + spec.gates * width * first * size
-        read = weights + case.steps() * (case.input_size + width) * size
+        width = case.input_size + case.directions * case.output_size
+        read = inputs + recurrent + case.steps() * width * size
         read *= 3 if spec.mode == "training" else 1
         rate = ceilings.bandwidth(read)
     return max(spec.flops() / ceilings.flops, read / rate)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from bench.cases import BYTES, GATES
+from bench.cases import BYTES, GATES, recurrent
 from bench.facts import Facts
 from bench.report import Line, contenders, lines
 from bench.results import Record, Row
@@ -119,7 +119,7 @@ def axes(some: list[Line]) -> Iterator[Chart]:
     ):
         title = f"{cell}: {title}"
         for what, label, value in (
-            ("step", "µs a time step", lambda row: row.ms and 1e3 * row.ms / row.T),
+            ("step", "µs a time step", lambda row: row.step_us),
             # Less than a quarter of a MiB cannot be told apart.
             ("memory", "peak of memory, MiB", lambda row: row.peak_mib and max(0.25, row.peak_mib)),
         ):
@@ -143,7 +143,7 @@ def intensity(row: Row) -> float:
     """Operations for each byte of recurrent weights that a CPU has to read: a step reads them once,
     and the backward pass once more."""
     gates = GATES[row.cell.removesuffix("Cell")]
-    weights = gates * row.hidden_size**2 * BYTES[row.dtype] * row.layers * row.directions
+    weights = recurrent(row, gates) * BYTES[row.dtype] * row.layers * row.directions
     read = row.T * weights * (2 if row.mode == "training" else 1)
     return row.gflops * row.ms * 1e6 / read
 

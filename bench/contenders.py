@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
 
 from bench.cases import DTYPES, MODES, Spec
 from bench.problems import Problem, sizes
@@ -21,7 +20,8 @@ Prepare = Callable[[Problem], Call]
 class Contender:
     """`prepare` does all that a user does once (building, loading weights, exporting, compiling)
     and returns the call that is timed: no argument, results of any nesting of tuples that flattens
-    to `Problem.names`. It raises ImportError where a library is not installed."""
+    to `Problem.names`, or that `read` makes these of. It raises ImportError where a library is not
+    installed."""
 
     name: str
     prepare: Prepare
@@ -31,6 +31,7 @@ class Contender:
     fits: Callable[[Spec], bool] = lambda spec: True  # whatever else it needs
     asked: bool = False  # timed only by suites that name it in `extra`, or when asked for
     lacks: tuple[str, ...] = ()  # of Problem.names: what it cannot give
+    read: Callable[[Problem, list[Tensor]], list[Tensor]] = lambda problem, found: found
     around: Callable[[], AbstractContextManager] = nullcontext  # entered for each sample
     checkout: Path | None = None  # where the library is imported from, if not from here
 
@@ -96,28 +97,6 @@ def module_of(library: str, change: Callable = lambda module: module, **options)
     return prepare
 
 
-def packed(library: str) -> Prepare:
-    """The same on a PackedSequence: packing it is not part of the call."""
-
-    def prepare(problem: Problem) -> Call:
-        module = build(library, problem)
-        lengths = problem.lengths.cpu()
-
-        def pack(x: Tensor):
-            return pack_padded_sequence(x, lengths, enforce_sorted=False)
-
-        packed = pack(problem.input)
-        ready = replace(problem, input=packed.data, gradients=(pack(problem.gradients[0]).data,))
-
-        def run(x: Tensor) -> object:
-            output, state = module(packed._replace(data=x))
-            return output.data, state
-
-        return caller(ready, run, dict(module.named_parameters()))
-
-    return prepare
-
-
 def compiled(module: torch.nn.Module) -> Callable:
     """As torch.compile does it when told to look inside torch.nn's RNNs, which it does not by
     itself. GRU and RNN are unrolled over time, and compile for as long as they have steps."""
@@ -135,6 +114,17 @@ def graph(contender: Contender) -> Contender:
 
     name = f"{contender.name} graph"
     return replace(contender, name=name, prepare=prepare, devices=("cuda",), asked=True)
+
+
+def in_float32(contender: Contender) -> Contender:
+    """The same on the numbers of a short dtype, which were rounded to it."""
+    return replace(
+        contender,
+        name=f"{contender.name} float32",
+        prepare=lambda problem: contender.prepare(problem.to(problem.spec.device, torch.float32)),
+        dtypes=("float16", "bfloat16"),
+        asked=True,
+    )
 
 
 def tensors(results: object) -> list[Tensor]:

@@ -5,8 +5,9 @@ import importlib
 from dataclasses import replace
 
 from bench.cases import STEPS, Spec
-from bench.contenders import BASELINE, OURS, Contender, compiled, graph, module_of, packed
+from bench.contenders import BASELINE, OURS, Contender, compiled, graph, in_float32, module_of
 from bench.features import LENGTHS, RESET, STATES
+from bench.packing import PACKED, PADDED
 from bench.peers import LIBRARIES, RUNTIMES, STEP_RUNTIMES
 from bench.streaming import STEP
 
@@ -26,7 +27,6 @@ def forced(backend: str, ours: Contender = OURS) -> Contender:
     )
 
 
-PACKED = Contender("fastrnn", packed("fastrnn"))
 JOBS: dict[str, tuple[Contender, ...]] = {
     "layer": (
         OURS,
@@ -42,12 +42,14 @@ JOBS: dict[str, tuple[Contender, ...]] = {
         ),
         graph(OURS),
         graph(BASELINE),
+        in_float32(OURS),
         *LIBRARIES,
     ),
     "packed": (
-        PACKED,
-        Contender("torch.nn", packed("torch.nn")),
-        *(forced(backend, PACKED) for backend in ("triton", "cuda", "cudnn")),
+        *PACKED,
+        *RUNTIMES,
+        PADDED,
+        *(forced(backend, PACKED[0]) for backend in ("triton", "cuda", "cudnn")),
     ),
     "reset": RESET,
     "lengths": LENGTHS,

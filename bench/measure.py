@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from bench.cases import Spec
+from bench.cases import RAGGED, Spec
 from bench.ceilings import Ceilings, floor
 from bench.results import OK, Row
 from bench.sessions import Session, Unfit
@@ -89,5 +89,7 @@ def row_of(
         device=spec.device,
         suite=suite,
         baseline=baseline,
+        proj_size=case.proj_size,
+        filled=case.filled() if case.job in RAGGED else None,
         **numbers,
     )

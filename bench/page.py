@@ -7,6 +7,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from bench.cases import shape
 from bench.charts import Chart, charts
 from bench.facts import Facts
 from bench.report import EVEN, noise, number
@@ -20,10 +21,7 @@ CONFIG = {"displaylogo": False, "responsive": True}
 # Heading -> what a cell shows, and for a column of numbers what it is sorted by.
 TEXT = {
     "case": lambda row: row.case,
-    "T, N, input, hidden, layers": lambda row: (
-        f"{row.T}, {row.N}, {row.input_size}, {row.hidden_size}, {row.layers}"
-        + (" bi" if row.directions == 2 else "")
-    ),
+    "T, N, input, hidden, layers": shape,
     "cell": lambda row: row.cell,
     "mode": lambda row: row.mode,
     "dtype": lambda row: row.dtype,
@@ -32,7 +30,9 @@ TEXT = {
 }
 NUMBERS = {
     "threads": lambda row: row.threads,
+    "filled %": lambda row: row.filled and 100 * row.filled,
     "ms": lambda row: row.ms,
+    "µs a step": lambda row: row.step_us if row.suite == "scaling" else None,
     "p99 ms": lambda row: row.ms_p99,
     "p99.9 ms": lambda row: row.ms_p999,
     "ratio": lambda row: row.ratio,

@@ -21,11 +21,16 @@ OPSET, IR = 17, 8  # of the year 2022, which every runtime in use reads
 
 def onnx_model(problem: Problem, step: bool = False):
     """A ModelProto from x (T, N, input) to y, h_n and, for an LSTM, c_n as torch.nn gives them.
-    With `step` also from the states: h_0 and c_0 are inputs."""
+    With `step` also from the states: h_0 and c_0 are inputs. Where rows end early also from
+    lengths (N,) int32: y is zero past the end of a row.
+
+    ONNX's LSTM has no projection. But h = P k, where k is what ONNX takes for h, and the next step
+    reads it as R h: with R P for its recurrent weights the node gives k, and one product h."""
     onnx = importlib.import_module("onnx")
     helper, spec = onnx.helper, problem.spec
     case = spec.case
     directions, hidden = case.directions, case.hidden_size
+    ragged = problem.lengths is not None
     states = ("h", "c") if spec.cell == "LSTM" else ("h",)
     nodes, constants = [], []
 
@@ -50,20 +55,30 @@ def onnx_model(problem: Problem, step: bool = False):
     x = "x"
     for layer in range(case.layers):
         bias = np.concatenate([stacked("bias_ih", layer), stacked("bias_hh", layer)], 1)
+        recurrent = stacked("weight_hh", layer)
+        found = ["Y", "h_n_", "c_n_"][: 1 + len(states)]
+        if case.proj_size:
+            projection = problem.weights[f"weight_hr_l{layer}"].numpy()
+            recurrent = recurrent @ projection
+            found[:2] = "K", "k_n_"
         inputs = [
             x,
             constant(f"W{layer}", stacked("weight_ih", layer)),
-            constant(f"R{layer}", stacked("weight_hh", layer)),
+            constant(f"R{layer}", recurrent),
             constant(f"B{layer}", bias),
-            "",  # sequence_lens: all of them
+            "lengths" if ragged else "",
             *(f"{s}_0_{layer}" if step else "" for s in states),
         ]
         y = "y" if layer == case.layers - 1 else f"y{layer}"
         options = {"linear_before_reset": 1} if spec.cell == "GRU" else {}
         options["direction"] = "bidirectional" if case.bidirectional else "forward"
-        outputs = [f"Y{layer}", *(f"{s}_n_{layer}" for s in states)]
+        outputs = [f"{name}{layer}" for name in found]
+        nodes.append(helper.make_node(spec.cell, inputs, outputs, hidden_size=hidden, **options))
+        if case.proj_size:
+            right = constant(f"P{layer}", projection.T)
+            for k, h in (("K", "Y"), ("k_n_", "h_n_")):
+                nodes.append(helper.make_node("MatMul", [f"{k}{layer}", right], [f"{h}{layer}"]))
         nodes += [
-            helper.make_node(spec.cell, inputs, outputs, hidden_size=hidden, **options),
             helper.make_node("Transpose", [f"Y{layer}"], [f"Z{layer}"], perm=(0, 2, 1, 3)),
             helper.make_node("Reshape", [f"Z{layer}", shape], [y]),
         ]
@@ -72,19 +87,23 @@ def onnx_model(problem: Problem, step: bool = False):
         names = [f"{s}_n_{layer}" for layer in range(case.layers)]
         nodes.append(helper.make_node("Concat", names, [f"{s}_n"], axis=0))
     kind = helper.np_dtype_to_tensor_dtype(problem.input.numpy().dtype)
-    steps, state = 1 if step else case.T, (case.layers * directions, case.N, hidden)
+    steps, widths = 1 if step else case.T, {"h": case.output_size, "c": hidden}
 
-    def value(name: str, *dims: int):
+    def value(name: str, *dims: int, kind=kind):
         return helper.make_tensor_value_info(name, kind, dims)
 
-    given = [value(f"{s}_0", *state) for s in states] if step else []
+    def state(name: str):
+        return value(name, case.layers * directions, case.N, widths[name[0]])
+
+    given = [state(f"{s}_0") for s in states] if step else []
+    given += [value("lengths", case.N, kind=onnx.TensorProto.INT32)] if ragged else []
     graph = helper.make_graph(
         nodes,
         spec.cell,
         [value("x", steps, case.N, case.input_size), *given],
         [
-            value("y", steps, case.N, directions * hidden),
-            *(value(f"{s}_n", *state) for s in states),
+            value("y", steps, case.N, directions * case.output_size),
+            *(state(f"{s}_n") for s in states),
         ],
         constants,
     )
@@ -140,6 +159,8 @@ def whole(runtime: Runtime) -> Callable[[Problem], Call]:
 
     def prepare(problem: Problem) -> Call:
         run, inputs = runtime(problem, False), {"x": problem.input.numpy()}
+        if problem.lengths is not None:
+            inputs["lengths"] = problem.lengths.to(torch.int32).numpy()
         return lambda: run(inputs)
 
     return prepare
@@ -173,12 +194,15 @@ def infers(name: str, prepare) -> Contender:
         modes=("inference",),
         devices=("cpu",),
         dtypes=("float32",),  # onnxruntime has no double in these nodes
-        fits=lambda spec: spec.cell not in STEPS,
+        fits=lambda spec: (
+            spec.cell not in STEPS and not (spec.case.proj_size and spec.case.bidirectional)
+        ),
     )
 
 
-def exclusively_forward(spec: Spec) -> bool:
-    return spec.cell in ("LSTM", "GRU") and not spec.case.bidirectional
+def plain(spec: Spec, *cells: str) -> bool:
+    """One of these cells, in one direction and without a projection."""
+    return spec.cell in cells and spec.case.directions == 1 and not spec.case.proj_size
 
 
 def haste(problem: Problem) -> Call:
@@ -221,7 +245,7 @@ LIBRARIES = (
     Contender(
         "TorchRL",
         module_of("torchrl.modules", batch_first=True),
-        fits=exclusively_forward,
+        fits=lambda spec: plain(spec, "LSTM", "GRU"),
         asked=True,
     ),
     Contender(
@@ -230,7 +254,7 @@ LIBRARIES = (
         modes=("inference",),
         devices=("cuda",),
         dtypes=("float32", "float64"),
-        fits=lambda spec: spec.cell == "LSTM" and spec.case.layers == spec.case.directions == 1,
+        fits=lambda spec: plain(spec, "LSTM") and spec.case.layers == 1,
         asked=True,
     ),
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from bench.cases import STEPS, Spec
+from bench.cases import RAGGED, STEPS, Spec
 
 FRAMES = 8  # of a stream: a call takes the next one, and the first again after the last
 
@@ -57,7 +57,8 @@ def sizes(spec: Spec) -> dict[str, object]:
     found = {"input_size": case.input_size, "hidden_size": case.hidden_size}
     if spec.cell in STEPS:
         return found
-    return found | {"num_layers": case.layers, "bidirectional": case.bidirectional}
+    found |= {"num_layers": case.layers, "bidirectional": case.bidirectional}
+    return found | ({"proj_size": case.proj_size} if case.proj_size else {})
 
 
 def make_problem(spec: Spec) -> Problem:
@@ -69,12 +70,12 @@ def make_problem(spec: Spec) -> Problem:
         torch.manual_seed(0)
         module = getattr(nn, spec.cell)(**sizes(spec))
         x = torch.randn(steps, case.N, case.input_size)
-        shape = steps, case.N, case.directions * case.hidden_size
+        shape = steps, case.N, case.directions * case.output_size
         gradients = [torch.randn(shape) for _ in range(2 if case.job == "states" else 1)]
         episodes = torch.rand(steps, case.N) < 2 / steps  # two ends in a row of a rollout
     if spec.cell in STEPS:
         x, gradients = x.squeeze(0), [gradient.squeeze(0) for gradient in gradients]
-    lengths = torch.tensor(case.lengths()) if case.job in ("lengths", "packed") else None
+    lengths = torch.tensor(case.lengths()) if case.job in RAGGED else None
     if lengths is not None:  # what is past the end of a row is nobody's result
         valid = torch.arange(steps)[:, None] < lengths
         gradients = [gradient * valid[:, :, None] for gradient in gradients]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.cases import MODES
+from bench.cases import MODES, shape
 from bench.report import Line, contenders, lines, mean_ratio, number, tables
 from bench.results import OK, Record, Row
 from bench.timing import NOISY
@@ -99,8 +99,7 @@ def markdown_long(group: list[Line]) -> str:
 
 
 def place(row: Row) -> str:
-    bi = " bi" if row.directions == 2 else ""
-    return f"{row.case} ({row.T}, {row.N}, {row.input_size}, {row.hidden_size}, {row.layers}{bi})"
+    return f"{row.case} ({shape(row)})"
 
 
 def times(ratio: float | None) -> str:

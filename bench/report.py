@@ -59,22 +59,25 @@ def lines(rows: Iterable[Row]) -> list[Line]:
     ]
 
 
+def setting(row: Row) -> str:
+    threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
+    return f"{row.dtype}, {row.device if row.device != 'cpu' else threads}"
+
+
 def tables(all_lines: list[Line]) -> Iterator[tuple[str, list[Line]]]:
     """Title and lines of each table: one for each suite, dtype and number of threads, or device."""
     suites = list(dict.fromkeys(line.ours.suite for line in all_lines))
 
-    def setting(line: Line) -> tuple:
+    def place(line: Line) -> tuple:
         ours = line.ours
         tails = ours.ms_p99 is not None
         where = ours.device, ours.dtype, ours.threads
         return suites.index(ours.suite), *where, not line.plain, tails
 
-    for (suite, device, dtype, threads, *_), group in groupby(
-        sorted(all_lines, key=setting), setting
-    ):
-        where = device if device != "cpu" else f"{threads} thread{'s' if threads > 1 else ''}"
-        title = f"{dtype}, {where}"
-        yield (f"{suites[suite]}: {title}" if len(suites) > 1 else title), list(group)
+    for (suite, *_), group in groupby(sorted(all_lines, key=place), place):
+        group = list(group)
+        title = setting(group[0].ours)
+        yield (f"{suites[suite]}: {title}" if len(suites) > 1 else title), group
 
 
 def mean_ratio(some: Iterable[Line], name: str = "") -> float | None:
@@ -112,6 +115,8 @@ def show(rows: list[Row], facts: Facts, console: Console) -> None:
             f"[yellow]A noisy run:[/] in {noisy} of {len(found)} rows the quartiles of the ratio "
             f"lie more than {NOISY:.0%} from its median. Run again while the machine is idle."
         )
+    for text in growth(found):
+        console.print(text)
     if found:
         console.print(
             "[dim]Milliseconds a call unless it says µs. Ratio: times faster than the baseline, "
@@ -131,6 +136,17 @@ def machine(facts: Facts) -> str:
             f"the cache, {facts.memory_gbs:.0f} from memory"
         )
     return text
+
+
+def growth(found: list[Line]) -> Iterator[str]:
+    """Of ours in the suite `scaling`: whether a time step of a longer sequence costs more."""
+    along = [line.ours for line in found if line.ours.suite == "scaling"]
+    along = [row for row in along if row.case.startswith("T=") and row.ms]
+    for place, part in groupby(along, lambda row: f"{row.cell} {row.mode}, {setting(row)}"):
+        first, *rest = part
+        steps = ", ".join(f"{row.case} {row.step_us / first.step_us:.2f}x" for row in rest)
+        if rest:
+            yield f"{place}: {number(first.step_us)} µs a time step at {first.case}; {steps}"
 
 
 def contenders(group: list[Line]) -> list[str]:
@@ -165,12 +181,15 @@ def wide(title: str, group: list[Line]) -> Table:
 
 
 def empty(title: str, first: str, *rest: str) -> Table:
-    """Narrow enough for 80 columns: what does not fit in a heading is folded."""
+    """Narrow enough for 80 columns: where a heading does not fit, it is folded between its words or
+    within a long one."""
     style = {"title_style": "bold", "header_style": "bold", "box": box.SIMPLE_HEAD}
     table = Table(title=title, pad_edge=False, collapse_padding=True, **style)
     table.add_column(first, no_wrap=True)
     for name in rest:
-        table.add_column(name, justify="right", overflow="fold", min_width=min(len(name), 8))
+        width = max(map(len, name.split()))
+        width = width if width <= 8 else (width + 1) // 2
+        table.add_column(name, justify="right", overflow="fold", min_width=width)
     return table
 
 

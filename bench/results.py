@@ -44,6 +44,8 @@ class Row:
     floor_ms: float | None = None  # the least that the machine allows, see ceilings.floor
     peak_mib: float | None = None
     kernels: str = ""  # on a GPU: what ran in a call
+    proj_size: int = 0
+    filled: float | None = None  # where rows end early: the share of T * N that is no padding
 
     def key(self) -> tuple:
         place = self.case, self.cell, self.mode, self.dtype, self.threads, self.device
@@ -53,6 +55,11 @@ class Row:
     def percent(self) -> float | None:
         """Of the floor: 100 would be a contender that does nothing but what it cannot avoid."""
         return 100 * self.floor_ms / self.ms if self.ms and self.floor_ms else None
+
+    @property
+    def step_us(self) -> float | None:
+        """Microseconds of a time step."""
+        return self.ms and 1e3 * self.ms / self.T
 
 
 Record = tuple[Row, Facts]

@@ -83,6 +83,17 @@ LAYERS = tuple(
 )
 
 
+VARIANTS = (
+    *(replace(case, name=f"{case.name}-bi", bidirectional=True) for case in CPU),
+    *(
+        replace(case, name=f"{case.name}-packed", job="packed", shortest=1 / 3)
+        for case in CPU
+        if case.T > 1
+    ),
+    *(replace(case, name=f"{case.name}-proj", proj_size=case.hidden_size // 2) for case in CPU),
+)
+
+
 @dataclass(frozen=True)
 class Suite:
     """A named selection. `threads`: None stands for all the cores of the machine. `extra` names
@@ -106,6 +117,17 @@ SUITES = {
         "every case on one thread, under five minutes on two cores", CPU, seconds=1, table="cpu"
     ),
     "cpu": Suite("every case on one thread and on all cores, timed for longer", CPU, (1, None), 6),
+    "variants": Suite(
+        "the same models in two directions, on packed sequences, and LSTMs with a projection",
+        VARIANTS,
+        extra=("fastrnn padded",),
+    ),
+    "bfloat16": Suite(
+        "the same models in bfloat16, and ours in float32 on the same numbers",
+        CPU,
+        dtypes=("bfloat16",),
+        extra=("fastrnn float32",),
+    ),
     "gpu": Suite(
         "published models and benchmarks, in the precisions of a GPU",
         GPU,

@@ -37,14 +37,15 @@ def expected(spec: Spec, dtype: str) -> Results:
     """What torch.nn computes from the numbers of `spec` in `dtype`: without cuDNN, so that nothing
     on a GPU is its own witness. Of a stream: the outputs of the frames, twice around."""
     problem = make_problem(spec).to(spec.device, torch_dtype(dtype))
+    reference = baseline(spec.case.job)
     with torch.backends.cudnn.flags(enabled=False):
-        return outcome(baseline(spec.case.job).prepare(problem), spec)
+        return outcome(reference, problem, reference.prepare(problem))
 
 
-def outcome(call: Call, spec: Spec) -> Results:
+def outcome(contender: Contender, problem: Problem, call: Call) -> Results:
     """The results of one call; of a stream, those of calls that go twice around the frames."""
-    if spec.case.job != "step":
-        return flatten(call())
+    if problem.spec.case.job != "step":
+        return contender.read(problem, flatten(call()))
     return [torch.stack([flatten(call())[0].clone() for _ in range(2 * FRAMES)])]
 
 
@@ -77,13 +78,15 @@ def verified(
     call = contender.prepare(problem)
     # A second call may find what the first one left behind; a stream has had many.
     for _ in range(1 if spec.case.job == "step" else 2):
-        compare(problem, outcome(call, short), expected(short, "float64"), contender.lacks)
+        found = outcome(contender, problem, call)
+        compare(problem, found, expected(short, "float64"), contender.lacks)
     if short == spec:
         return call, 0.0
     problem = make_problem(spec)
     call = contender.prepare(problem)
     start = clock()
-    found = call()
+    results = call()
     seconds = clock() - start
-    compare(problem, flatten(found), expected(spec, spec.dtype), contender.lacks)
+    found = contender.read(problem, flatten(results))
+    compare(problem, found, expected(spec, spec.dtype), contender.lacks)
     return call, seconds

@@ -1,8 +1,8 @@
 // The Python module fastrnn._C: how it was built and which instruction set the CPU kernels use.
 //
-// Tensors do not pass through here: importing the module loads this shared object, whose static
-// initialisers register the ops (cpu/bind.cpp). torch/extension.h would tie the object to one
-// version of torch, so it is not included.
+// Importing the module loads this shared object, whose static initialisers register the ops
+// (cpu/bind.cpp). torch/extension.h would tie the object to one version of torch, so it is not
+// included; what comes past the dispatcher is seen through DLPack (cpu/direct.cpp).
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/direct.h"
 #include "cpu/isa.h"
 #include "cpu/split.h"
 #include "cpu/stream.h"
@@ -118,6 +119,7 @@ PYBIND11_MODULE(_C, m) {
         "`outputs` "
         "sums of `depth` terms for each row of the batch; the units can be cut into most_units.");
   fastrnn::bind_stream(m);
+  fastrnn::bind_direct(m);
   m.def("cuda_choose", &cuda_choose, py::arg("products"), py::arg("batch"), py::arg("directions"),
         py::arg("dtype"), py::arg("processors"), py::arg("major"),
         "How CUDA kernels run a loop over time, (library, tile): whether the library makes its "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import functional
+from . import direct, functional
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -18,12 +18,19 @@ class _CellBase(torch.nn.RNNCellBase):
         rank = input.dim()
         if rank not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {rank}D instead")
-        weights, bias = self._weights()
         if states is not None:
             self._check_state_ranks(name, states, rank)
         if rank == 1:
             input = input.unsqueeze(0)
             states = states and tuple(state.unsqueeze(0) for state in states)
+        results = direct.step(self, cell, input, states)
+        if results is None:
+            results = self._long_step(cell, input, states)
+        return results if rank == 2 else tuple(state.squeeze(0) for state in results)
+
+    def _long_step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
+        """`_step` of batched input through the op, with all checks."""
+        weights, bias = self._weights()
         batch, width = input.shape
         if width != weights[0].size(1):
             raise RuntimeError(
@@ -36,8 +43,7 @@ class _CellBase(torch.nn.RNNCellBase):
             for k, state in enumerate(states):
                 self._check_state_sizes(k, state, batch)
             h, c = states if cell == "lstm" else (*states, None)
-        states = functional.step(cell, input, h, c, weights, bias)
-        return states if rank == 2 else tuple(state.squeeze(0) for state in states)
+        return functional.step(cell, input, h, c, weights, bias)
 
     def _weights(self) -> tuple[list[Tensor], bool]:
         """The weights in the order of the op, and whether there are biases."""

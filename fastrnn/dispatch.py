@@ -145,6 +145,11 @@ def chosen() -> str:
     return _chosen
 
 
+def on_kernels() -> bool:
+    """Whether what was asked for lets a call on the CPU go to the compiled kernels."""
+    return _chosen in ("auto", "cpu") and _not_built is None
+
+
 def obstacle(
     name: str, input: Tensor, h0: Tensor, compiling: bool, options: Options | None = None
 ) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map_only
 
-from . import functional
+from . import direct, functional
 
 __all__ = ["GRU", "LSTM", "RNN", "RNNBase"]
 
@@ -131,7 +131,6 @@ class RNNBase(torch.nn.RNNBase):
             RuntimeError: another size, dtype or device does not fit, there is no time step, or a
                 length on the CPU is out of range.
         """
-        self._update_flat_weights()
         asked = None
         plain = reset is lengths is detach_every is grad_clip is None
         if not plain or return_states or return_gates:
@@ -157,15 +156,19 @@ class RNNBase(torch.nn.RNNBase):
             input = input.unsqueeze(batch_dim)
             if asked:
                 _unsqueeze_features(asked, batch_dim)
-        if hx is None:
-            self.check_input(input, None)
-            hx = self._zero_state(input, input.size(batch_dim))
-        else:
+        if hx is not None:
             self._check_state_rank(hx, batched)
             if not batched:
                 hx = self._unsqueeze_state(hx)
-            self.check_forward_args(input, hx, None)
-        results = self._run(input, hx, None, asked)
+        results = direct.stack(self, input, hx) if asked is None else None
+        if results is None:
+            if hx is None:
+                self.check_input(input, None)
+                hx = self._zero_state(input, input.size(batch_dim))
+            else:
+                self.check_forward_args(input, hx, None)
+            self._update_flat_weights()
+            results = self._run(input, hx, None, asked)
         if batched:
             return results
         output, state, *states = results
@@ -200,13 +203,17 @@ class RNNBase(torch.nn.RNNBase):
 
     def _forward_packed(self, packed: PackedSequence, hx, asked: dict | None):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
-        if hx is None:
-            self.check_input(input, batch_sizes)
-            hx = self._zero_state(input, int(batch_sizes[0]))
-        else:
+        if hx is not None:
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
-        output, state = self._run(input, hx, batch_sizes, asked)
+        results = direct.stack(self, input, hx, batch_sizes) if asked is None else None
+        if results is None:
+            if hx is None:
+                self.check_input(input, batch_sizes)
+                hx = self._zero_state(input, int(batch_sizes[0]))
+            self._update_flat_weights()
+            results = self._run(input, hx, batch_sizes, asked)
+        output, state = results
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(state, unsorted_indices)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from bench_doubles import TINY
 
-from bench.cases import CELLS, DTYPES, STEPS, Case, Spec
+from bench.cases import CELLS, DTYPES, STEPS, Case, Spec, recurrent, shape
 from bench.ceilings import Ceilings, floor
 from bench.jobs import JOBS, baseline, entrants, find
 from bench.options import parse
@@ -31,6 +31,40 @@ def test_the_quick_suite_has_every_case_cell_and_mode_once_on_one_thread():
 def test_the_cpu_suite_also_takes_all_cores():
     assert {spec.threads for spec in select(SUITES["cpu"], cores=6)} == {1, 6}
     assert {spec.threads for spec in select(SUITES["cpu"], cores=1)} == {1}
+
+
+def test_the_variants_suite_has_every_case_in_three_ways():
+    cases = {case.name: case for case in SUITES["variants"].cases}
+    for case in CPU:
+        assert cases[f"{case.name}-bi"] == replace(case, name=f"{case.name}-bi", bidirectional=True)
+        projected = cases[f"{case.name}-proj"]
+        assert projected.proj_size == case.hidden_size / 2
+        assert [cell for cell in CELLS + STEPS if projected.has(cell)] == ["LSTM"]
+        assert (f"{case.name}-packed" in cases) == (case.T > 1)
+    assert len(cases) == 8 + 7 + 8
+    specs = select(SUITES["variants"], cores=2)
+    assert len(specs) == 2 * (3 * (8 + 7) + 8)
+    assert {spec.threads for spec in specs} == {1}
+
+
+def test_packed_rows_of_the_variants_end_between_a_third_and_all_of_the_steps():
+    for case in SUITES["variants"].cases:
+        if case.job == "packed":
+            found = case.lengths()
+            assert len(found) == case.N and max(found) == case.T
+            assert case.N == 1 or min(found) == case.T // 3
+            assert case.N == 1 or sorted(found) != found != sorted(found, reverse=True)
+            assert case.filled() == pytest.approx(1 if case.N == 1 else 2 / 3, abs=0.01)
+
+
+def test_the_bfloat16_suite_has_ours_in_float32_as_well():
+    suite = SUITES["bfloat16"]
+    specs = select(suite, cores=2)
+    assert {spec.dtype for spec in specs} == {"bfloat16"} and len(specs) == len(CPU) * 3 * 2
+    assert names(CPU[1], "GRU", "training", (), suite.extra, dtype="bfloat16") == [
+        "fastrnn", "torch.nn", "fastrnn float32",
+    ]  # fmt: skip
+    assert "fastrnn float32" not in names(CPU[1], "GRU", "training", (), suite.extra)
 
 
 def test_the_gpu_suite_gives_a_case_only_the_cells_that_its_models_have():
@@ -86,11 +120,25 @@ def test_flops_count_the_products_of_every_layer_and_direction():
     assert Spec(both, "GRU", "inference").flops() == 2 * 9 * 3 * 3 * 5 * products
 
 
+def test_flops_of_a_projected_lstm():
+    case = replace(TINY, proj_size=2)
+    layers = (4 * 5 * (4 + 2) + 5 * 2) + (4 * 5 * (2 + 2) + 5 * 2)
+    assert Spec(case, "LSTM", "inference").flops() == 2 * 9 * 3 * layers
+    both = replace(case, bidirectional=True)  # the second layer reads both directions
+    layers = (4 * 5 * (4 + 2) + 5 * 2) + (4 * 5 * (4 + 2) + 5 * 2)
+    assert Spec(both, "LSTM", "training").flops() == 3 * 2 * 9 * 3 * 2 * layers
+    assert recurrent(case, 4) == 4 * 5 * 2 + 5 * 2
+    assert (shape(case), shape(both)) == ("9, 3, 4, 5, 2 proj 2", "9, 3, 4, 5, 2 bi proj 2")
+
+
 def test_flops_of_rows_that_end_early():
     case = replace(TINY, job="lengths", T=10, N=4)
     assert sorted(case.lengths()) == [4, 6, 8, 10] != case.lengths()
     whole = Spec(replace(case, job="layer"), "RNN", "inference").flops()
     assert Spec(case, "RNN", "inference").flops() == whole * 28 / 40
+    assert case.filled() == 28 / 40
+    assert replace(case, N=1).lengths() == [10]
+    assert sorted(replace(case, shortest=1 / 3).lengths()) == [3, 5, 8, 10]
 
 
 def test_a_shortened_spec_keeps_everything_but_the_steps():
@@ -114,6 +162,17 @@ def test_who_takes_part():
     assert names(TINY, dtype="float64") == ["fastrnn", "torch.nn"]
     assert names(TINY, "LSTMCell") == ["fastrnn", "torch.nn"]
     assert names(TINY, device="cuda") == ["fastrnn", "torch.nn"]
+    everybody = ["fastrnn", "torch.nn", "onnxruntime", "OpenVINO"]
+    assert names(replace(TINY, bidirectional=True), "RNN") == everybody
+    assert names(replace(TINY, proj_size=2)) == everybody
+    assert names(replace(TINY, proj_size=2, bidirectional=True)) == everybody[:2]
+    packed = replace(TINY, job="packed")
+    assert names(packed) == everybody
+    padded = ("fastrnn padded",)
+    assert names(packed, "GRU", "inference", (), padded) == [*everybody, *padded]
+    assert names(packed, "GRU", "training", (), padded) == [*everybody[:2], *padded]
+    both_ways = replace(packed, bidirectional=True)  # where padding would be read first
+    assert names(both_ways, "GRU", "training", (), padded) == everybody[:2]
     step = replace(TINY, T=1, N=1, job="step")
     assert {"fastrnn Streamer", "fastrnn step", "torch.nn", "OpenVINO"} <= set(names(step))
 
@@ -151,6 +210,10 @@ def test_the_floor_is_the_slower_of_products_and_reading_weights():
     assert floor(replace(spec, mode="training"), slow_cache) == pytest.approx(200 * weights / 2e9)
     on_two = replace(spec, threads=2)  # half of the weights on each, which fit closer
     assert floor(on_two, slow_cache) == pytest.approx(100 * weights / 4e9)
+    projected = replace(
+        spec, case=replace(case, proj_size=128)
+    )  # weights of h and of the projection
+    assert floor(projected, slow_cache) == pytest.approx(100 * (weights / 2 + 256 * 128 * 4) / 2e9)
     large = replace(case, hidden_size=1 << 14)
     assert floor(replace(spec, case=large), slow_cache) > 100 * 4 * 4 * (1 << 28) / 1e9 * 0.99
 
@@ -159,6 +222,10 @@ def test_the_floor_of_a_gpu_reads_everything_once():
     case = Case("one", 100, 2, 3, 5, 1, "nobody")
     spec = Spec(case, "LSTM", "inference", "float16", device="cuda")
     read = 2 * (4 * 5 * 5 + 4 * 5 * 3 + 100 * 2 * (3 + 5))
+    assert floor(spec, Ceilings(1e15, ((0, 1e3),))) == pytest.approx(read / 1e3)
+    spec = replace(spec, case=replace(case, layers=2, proj_size=2, bidirectional=True))
+    weights = 2 * (4 * 5 * 3 + 4 * 5 * 4) + 4 * (4 * 5 * 2 + 5 * 2)
+    read = 2 * (weights + 100 * 2 * (3 + 2 * 2))
     assert floor(spec, Ceilings(1e15, ((0, 1e3),))) == pytest.approx(read / 1e3)
 
 

@@ -71,6 +71,8 @@ def test_intensity_counts_a_read_of_the_recurrent_weights_every_step():
     one = row(T=10, hidden_size=8, layers=2, gflops=3.0, ms=5.0)
     assert intensity(one) == pytest.approx(3e9 * 5e-3 / (10 * 2 * 4 * 8 * 8 * 4))
     assert intensity(replace(one, mode="training")) == pytest.approx(intensity(one) / 2)
+    projected = intensity(replace(one, proj_size=2))  # (4 * 8 * 2 + 8 * 2) of 4 * 8 * 8 weights
+    assert projected == pytest.approx(intensity(one) * 256 / 80)
 
 
 def test_plots_are_drawn_as_svg_and_png(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from bench import compare, readme, report, results
 from bench.contenders import BASELINE
+from bench.suites import SUITES
 
 BEGIN, END = readme.markers()
 
@@ -21,7 +23,8 @@ BEGIN, END = readme.markers()
 def test_results_survive_the_file(tmp_path):
     path = tmp_path / "new" / "machine.csv"
     stream = row("fastrnn step", ms_p99=2.5, ms_p999=3.5, floor_ms=0.5, peak_mib=12.0, directions=2)
-    rows = [row(), row(BASELINE.name, ratio=1.0), stream, FAILED]
+    packed = row(case="packed", proj_size=2, filled=0.667)
+    rows = [row(), row(BASELINE.name, ratio=1.0), stream, packed, FAILED]
     results.save(rows, FACTS, path)
     assert results.load(path) == [(one, FACTS) for one in rows]
 
@@ -90,12 +93,25 @@ def test_the_terminal_table():
 
 
 def test_a_table_of_many_contenders_fits_a_terminal_of_80_columns():
-    names = ("fastrnn", "torch.nn", "onnxruntime", "OpenVINO")
+    names = ("fastrnn", "torch.nn", "onnxruntime", "OpenVINO", "fastrnn padded")
     console = Console(file=io.StringIO(), width=80)
-    rows = [row(name, case="fastrnns-packed", ms=123.4, floor_ms=100.0) for name in names]
+    rows = [row(name, case="rnnoise-packed", ms=123.4, floor_ms=100.0) for name in names]
     report.show(rows, FACTS, console)
     text = console.file.getvalue()
-    assert "…" not in text and text.count(" 123") == 4 and " 81%" in text
+    assert "…" not in text and text.count(" 123") == 5 and " 81%" in text
+    assert all(word in text for word in (" torch.nn ", " OpenVINO ", " padded ", " floor"))
+
+
+def test_the_table_of_growth_says_what_a_time_step_costs():
+    def along(T: int, ms: float, **changes) -> results.Row:
+        return row(case=f"T={T}", T=T, ms=ms, suite="scaling", **changes)
+
+    rows = [along(10, 1.0), along(100, 9.0), along(1000, 110.0), row(case="N=10", suite="scaling")]
+    rows += [along(10, 3.0, cell="GRU"), along(10, 0.1, mode="training")]
+    text = " ".join(shown(rows).split())
+    expected = "LSTM inference, float32, 1 thread: 100 µs a time step at T=10; T=100 0.90x, T=1000"
+    assert f"{expected} 1.10x" in text
+    assert text.count("a time step at") == 1  # of one length nothing can be said
 
 
 def test_ways_to_one_result_and_latencies_are_listed_one_below_the_other():
@@ -139,6 +155,11 @@ def test_the_readme_table():
     assert "| tiny (9, 3, 4, 5, 2) | GRU | wrong | – | – | – | – | – |" in table
     assert "| *geometric mean* | LSTM |  |  | **3.00x** |  |  | **3.00x** |" in table
     assert "A CPU (R), 2 cores, avx2; fastrnn 1.0 (abc), torch 2.13.0" in table
+
+
+def test_the_readme_table_says_what_is_special_in_a_case():
+    table = readme.markdown([(row(directions=2), FACTS), (row(case="p", proj_size=2), FACTS)])
+    assert "| tiny (9, 3, 4, 5, 2 bi) |" in table and "| p (9, 3, 4, 5, 2 proj 2) |" in table
 
 
 def test_the_readme_table_with_other_libraries():
@@ -206,10 +227,12 @@ def test_ratios_to_different_baselines_are_not_compared():
     assert compare.changes([row()], [row(baseline="fastrnn@HEAD")]) == []
 
 
-def test_the_readme_of_the_suite_lists_its_files():
+def test_the_readme_of_the_suite_lists_its_files_and_suites():
     """bench/README.md has a line for every file of code beside it."""
     folder = Path(results.__file__).parent
     text = (folder / "README.md").read_text()
     for path in [*folder.glob("*.py"), *folder.glob("*.c"), *folder.glob("*.html")]:
         if path.name != "__init__.py":
             assert f"`{path.name}`" in text, path.name
+    for name in SUITES:
+        assert re.search(rf"^\|.*`{name}`.*\|.*\|$", text, re.M), name

@@ -82,6 +82,15 @@ def test_a_row_knows_its_share_of_the_floor_and_its_peak_of_memory():
     assert row.peak_mib >= 0
 
 
+def test_a_row_knows_its_variant():
+    (row,) = measure(SPEC, {BASELINE.name: Local(BASELINE)}, 0)
+    assert (row.proj_size, row.filled, row.directions) == (0, None, 1)
+    case = replace(TINY, T=10, N=4, job="packed", proj_size=2)
+    one = jobs.find("packed", "torch.nn")
+    (row,) = measure(replace(SPEC, case=case), {one.name: Local(one)}, 0)
+    assert (row.status, row.proj_size, row.filled) == ("ok", 2, 28 / 40)
+
+
 def test_a_stream_shows_the_tails_of_its_latency():
     clock = Clock()
     case = replace(TINY, T=1, N=1, layers=1, job="step")

@@ -10,9 +10,10 @@ from bench_doubles import SPEC, TINY, altered
 
 from bench import verify
 from bench.cases import CELLS, MODES, STEPS, Case, Spec
-from bench.contenders import BASELINE, OURS, Contender, flatten
+from bench.contenders import BASELINE, OURS, Contender, flatten, in_float32
 from bench.features import segments
-from bench.jobs import JOBS, find
+from bench.jobs import JOBS, entrants, find
+from bench.packing import trimmed
 from bench.problems import FRAMES, make_problem
 from bench.sessions import Local, Unfit
 from bench.suites import SUITES, select
@@ -38,13 +39,50 @@ def test_short_dtypes_are_compared_within_their_rounding(dtype):
 
 
 TWO_WAYS = replace(TINY, bidirectional=True)
+PROJECTED = replace(TINY, proj_size=2)
+PACKED = replace(TINY, N=4, job="packed", shortest=1 / 3)
+VARIANTS = {
+    "one way": TINY,
+    "two ways": TWO_WAYS,
+    "projected": PROJECTED,
+    "projected, two ways": replace(PROJECTED, bidirectional=True),
+    "packed": PACKED,
+    "packed, two ways": replace(PACKED, bidirectional=True),
+    "packed, one row": replace(PACKED, N=1),
+}
+ROWS = [
+    (one, Spec(case, cell, mode))
+    for case in VARIANTS.values()
+    for cell in CELLS
+    for mode in ("inference", "training")
+    if case.has(cell)
+    for one in entrants(Spec(case, cell, mode), (), SUITES["variants"].extra)
+]
 
 
-@pytest.mark.parametrize("case", [TINY, TWO_WAYS], ids=["one way", "two ways"])
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("name", ["onnxruntime", "OpenVINO"])
-def test_the_onnx_model_is_right_in_every_runtime(name, cell, case):
-    verified(find("layer", name), Spec(case, cell, "inference"))
+@pytest.mark.parametrize(
+    "contender, spec",
+    ROWS,
+    ids=[
+        f"{one.name}-{spec.cell}-{spec.mode}-{name}"
+        for one, spec in ROWS
+        for name, case in VARIANTS.items()
+        if case == spec.case
+    ],
+)
+def test_everybody_is_right_in_every_variant(contender, spec):
+    """The runtimes above all, for which the ONNX model is made here."""
+    verified(contender, spec)
+
+
+def test_ours_in_float32_gets_the_numbers_that_were_rounded():
+    one = find("layer", "fastrnn float32")
+    spec = replace(SPEC, dtype="bfloat16")
+    call, _ = verified(one, spec)
+    assert {result.dtype for result in flatten(call())} == {torch.float32}
+    rounded = Contender("", lambda problem: lambda: problem.input)
+    seen = in_float32(rounded).prepare(make_problem(spec))()
+    assert seen.dtype == torch.float32 and torch.equal(seen, seen.bfloat16().float())
 
 
 def test_other_ways_to_run_ours_and_torchs():
@@ -52,9 +90,6 @@ def test_other_ways_to_run_ours_and_torchs():
         one = find("layer", name)
         with one.around():
             verified(one, SPEC)
-    packed = replace(TINY, job="packed", bidirectional=True)
-    for contender in JOBS["packed"]:
-        verified(contender, Spec(packed, "GRU", "training"))
 
 
 class DocumentedHaste(torch.nn.Module):
@@ -185,6 +220,66 @@ def test_a_stream_that_forgets_or_repeats_is_caught():
 
 
 # --- Wrong contenders -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "OpenVINO"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_who_ignores_lengths_is_caught(cell, name):
+    """Past the end of a row, and where that is cut off, in the final states."""
+    runtime, spec = find("packed", name), Spec(PACKED, cell, "inference")
+    ignorant = replace(runtime, prepare=lambda p: runtime.prepare(replace(p, lengths=None)))
+    with pytest.raises(WrongResult, match="output"):
+        verified(ignorant, spec)
+
+    def cut(problem, found):
+        return trimmed(problem, found[:1]) + found[1:]
+
+    with pytest.raises(WrongResult, match="h_n"):
+        verified(replace(ignorant, read=cut), spec)
+    verified(replace(runtime, read=cut), spec)
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_a_padded_batch_is_not_a_packed_one(mode):
+    """Its outputs are only right where they are trimmed, and it has no final states."""
+    padded, spec = find("packed", "fastrnn padded"), Spec(PACKED, "GRU", mode)
+    with pytest.raises(WrongResult, match="output"):
+        verified(replace(padded, read=OURS.read), spec)
+    with pytest.raises(WrongResult, match="results instead of"):
+        verified(replace(padded, lacks=()), spec)
+
+
+def test_lengths_of_other_rows_are_caught():
+    ours = find("packed", "fastrnn")
+    shuffled = replace(ours, prepare=lambda p: ours.prepare(replace(p, lengths=p.lengths.flip(0))))
+    with pytest.raises(WrongResult):
+        verified(shuffled, Spec(PACKED, "LSTM", "training"))
+
+
+@pytest.mark.parametrize(
+    "contender", [OURS, find("layer", "onnxruntime")], ids=lambda one: one.name
+)
+def test_who_ignores_the_projection_is_caught(contender):
+    """Who leaves it out, and who has another one."""
+
+    def without(problem):
+        weights = {n: w for n, w in problem.weights.items() if "weight_hr" not in n}
+        padded = {
+            name: torch.nn.functional.pad(w, (0, 3)) if w.dim() == 2 and w.shape[1] == 2 else w
+            for name, w in weights.items()
+        }
+        spec = replace(problem.spec, case=replace(problem.spec.case, proj_size=0))
+        return contender.prepare(replace(problem, spec=spec, weights=padded))
+
+    def altered_weights(problem):
+        eye = {name: torch.eye(*w.shape) for name, w in problem.weights.items() if "_hr" in name}
+        return contender.prepare(replace(problem, weights=problem.weights | eye))
+
+    spec = Spec(PROJECTED, "LSTM", "inference")
+    for prepare, reason in ((without, "shape"), (altered_weights, "off by")):
+        with pytest.raises(WrongResult, match=reason):
+            verified(replace(contender, prepare=prepare), spec)
+
 
 WRONG = {
     "every number a little off": lambda found: [one * 1.001 for one in found],

@@ -58,6 +58,9 @@ def outcome(call, library):
 
 
 def assert_same_error(call) -> None:
-    ours, theirs = outcome(call, fastrnn), outcome(call, torch.nn)
-    assert isinstance(theirs, tuple) and isinstance(theirs[0], type), "torch.nn raised nothing"
-    assert ours == theirs
+    """Without gradients as well, where a call takes another way (fastrnn/direct.py)."""
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            ours, theirs = outcome(call, fastrnn), outcome(call, torch.nn)
+        assert isinstance(theirs, tuple) and isinstance(theirs[0], type), "torch.nn raised nothing"
+        assert ours == theirs

@@ -2,6 +2,7 @@
 #include "bind.h"
 
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 #define FASTRNN_NAMESPACE fastrnn::names_only
 #define FASTRNN_FN static inline
 #include "cells.h"
@@ -34,15 +35,6 @@ T* data(const Tensor& t) {
 template <class T>
 T* data(const OptionalTensor& t) {
   return t && t->numel() > 0 ? data<T>(*t) : nullptr;
-}
-
-Parallel parallel() {
-  return {torch::stable::get_num_threads(),
-          [](int64_t n, void (*body)(int64_t, void*), void* context) {
-            torch::stable::parallel_for(0, n, 1, [&](int64_t first, int64_t last) {
-              for (int64_t i = first; i < last; ++i) body(i, context);
-            });
-          }};
 }
 
 struct Results {
@@ -90,11 +82,11 @@ Results forward(const Arguments& a, bool save) {
                   save && c ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0}),
                   save && s.projected ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0})};
   if (a.dtype() == ScalarType::Float) {
-    cpu::kernels().forward_float[a.cell](pointers<float>(a, r, save), parallel());
+    cpu::kernels().forward_float[a.cell](pointers<float>(a, r, save), cpu::parallel());
   } else if (a.dtype() == ScalarType::BFloat16) {
-    cpu::kernels().forward_bf16[a.cell](pointers<Bf16>(a, r, save), parallel());
+    cpu::kernels().forward_bf16[a.cell](pointers<Bf16>(a, r, save), cpu::parallel());
   } else {
-    cpu::kernels().forward_double[a.cell](pointers<double>(a, r, save), parallel());
+    cpu::kernels().forward_double[a.cell](pointers<double>(a, r, save), cpu::parallel());
   }
   return r;
 }
@@ -162,7 +154,7 @@ void backward(const Arguments& a, const Results& saved, const Cotangents& in, co
                      a.bias ? data<T>(w[3]) : nullptr,
                      a.size.projected ? data<T>(w[a.per_direction - 1]) : nullptr};
   }
-  kernel(b, parallel());
+  kernel(b, cpu::parallel());
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(

@@ -61,7 +61,7 @@ class ForwardPass : Layer<Cell, Stored> {
  public:
   ForwardPass(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : Base(forward, threads),
-        chunk_(this->chunk(max(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)})))),
+        chunk_(this->chunk(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)}))),
         direction_{make(0), make(1)},
         teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
         zero_(kWidth<T, kWide>) {}

@@ -334,7 +334,7 @@ class Dots {
 
   // Adds the products of x[r] [k] with the rows of w, `ld` apart, of which the first `valid` exist.
   template <class W, class X>
-  void add(const W* w, int64_t ld, int64_t valid, const X* const* x, int64_t k) {
+  FASTRNN_INLINE void add(const W* w, int64_t ld, int64_t valid, const X* const* x, int64_t k) {
     for (int c = 0; c < kLane; c += kColumns) {
       const W* row[kColumns];
       for (int l = 0; l < kColumns; ++l) row[l] = w + min(c + l, valid - 1) * ld;
@@ -352,7 +352,7 @@ class Dots {
   }
 
   // What has been added up for vector r.
-  V total(int r) {
+  FASTRNN_INLINE V total(int r) {
     V* const sum = sum_[r];
     transpose<T>(sum_[r]);
     FASTRNN_UNROLL
@@ -384,20 +384,21 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
   constexpr int64_t kRows = kTileRows<kNarrow>;
   constexpr int64_t kLd = kWidth<T, kNarrow>;
   constexpr int kStep = kTerms<O>;
-  constexpr int64_t kDepth = kOuterDepth;
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
   if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
+  // Pieces about equally deep: each takes all of c through the caches once more.
+  const int64_t most = round_up(ceil_div(k, max(1, ceil_div(k, kOuterDepth))), kStep);
   const int64_t panels = ceil_div(n, kLd);
-  Buffer<O> right(panels * kDepth * kLd), left(kBlock * kDepth);
+  Buffer<O> right(panels * most * kLd), left(kBlock * most);
   alignas(64) T tile[kRows * kLd];
   alignas(64) const T zero[kLd] = {};
-  for (int64_t from = 0; from < k; from += kDepth) {
-    const int64_t depth = min(kDepth, k - from);
+  for (int64_t from = 0; from < k; from += most) {
+    const int64_t depth = min(most, k - from);
     for (int64_t i = 0; i < depth; i += kStep) {
       decltype(b(0)) row[kStep];
       for (int t = 0; t < kStep; ++t) row[t] = b(from + min(i + t, depth - 1));
       for (int64_t p = 0; p < panels; ++p) {
-        O* out = right + (p * kDepth + i) * kLd;
+        O* out = right + (p * most + i) * kLd;
         const int64_t valid = min(kLd, n - p * kLd);
         if (valid == kLd && i + kStep <= depth) {
           FASTRNN_UNROLL
@@ -418,7 +419,7 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
         const O* row[kStep];
         for (int t = 0; t < kStep; ++t) row[t] = a(from + min(i + t, depth - 1)) + block;
         for (int64_t r = 0; r < block_rows; r += kRows) {
-          O* out = left + (r * kDepth) + i * kRows;
+          O* out = left + (r * most) + i * kRows;
           if (r + kRows <= block_rows && i + kStep <= depth) {
             FASTRNN_UNROLL
             for (int l = 0; l < kRows; ++l)
@@ -441,8 +442,8 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
               prefetch(out + i * ldc);
               prefetch(out + i * ldc + columns - 1);
             }
-          micro<O, kNarrow, kRows, true>(left + r * kDepth, 0, {right + p * kDepth * kLd, kLd},
-                                         depth, keep && whole ? out : zero, keep && whole ? ldc : 0,
+          micro<O, kNarrow, kRows, true>(left + r * most, 0, {right + p * most * kLd, kLd}, depth,
+                                         keep && whole ? out : zero, keep && whole ? ldc : 0,
                                          whole ? out : tile, whole ? ldc : kLd);
           for (int64_t i = 0; i < rows && !whole; ++i)
             for (int64_t j = 0; j < columns; ++j)

@@ -48,11 +48,11 @@ struct Lane {
   Lane(int64_t column, int64_t columns)
       : at(column), valid(max(0, min(kLanes<T>, columns - column))) {}
   template <class S>
-  V load_from(const S* row) const {
+  FASTRNN_INLINE V load_from(const S* row) const {
     return valid == kLanes<T> ? load<V>(row + at) : load_part<V>(row + at, valid);
   }
   template <class S>
-  void store_to(S* row, V v) const {
+  FASTRNN_INLINE void store_to(S* row, V v) const {
     if (valid == kLanes<T>) {
       store<V>(row + at, v);
     } else {
@@ -159,8 +159,11 @@ struct Layer {
     return range;
   }
 
-  // Steps of a chunk that has at least `least` rows where the batch is full.
-  int64_t chunk(int64_t least) const { return min(s.steps, ceil_div(least, max(1, N))); }
+  // Steps of a chunk: as many as make `most` rows where the batch is full, but enough for `least`.
+  int64_t chunk(int64_t least, int64_t most) const {
+    const int64_t rows = max(1, N), enough = max(1, ceil_div(least, rows));
+    return min(s.steps, max(enough, most / rows));
+  }
   // Rows, in the order of time, of a range of steps.
   Range rows_of(int64_t d, Range steps) const {
     if (steps.count() == 0) return {0, 0};

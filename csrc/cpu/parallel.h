@@ -1,0 +1,19 @@
+// torch's own pool of threads, as layer.h wants it.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include "layer.h"
+
+namespace fastrnn::cpu {
+
+inline Parallel parallel() {
+  return {torch::stable::get_num_threads(),
+          [](int64_t n, void (*body)(int64_t, void*), void* context) {
+            torch::stable::parallel_for(0, n, 1, [&](int64_t first, int64_t last) {
+              for (int64_t i = first; i < last; ++i) body(i, context);
+            });
+          }};
+}
+
+}  // namespace fastrnn::cpu

@@ -1,0 +1,115 @@
+"""The short way of a call that records nothing on a CPU: from the module to the kernels at once.
+
+A layer of one time step takes less time than the dispatcher and the Python above it. Calls that
+nothing but their result depends on need neither. All others take the long way, which can do
+everything and has the error messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad, profiler
+
+from . import dispatch
+
+_CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_DTYPES = (torch.float32, torch.float64)
+
+
+def _open() -> object | None:
+    """`fastrnn._C.Direct` of torch's classes, or None without kernels or without DLPack."""
+    try:
+        from . import _C
+
+        return _C.Direct(Tensor, torch.nn.Parameter)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+_direct = _open()
+
+
+def open_to(input: Tensor) -> bool:
+    """Whether a call with this input may take the short way: nothing wants to see an op."""
+    return not (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or _direct is None
+        or type(input) is not Tensor
+        or input.dtype not in _DTYPES
+        or not input.is_cpu
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or profiler._is_profiler_enabled
+        or not dispatch.on_kernels()
+    )
+
+
+def stack(
+    module: torch.nn.RNNBase, input: Tensor, hx, batch_sizes: Tensor | None = None
+) -> tuple | None:
+    """What `module(input, hx)` returns in eval mode, or None if that takes the long way.
+
+    Args:
+        input: (T, N, input_size), (N, T, input_size) if the module is `batch_first`, or the data
+            (rows, input_size) of a PackedSequence with its `batch_sizes`.
+        hx: None, or the initial states in the form that the module takes for such input.
+    """
+    if not open_to(input) or (module.training and module.dropout and module.num_layers > 1):
+        return None
+    mode = module.mode
+    transposed = module.batch_first and batch_sizes is None
+    if transposed:
+        input = input.transpose(0, 1)
+    directions = 2 if module.bidirectional else 1
+    planes, hidden = module.num_layers * directions, module.hidden_size
+    width = module.proj_size or hidden
+    if batch_sizes is None:
+        batch = input.size(1)
+        output = input.new_empty(input.size(0), batch, directions * width)
+    else:
+        batch = int(batch_sizes[0]) if len(batch_sizes) else 0
+        output = input.new_empty(input.size(0), directions * width)
+    h0, c0, c_n = hx, None, None
+    if mode == "LSTM":
+        if hx is not None:
+            if len(hx) != 2:
+                return None
+            h0, c0 = hx
+        c_n = input.new_empty(planes, batch, hidden)
+    h_n = input.new_empty(planes, batch, width)
+    if not _direct.run(
+        mode.lower(), input, batch_sizes, h0, c0, module._parameters, module._flat_weights_names,
+        output, h_n, c_n,
+    ):  # fmt: skip
+        return None
+    if transposed:
+        output = output.transpose(0, 1)
+    return output, h_n if c_n is None else (h_n, c_n)
+
+
+def step(
+    module: torch.nn.RNNCellBase, cell: str, input: Tensor, states: Sequence[Tensor] | None
+) -> tuple[Tensor, ...] | None:
+    """The states after one step of `cell`, (h',) or (h', c'), or None as from `stack`.
+
+    Args:
+        input: (N, input_size).
+        states: None, or h, and c of an LSTM, each (N, H).
+    """
+    if not open_to(input):
+        return None
+    h = input.new_empty(len(input), module.hidden_size)
+    c = torch.empty_like(h) if cell == "lstm" else None
+    h0, c0 = (None, None) if states is None else (*states, None)[:2]
+    names = _CELL_WEIGHTS if module.bias else _CELL_WEIGHTS[:2]
+    if not _direct.run(cell, input, None, h0, c0, module._parameters, names, h, h, c):
+        return None
+    return (h,) if c is None else (h, c)
