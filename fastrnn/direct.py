@@ -16,7 +16,7 @@ from torch.autograd import forward_ad, profiler
 from . import dispatch
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_DTYPES = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def _open() -> object | None:

@@ -57,7 +57,7 @@ def both_ways(module, *arguments) -> list[torch.Tensor]:
     return results
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", [*LAYERS, "projected", "relu"])
 def test_layers_change_no_bit(name, dtype, taken):
     """All that a call of a layer may be made of, in one step and in more, few rows and many."""

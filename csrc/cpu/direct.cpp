@@ -39,7 +39,7 @@ struct ExchangeApi {
   void* current_work_stream;
 };
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kInt = 0, kFloat = 2;
+constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;
 
 // Strides of a dimension of size 1 play no part, but for the last one: a view of a complex number's
 // imaginary part, which may be stored negated, shows in it.
@@ -57,9 +57,7 @@ struct Dense : DLTensor {
     }
     return true;
   }
-  bool is_number(uint8_t kind, const Dense& like) const {
-    return code == kind && bits == like.bits;
-  }
+  bool is(uint8_t kind, uint8_t width) const { return code == kind && bits == width; }
   int64_t last() const { return ndim > 0 ? shape[ndim - 1] : 0; }
   template <class T>
   T* as() const {
@@ -130,15 +128,18 @@ class Direct {
     CellInfo info;
     const int position = find_cell(cell.c_str(), info);
     Call call;
-    if (position < 0 || !read(x, call.x) || call.x.code != kFloat) return false;
-    if (call.x.bits != 32 && call.x.bits != 64) return false;
+    if (position < 0 || !read(x, call.x)) return false;
+    const bool is_float = call.x.is(kFloat, 32), is_bf16 = call.x.is(kBfloat, 16);
+    if (!is_float && !is_bf16 && !call.x.is(kFloat, 64)) return false;
     if (!fill_states(call, info, h0, c0, h_n, c_n) || !fill_steps(call, batch_sizes, y) ||
         !fill_weights(call, info, parameters, names))
       return false;
     const Kernels& kernels = cpu::kernels();
     const py::gil_scoped_release unlocked;
-    if (call.x.bits == 32) {
+    if (is_float) {
       compute<float>(call, kernels.forward_float[position], info.has_c);
+    } else if (is_bf16) {
+      compute<Bf16>(call, kernels.forward_bf16[position], info.has_c);
     } else {
       compute<double>(call, kernels.forward_double[position], info.has_c);
     }
@@ -155,7 +156,7 @@ class Direct {
     return false;
   }
   bool read_like(const Call& call, py::handle object, Dense& out) const {
-    return read(object, out) && out.is_number(kFloat, call.x);
+    return read(object, out) && out.is(call.x.code, call.x.bits);
   }
 
   // The final states say how many layers, rows and units there are. Those of one layer may come
