@@ -57,7 +57,7 @@ struct Dense : DLTensor {
     }
     return true;
   }
-  bool is_number(uint8_t kind, uint8_t width) const { return code == kind && bits == width; }
+  bool is(uint8_t kind, uint8_t width) const { return code == kind && bits == width; }
   int64_t last() const { return ndim > 0 ? shape[ndim - 1] : 0; }
   template <class T>
   T* as() const {
@@ -129,8 +129,8 @@ class Direct {
     const int position = find_cell(cell.c_str(), info);
     Call call;
     if (position < 0 || !read(x, call.x)) return false;
-    const bool is_float = call.x.is_number(kFloat, 32), is_double = call.x.is_number(kFloat, 64);
-    if (!is_float && !is_double && !call.x.is_number(kBfloat, 16)) return false;
+    const bool is_float = call.x.is(kFloat, 32), is_bf16 = call.x.is(kBfloat, 16);
+    if (!is_float && !is_bf16 && !call.x.is(kFloat, 64)) return false;
     if (!fill_states(call, info, h0, c0, h_n, c_n) || !fill_steps(call, batch_sizes, y) ||
         !fill_weights(call, info, parameters, names))
       return false;
@@ -138,10 +138,10 @@ class Direct {
     const py::gil_scoped_release unlocked;
     if (is_float) {
       compute<float>(call, kernels.forward_float[position], info.has_c);
-    } else if (is_double) {
-      compute<double>(call, kernels.forward_double[position], info.has_c);
-    } else {
+    } else if (is_bf16) {
       compute<Bf16>(call, kernels.forward_bf16[position], info.has_c);
+    } else {
+      compute<double>(call, kernels.forward_double[position], info.has_c);
     }
     return true;
   }
@@ -156,7 +156,7 @@ class Direct {
     return false;
   }
   bool read_like(const Call& call, py::handle object, Dense& out) const {
-    return read(object, out) && out.is_number(call.x.code, call.x.bits);
+    return read(object, out) && out.is(call.x.code, call.x.bits);
   }
 
   // The final states say how many layers, rows and units there are. Those of one layer may come
@@ -220,7 +220,7 @@ class Direct {
 
   bool fill_active(Call& call, py::handle batch_sizes) const {
     Dense counts;
-    if (!read(batch_sizes, counts) || !counts.is_number(kInt, 64)) return false;
+    if (!read(batch_sizes, counts) || counts.code != kInt || counts.bits != 64) return false;
     if (!counts.is({counts.last()})) return false;
     call.active.assign(counts.as<int64_t>(), counts.as<int64_t>() + counts.last());
     int64_t before = call.size.batch;
