@@ -116,7 +116,13 @@ SUITES = {
     "quick": Suite(
         "every case on one thread, under five minutes on two cores", CPU, seconds=1, table="cpu"
     ),
-    "cpu": Suite("every case on one thread and on all cores, timed for longer", CPU, (1, None), 6),
+    "cpu": Suite(
+        "every case on one thread and on all cores, timed for longer",
+        CPU,
+        (1, None),
+        6,
+        memory=True,
+    ),
     "variants": Suite(
         "the same models in two directions, on packed sequences, and LSTMs with a projection",
         VARIANTS,
