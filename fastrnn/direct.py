@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad, profiler
 
-from . import dispatch
+from . import dispatch, gpu
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -40,7 +40,7 @@ def open_to(input: Tensor) -> bool:
         or _direct is None
         or type(input) is not Tensor
         or input.dtype not in _DTYPES
-        or not input.is_cpu
+        or gpu.on_gpu(input)
         or torch._C._is_any_autocast_enabled()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
