@@ -160,9 +160,9 @@ def layer(
     Arguments and results as in `reference.layer`; all tensors but batch_sizes share one device,
     and all but it, reset and lengths one dtype. float16 and bfloat16 on the CPU are computed in
     float32, which the states keep between the steps of a layer; a product may take h and gradients
-    rounded to bfloat16, as its instruction does. With `options.trace` gates, detached, and cells
-    follow. Differentiable, and to any order but on PyTorch's own kernels for
-    GPUs. layers: of the stack that this one belongs to, which the choice looks at.
+    rounded to bfloat16, where the CPU multiplies these. With `options.trace` gates, detached, and
+    cells follow. Differentiable, and to any order but on PyTorch's own kernels for GPUs. layers: of
+    the stack that this one belongs to, which the choice looks at.
 
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit, the backend that was forced

@@ -275,7 +275,8 @@ class BackwardPass : Layer<Cell, Stored> {
   }
 
   // dx (+)= d_x W_ih for one thread's share of a chunk's rows. The other direction meets the rows
-  // at the other end of time first: where it has been, its part is there already.
+  // at the other end of time first: where it has been, its part is there already, rounded if it is
+  // Stored as another type.
   void input_gradient(int64_t task, int64_t d, Range steps) {
     const Range all = rows_of(d, steps);
     const Range rows = piece(all.count(), task, parallel.threads, kTileRows<kWide>);

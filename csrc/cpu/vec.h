@@ -217,8 +217,8 @@ FASTRNN_FN Operands<Bf16> pairs(const Bf16* first, const Bf16* second) {
   return load_bits<Vec<float>>(first) | (load_bits<Vec<float>>(second) << 16);
 }
 
-// sum += a b in every lane, and in the order second, first where these are pairs. The instruction
-// rounds each product before it adds it, and takes numbers below 2^-126 for zero.
+// sum += a b in every lane; of a pair the second product comes first, as the instruction has it.
+// Products of Bf16 are exact, but the instruction takes numbers below 2^-126 for zero.
 template <class O>
 FASTRNN_INLINE void multiply_add(Vec<O>& sum, Operands<O> a, Operands<O> b) {
   if constexpr (kTerms<O> == 1) {
