@@ -5,6 +5,7 @@
 // rows, for the gradients of its inputs and of every weight.
 #pragma once
 
+#include "cpu/outer.h"
 #include "cpu/schedule.h"
 
 namespace FASTRNN_NAMESPACE {

@@ -6,6 +6,61 @@
 
 namespace FASTRNN_NAMESPACE {
 
+// Dot products of R vectors with kLanes rows of a matrix, which is read as it lies: one in each
+// lane.
+template <class T, int R>
+class Dots {
+  using V = Vec<T>;
+  static constexpr int kLane = kLanes<T>;
+  static constexpr int kColumns = R == 1 ? kLane : kLane < 4 ? kLane : 4;  // at a time
+  V sum_[R][kLane] = {};
+
+ public:
+  // The most vectors that leave all sums in registers.
+  static constexpr int kMost = kAccumulators / 4;
+
+  // Adds the products of x[r] [k] with the rows of w, `ld` apart, of which the first `valid` exist.
+  template <class W, class X>
+  FASTRNN_INLINE void add(const W* w, int64_t ld, int64_t valid, const X* const* x, int64_t k) {
+    for (int c = 0; c < kLane; c += kColumns) {
+      const W* row[kColumns];
+      for (int l = 0; l < kColumns; ++l) row[l] = w + min(c + l, valid - 1) * ld;
+      V acc[R][kColumns];
+      each([&](int r, int l) { acc[r][l] = sum_[r][c + l]; });
+      int64_t i = 0;
+      for (; i + kLane <= k; i += kLane)
+        each([&](int r, int l) { acc[r][l] += load<V>(x[r] + i) * load<V>(row[l] + i); });
+      if (i < k)
+        each([&](int r, int l) {
+          acc[r][l] += load_part<V>(x[r] + i, k - i) * load_part<V>(row[l] + i, k - i);
+        });
+      each([&](int r, int l) { sum_[r][c + l] = acc[r][l]; });
+    }
+  }
+
+  // What has been added up for vector r.
+  FASTRNN_INLINE V total(int r) {
+    V* const sum = sum_[r];
+    transpose<T>(sum_[r]);
+    FASTRNN_UNROLL
+    for (int width = kLane / 2; width > 0; width /= 2) {
+      FASTRNN_UNROLL
+      for (int l = 0; l < width; ++l) sum[l] += sum[l + width];
+    }
+    return sum[0];
+  }
+
+ private:
+  template <class F>
+  FASTRNN_INLINE static void each(F&& body) {
+    FASTRNN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      FASTRNN_UNROLL
+      for (int l = 0; l < kColumns; ++l) body(r, l);
+    }
+  }
+};
+
 template <class Cell, class Stored>
 class SingleStep : Layer<Cell, Stored> {
   using Base = Layer<Cell, Stored>;
