@@ -110,7 +110,7 @@ $(EMULATED): $(wildcard tests/cpp/*.h) tests/cpp/emulated.cpp $(wildcard csrc/cu
 	    $(BIN)/python -m pybind11 --includes) tests/cpp/emulated.cpp -o $@
 
 # psabi: a test emulates wide registers, but passes them to no other object.
-SANITIZE := -std=c++20 -O1 -g -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
+SANITIZE := -std=c++20 -O1 -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
     -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
 ISA_OBJECTS := $(patsubst csrc/cpu/%.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/isa*.cpp))
 PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS))
