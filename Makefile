@@ -112,13 +112,20 @@ $(EMULATED): $(wildcard tests/cpp/*.h) tests/cpp/emulated.cpp $(wildcard csrc/cu
 # psabi: a test emulates wide registers, but passes them to no other object.
 SANITIZE := -std=c++20 -O1 -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
     -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
-ISA_OBJECTS := $(patsubst csrc/cpu/%.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/isa*.cpp))
+AVX512 := $(shell grep -m 1 -o avx512bw /proc/cpuinfo 2>/dev/null)
+ISA := $(basename $(notdir $(wildcard csrc/cpu/isa*.cpp)))
+ISA := $(if $(AVX512),$(ISA),$(filter-out isa_avx512%,$(ISA)) without_avx512)
+ISA_OBJECTS := $(ISA:%=build/sanitize/%.o)
 PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS))
 
 sanitize: $(PROGRAMS)
 	@set -e; for program in $(PROGRAMS); do echo $$program; $$program; done
 
 build/sanitize/%.o: csrc/cpu/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(SANITIZE) -MMD -c $< -o $@
+
+build/sanitize/without_avx512.o: tests/cpp/without_avx512.cpp Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE) -MMD -c $< -o $@
 
