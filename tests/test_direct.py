@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
+import threading
+import time
+import weakref
 
 import pytest
 import torch
@@ -41,8 +45,10 @@ def taken(monkeypatch) -> list[bool]:
 @contextlib.contextmanager
 def long_way():
     before, direct._direct = direct._direct, None
-    yield
-    direct._direct = before
+    try:
+        yield
+    finally:
+        direct._direct = before
 
 
 def both_ways(module, *arguments) -> list[torch.Tensor]:
@@ -284,6 +290,36 @@ def test_changes_through_data_are_seen(taken):
             assert torch.equal(after, module(x)[0])
     assert not torch.equal(before, after)
     assert taken == [True, True, False]
+
+
+def test_weights_outlive_the_call_that_reads_them(taken):
+    """Another thread that replaces a parameter must not free what the kernel is reading."""
+    module, x = fastrnn.LSTM(64, 256), torch.randn(1500, 32, 64)
+    with torch.no_grad():
+        wanted = module(x)[0]
+    results, begun = [], threading.Event()
+
+    def call() -> None:
+        with torch.no_grad():
+            begun.set()
+            results.append(module(x)[0])
+
+    weight = weakref.ref(module.weight_hh_l0)
+    thread = threading.Thread(target=call)
+    thread.start()
+    begun.wait()
+    while (
+        sys.getrefcount(weight()) < 4 and thread.is_alive()
+    ):  # dict, list, the call; and the count
+        time.sleep(0.001)
+    for name, parameter in list(module.named_parameters()):
+        setattr(module, name, torch.nn.Parameter(torch.zeros_like(parameter)))
+    del parameter
+    alive = weight() is not None
+    thread.join()
+    assert alive
+    assert weight() is None
+    assert torch.equal(results[0], wanted) and taken == [True, True]
 
 
 def test_wrong_addresses_are_refused():

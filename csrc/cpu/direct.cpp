@@ -69,7 +69,8 @@ struct Dense : DLTensor {
 struct Call {
   Dense x, h0, c0, y, h_n, c_n;
   bool has_h0, bias;
-  std::vector<Dense> weights;  // of all layers and directions, in torch's order
+  std::vector<Dense> weights;      // of all layers and directions, in torch's order
+  std::vector<py::object> owners;  // of the weights, which another thread may replace meanwhile
   int64_t layers, per_direction;
   std::vector<int64_t> active, offset;
   Sizes size;  // of the first layer
@@ -206,7 +207,7 @@ class Direct {
     s.active = call.active.data();
     s.offset = call.offset.data();
     s.input = call.x.last();
-    if (s.rows * s.input * s.state * s.hidden == 0) return false;
+    if (s.rows == 0 || s.input == 0 || s.state == 0 || s.hidden == 0) return false;
 
     if (!read_like(call, y, call.y)) return false;
     s.directions = call.y.last() / s.state;
@@ -245,6 +246,7 @@ class Direct {
       const py::object name = names[i];
       const py::handle weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
       if (!weight || !read_like(call, weight, w)) return false;
+      call.owners.push_back(py::reinterpret_borrow<py::object>(weight));
       const int64_t which = i % call.per_direction;
       const int64_t input =
           i / call.per_direction < s.directions ? s.input : s.directions * s.state;
