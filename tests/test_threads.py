@@ -82,6 +82,35 @@ def test_shared_units_change_no_bit(cell, D, dtype):
             assert all(map(torch.equal, wanted, everything(case)))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", GATES)
+def test_a_row_depends_on_no_other_row(cell, dtype, isa):
+    """Alone, in the middle of a tile and at the end of one, whatever the tile's height; on one
+    thread and on two, each of which begins its tiles anew."""
+    case = Case(cell, T=5, N=41, I=13, H=37, D=2, dtype=dtype)
+    args = arguments(case)
+    input, batch_sizes, h0, c0, *rest = args
+    results = OPS.layer_forward(*args)
+    cotangent = torch.randn_like(results[0])
+    grads = backward(OPS.layer_backward, args, results, [cotangent, None, None])
+    for first, last in ((0, 1), (0, 2), (3, 6), (37, 41), (34, 41), (1, 41)):
+        rows = (first, last)
+        c = None if c0 is None else c0[:, first:last]
+        part = (input[:, first:last], batch_sizes, h0[:, first:last], c, *rest)
+        for count in (1, 2):
+            with threads(count):
+                found = OPS.layer_forward(*part)
+                some = backward(
+                    OPS.layer_backward, part, found, [cotangent[:, first:last], None, None]
+                )
+                inferred = OPS.layer_inference(*part)
+            assert torch.equal(found[0], results[0][:, first:last]), rows
+            assert torch.equal(found[1], results[1][:, first:last]), rows
+            assert torch.equal(inferred[0], found[0]), rows
+            assert torch.equal(some[0], grads[0][:, first:last]), rows
+            assert torch.equal(some[1], grads[1][:, first:last]), rows
+
+
 def test_more_threads_than_cores():
     case = Case("lstm", T=40, N=1, I=3, H=230, D=1)
     with threads(1):
