@@ -68,7 +68,7 @@ def measure(dtype: str, threads: int, device: str = "cpu") -> Ceilings | None:
     buffers = [ctypes.create_string_buffer(SIZES[-1] + 64) for _ in range(threads)]
     places = [-(-ctypes.addressof(buffer) // 64) * 64 for buffer in buffers]
     with ThreadPoolExecutor(threads) as pool:
-        turns = 200_000
+        turns = 4_000_000  # tens of milliseconds, beside which waking a thread is nothing
         seconds = fastest(pool, [partial(library.multiply, turns)] * threads)
         flops = threads * turns * library.operations() / seconds
         reads = []

@@ -14,6 +14,7 @@
 #include "cpu/team.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
+#include <immintrin.h>
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -23,6 +24,8 @@
 #define FASTRNN_ISA_NAME "avx2"
 #define FASTRNN_BYTES 32
 #define FASTRNN_REGISTERS 16
+#define FASTRNN_MIN _mm256_min_ps
+#define FASTRNN_MAX _mm256_max_ps
 #include "cpu/table.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -14,6 +14,7 @@
 #include "cpu/team.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
+#include <immintrin.h>
 #if defined(__clang__)
 #pragma clang attribute push( \
     __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), apply_to = function)
@@ -24,6 +25,8 @@
 #define FASTRNN_ISA_NAME "avx512"
 #define FASTRNN_BYTES 64
 #define FASTRNN_REGISTERS 32
+#define FASTRNN_MIN _mm512_min_ps
+#define FASTRNN_MAX _mm512_max_ps
 #include "cpu/table.h"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -26,6 +26,8 @@
 #define FASTRNN_NAMESPACE fastrnn::cpu::avx512bf16
 #define FASTRNN_BYTES 64
 #define FASTRNN_REGISTERS 32
+#define FASTRNN_MIN _mm512_min_ps
+#define FASTRNN_MAX _mm512_max_ps
 #define FASTRNN_PAIRS
 #define FASTRNN_DPBF16PS _mm512_dpbf16_ps
 #include "cpu/kernels.h"

@@ -5,7 +5,8 @@
 // Vec<T> = T, one lane. The including file defines FASTRNN_BYTES, the width of a register
 // (sizeof(T) or less means one lane), and FASTRNN_NAMESPACE, one per instruction set, so that the
 // linker never merges code of two of them; and, for a product of Bf16 in pairs (`multiply_add`),
-// FASTRNN_PAIRS, and FASTRNN_DPBF16PS as the intrinsic function that does it, where there is one.
+// FASTRNN_PAIRS, and FASTRNN_DPBF16PS as the intrinsic function that does it, where there is one;
+// and FASTRNN_MIN and FASTRNN_MAX, where there are such, as those of a register of floats.
 //
 // Bf16 is what numbers are in memory and in products, never what they are computed in: Vec<Bf16> is
 // a register of floats, and a load or a store with a pointer to Bf16 converts.
@@ -283,6 +284,10 @@ FASTRNN_EACH(*)
 FASTRNN_EACH(/)
 FASTRNN_EACH(<)
 #undef FASTRNN_EACH
+template <class V, int K>
+FASTRNN_INLINE Many<V, K> operator-(Many<V, K> a) {
+  return each_of<K>([&](int k) { return -a.v[k]; });
+}
 template <class M, class V, int K>
 FASTRNN_INLINE Many<V, K> select(Many<M, K> mask, Many<V, K> yes, Many<V, K> no) {
   return each_of<K>([&](int k) { return select(mask.v[k], yes.v[k], no.v[k]); });
@@ -292,10 +297,9 @@ FASTRNN_INLINE Many<V, K> select(Many<M, K> mask, Many<V, K> yes, Many<V, K> no)
 template <class V>
 FASTRNN_INLINE V clamp(V x, Scalar<V> least, Scalar<V> most) {
   const V low = set1<V>(least), high = set1<V>(most);
-#if defined(__GNUC__) && !defined(__clang__) && defined(__AVX2__) && FASTRNN_BYTES == 32
+#if defined(FASTRNN_MIN)
   // One instruction each, which GCC 12 does not find. They return the second of two if one is NaN.
-  if constexpr (std::is_same_v<V, Vec<float>>)
-    return __builtin_ia32_maxps256(low, __builtin_ia32_minps256(high, x));
+  if constexpr (std::is_same_v<V, Vec<float>>) return FASTRNN_MAX(low, FASTRNN_MIN(high, x));
 #endif
   x = select(x > high, high, x);
   return select(x < low, low, x);
@@ -373,7 +377,7 @@ FASTRNN_INLINE ExpParts<V> exp_parts(V x) {
 template <class V>
 FASTRNN_INLINE V sigmoid(V x) {
   using E = Exp<Scalar<V>>;
-  const ExpParts<V> e = exp_parts(clamp(V{} - x, E::kMin, E::kMax));
+  const ExpParts<V> e = exp_parts(-clamp(x, -E::kMax, -E::kMin));
   const V one = set1<V>(1);
   return one / (one + e.scale * (one + e.tail));
 }
