@@ -283,9 +283,11 @@ class ForwardPass : Layer<Cell, Stored> {
           for (int64_t r = 0; r < rows; ++r)
             cells<1>(now, i + r, lane, x_at + r * kLd, u_at + r * kLd);
         } else {
-          for (int64_t r = 0; r < rows; r += kTogether)
-            cells(std::make_integer_sequence<int, kTogether>{}, min(kTogether, rows - r), now,
-                  i + r, lane, x_at + r * kLd, u_at + r * kLd);
+          for (int64_t left = ceil_div(rows, kTogether), r = 0, k; left > 0; --left, r += k) {
+            k = ceil_div(rows - r, left);
+            cells(std::make_integer_sequence<int, kTogether>{}, k, now, i + r, lane, x_at + r * kLd,
+                  u_at + r * kLd);
+          }
         }
       }
     }
@@ -324,7 +326,7 @@ class ForwardPass : Layer<Cell, Stored> {
       const int64_t at = g * kUnitRegisters * kLanes<T>;
       const W product = rows_at(u + at, kLd);
       x_part[g] = Cell::kSplit ? rows_at(x + at, kLd) : product;
-      u_part[g] = Cell::kSplit ? product : W{};
+      u_part[g] = Cell::kSplit ? product : -W{};  // x - 0 is x, of any sign
     }
     if constexpr (Cell::kState) c = rows_at(now.c + n * ld_cell + lane.at, ld_cell);
     Cell::forward(x_part, u_part, h, c, saved);

@@ -40,7 +40,7 @@ template <class T, int NV>
 inline constexpr int kWidth = NV * kLanes<T>;
 // Bytes of a panel that a micro-kernel runs over at once, about the first-level cache; and the
 // rows over which a weight's gradient is summed at a time.
-inline constexpr int64_t kPanelBytes = 32 * 1024, kOuterDepth = 256;
+inline constexpr int64_t kPanelBytes = 16 * 1024, kOuterDepth = 256;
 // Registers of a panel. A wide one gives even a single row enough independent sums to hide the
 // latency of an FMA; a narrow one wastes less at the edges, where rows are many and packed.
 inline constexpr int kWide = 4, kNarrow = 2;
