@@ -200,19 +200,20 @@ FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
 }
 
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being as wide as the panel.
-// ld_init may be 0, one row for all. out may be init.
+// ld_init may be 0, one row for all. out may be init. `next` is what will be read after this panel.
 template <class O, int NV>
-void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, const Compute<O>* init,
-              int64_t ld_init, Compute<O>* out, int64_t ld_out) {
+void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, const O* next,
+              const Compute<O>* init, int64_t ld_init, Compute<O>* out, int64_t ld_out) {
   if constexpr (NV == kWide)
     if (panel.half) {
       panel.half = false;
-      return multiply<O, NV / 2>(a, lda, m, k, panel, init, ld_init, out, ld_out);
+      return multiply<O, NV / 2>(a, lda, m, k, panel, next, init, ld_init, out, ld_out);
     }
   const Tiles<NV> tiles(m);
   const int64_t depth = panel_depth<O, NV>(k, m);
   for (int64_t from = 0; from < k; from += depth) {
-    Ahead<O> ahead(panel.from(from + depth).data, depth * kWidth<O, NV>, tiles.count);
+    Ahead<O> ahead(from + depth < k ? panel.from(from + depth).data : next, depth * kWidth<O, NV>,
+                   tiles.count);
     const O* row = a + from;
     Compute<O>* to = out;
     for (int64_t i = 0; i < tiles.count; ++i) {
@@ -286,7 +287,9 @@ struct Panels {
     return packed || !w || (kAsItLies && columns % kUnits == 0) ? 0 : stride();
   }
 
-  Panel<O> get(int64_t panel) const { return of_packed(panel, packed + panel * stride()); }
+  // Where a panel lies, null if nowhere yet.
+  const O* at(int64_t panel) const { return packed ? packed + panel * stride() : nullptr; }
+  Panel<O> get(int64_t panel) const { return of_packed(panel, at(panel)); }
   Panel<O> get(int64_t panel, O* scratch) const {
     static_assert(!Transposed, "panels of a transposed matrix are kept");
     if (packed) return get(panel);

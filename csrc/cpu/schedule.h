@@ -185,6 +185,17 @@ struct Layer {
     });
   }
 
+  // body(panel, the one after it) for a range of a weight's panels, up and down in turns: what the
+  // step before read last is still in the cache.
+  template <class F>
+  static void each_panel(int64_t step, Range panels, F&& body) {
+    const bool up = step % 2 == 0;
+    for (int64_t i = 0; i < panels.count(); ++i) {
+      const int64_t p = up ? panels.first + i : panels.last - 1 - i;
+      body(p, i + 1 == panels.count() ? p : up ? p + 1 : p - 1);
+    }
+  }
+
   // What backward needs of a register of units: h is that before the projection.
   FASTRNN_INLINE void save(int64_t d, int64_t row, Lane<T> lane, const V* saved, V c, V h) const {
     for (int i = 0; i < S; ++i) lane.store_to(gates(d, row) + i * H, saved[i]);
