@@ -197,7 +197,7 @@ class BackwardPass : Layer<Cell, Stored> {
                       take(w.d_h + (batch.first + n) * ld_state, d, place(first + n), lane));
       }
     for (int64_t p = 0; p < w.hr.count(); ++p)
-      multiply<O, kWide>(d_y, ld_y_, rows, P, w.hr.get(p, scratch), w.hr.at(p + 1), zero_, 0,
+      multiply<O, kWide>(d_y, ld_y_, rows, P, w.hr.get(p, scratch), w.hr.far(p + 1), zero_, 0,
                          w.d_m + batch.first * ld_cell + p * kWidth<T, kWide>, ld_cell);
   }
 
@@ -215,7 +215,7 @@ class BackwardPass : Layer<Cell, Stored> {
     this->each_panel(step, panels, [&](int64_t p, int64_t next) {
       T* const d_h = w.d_h + batch.first * ld_state + p * kWidth<T, kWide>;
       multiply<O, kWide>(w.d_hidden() + from * ld_gates, ld_gates, active(d, step, batch), G * H,
-                         w.hh.get(p, scratch), w.hh.at(next), d_h, ld_state, d_h, ld_state);
+                         w.hh.get(p, scratch), w.hh.far(next), d_h, ld_state, d_h, ld_state);
     });
   }
 
@@ -295,7 +295,7 @@ class BackwardPass : Layer<Cell, Stored> {
       for (int64_t p = 0; p < w.ih.count(); ++p) {
         const int64_t count = min(kRowBlock, rows.last - i);
         multiply<O, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
-                           w.ih.at(p + 1), zero_, 0, partial, kWidth<T, kWide>);
+                           w.ih.far(p + 1), zero_, 0, partial, kWidth<T, kWide>);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t row = all.first + i + r, to = place(row);
           const bool add = visited(row);

@@ -178,7 +178,7 @@ class ForwardPass : Layer<Cell, Stored> {
       const Panel<O> panel = w.ih.get(p);
       for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
         multiply<O, kGated>(x + (i - rows.first) * ld_x, ld_x, min(kRowBlock, rows.last - i), I,
-                            panel, w.ih.at(p + 1), w.b_ih + p * kLd, 0, x_part(d, p, i), kLd);
+                            panel, w.ih.far(p + 1), w.b_ih + p * kLd, 0, x_part(d, p, i), kLd);
     }
   }
 
@@ -241,7 +241,7 @@ class ForwardPass : Layer<Cell, Stored> {
       this->each_panel(step, {0, w.hh.count()},
                        [&](int64_t p, int64_t next) { recurrent_product(now, p, next); });
       for (int64_t p = 0; p < w.hr.count(); ++p)
-        multiply<O, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p), w.hr.at(p + 1), zero_, 0,
+        multiply<O, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p), w.hr.far(p + 1), zero_, 0,
                            now.h + p * kWidth<T, kWide>, ld_state);
       for (int64_t n = 0; n < now.rows && s.projected; ++n) {
         const T* const h = now.h + n * ld_state;
@@ -257,20 +257,22 @@ class ForwardPass : Layer<Cell, Stored> {
   // u = W_hh h_{t-1} + bias for the units of one panel, tile by tile, each followed by the cell.
   void recurrent_product(const Step& now, int64_t p, int64_t next) {
     const Panel<O> panel = direction_[now.d].hh.get(p);
+    const O* const far = direction_[now.d].hh.far(next);
     alignas(64) T tile[kTileRows<kGated> * kLd];
     const T* const x = x_part(now.d, p, now.chunk_row);
     const T* init = Cell::kSplit ? direction_[now.d].b_hh + p * kLd : x;
     int64_t ld_init = Cell::kSplit ? 0 : kLd;
     const int64_t depth = panel_depth<O, kGated>(P, now.rows), head = (P - 1) / depth * depth;
     if (head > 0) {
-      multiply<O, kGated>(now.left, ld_state, now.rows, head, panel, panel.from(head).data, init,
-                          ld_init, now.partial, kLd);
+      multiply<O, kGated>(now.left, ld_state, now.rows, head, panel,
+                          far ? panel.from(head).data : nullptr, init, ld_init, now.partial, kLd);
       init = now.partial;
       ld_init = kLd;
     }
     const Tiles<kGated> tiles(now.rows);
-    Ahead<T> next_x(x + chunk_ * N * kLd, now.rows * kLd, tiles.count);
-    Ahead<O> next_weights(direction_[now.d].hh.at(next), depth * kLd, tiles.count);
+    Ahead<T> next_x(far ? x_part(now.d, next, now.chunk_row) : nullptr, now.rows * kLd,
+                    tiles.count);
+    Ahead<O> next_weights(far, depth * kLd, tiles.count);
     for (int64_t j = 0, i = 0, rows; j < tiles.count; ++j, i += rows) {
       rows = tiles.rows(j);
       if (f.save) prefetch_saved(now, p * Gated::kUnits, i, rows);

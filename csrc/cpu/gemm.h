@@ -174,8 +174,11 @@ struct Tiles {
   int64_t rows(int64_t tile) const { return low + (tile < high); }
 };
 
-// Numbers that follow in a matrix which streams from a far cache: each tile of a piece fetches its
-// share, 3 to 11 % on large layers. A single tile has no time for it.
+// A matrix of more bytes than these streams from a far cache.
+inline constexpr int64_t kNearBytes = 1 << 20;
+
+// Numbers that follow in such a matrix, or null: each tile of a piece fetches its share, 4 to 16 %
+// on large layers. A single tile has no time for it.
 template <class T>
 class Ahead {
   static constexpr int64_t kLine = 64 / sizeof(T);
@@ -184,7 +187,7 @@ class Ahead {
 
  public:
   Ahead(const T* next, int64_t count, int64_t tiles)
-      : next_(next), share_(tiles > 1 ? ceil_div(count, tiles * kLine) * kLine : 0) {}
+      : next_(next), share_(next && tiles > 1 ? ceil_div(count, tiles * kLine) * kLine : 0) {}
   FASTRNN_INLINE void fetch() {
     for (int64_t i = 0; i < share_; i += kLine) prefetch(next_ + i);
     next_ += share_;
@@ -200,7 +203,8 @@ FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
 }
 
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being as wide as the panel.
-// ld_init may be 0, one row for all. out may be init. `next` is what will be read after this panel.
+// ld_init may be 0, one row for all. out may be init. `next` is where what
+// will be read after this panel begins, if that is far.
 template <class O, int NV>
 void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, const O* next,
               const Compute<O>* init, int64_t ld_init, Compute<O>* out, int64_t ld_out) {
@@ -212,8 +216,8 @@ void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, con
   const Tiles<NV> tiles(m);
   const int64_t depth = panel_depth<O, NV>(k, m);
   for (int64_t from = 0; from < k; from += depth) {
-    Ahead<O> ahead(from + depth < k ? panel.from(from + depth).data : next, depth * kWidth<O, NV>,
-                   tiles.count);
+    Ahead<O> ahead(next && from + depth < k ? panel.from(from + depth).data : next,
+                   depth * kWidth<O, NV>, tiles.count);
     const O* row = a + from;
     Compute<O>* to = out;
     for (int64_t i = 0; i < tiles.count; ++i) {
@@ -287,9 +291,12 @@ struct Panels {
     return packed || !w || (kAsItLies && columns % kUnits == 0) ? 0 : stride();
   }
 
-  // Where a panel lies, null if nowhere yet.
-  const O* at(int64_t panel) const { return packed ? packed + panel * stride() : nullptr; }
-  Panel<O> get(int64_t panel) const { return of_packed(panel, at(panel)); }
+  // Where a panel begins, if it is kept and far.
+  const O* far(int64_t panel) const {
+    const bool near = count() * stride() * int64_t{sizeof(O)} <= kNearBytes;
+    return near || !packed ? nullptr : packed + panel * stride();
+  }
+  Panel<O> get(int64_t panel) const { return of_packed(panel, packed + panel * stride()); }
   Panel<O> get(int64_t panel, O* scratch) const {
     static_assert(!Transposed, "panels of a transposed matrix are kept");
     if (packed) return get(panel);
