@@ -50,6 +50,11 @@ class BackwardPass : Layer<Cell, Stored> {
   Buffer<T> zero_;
   Buffer<Stored> zero_state_;
 
+  // With what `outer` reads behind its end.
+  static Buffer<O> left_matrix(int64_t count) {
+    return Buffer<O>(count > 0 ? count + kTileRows<kNarrow> : 0);
+  }
+
   Direction make(int64_t d) {
     const bool used = d < D;
     const fastrnn::Weights<Stored>& w = f.weights[used ? d : 0];
@@ -58,9 +63,9 @@ class BackwardPass : Layer<Cell, Stored> {
     return {Plain(w.w_ih, G * H, I, used && keep_ && b_.dx),
             Plain(w.w_hh, G * H, P, used && keep_),
             Plain(w.w_hr, P, H, used && keep_),
-            Buffer<O>(rows * ld_gates),
-            Buffer<O>(Cell::kSplit ? rows * ld_gates : 0),
-            Buffer<O>(s.projected ? rows * ld_y_ : 0),
+            left_matrix(rows * ld_gates),
+            left_matrix(Cell::kSplit ? rows * ld_gates : 0),
+            left_matrix(s.projected ? rows * ld_y_ : 0),
             Buffer<T>(used && s.projected ? N * ld_cell : 0),
             Buffer<T>(used ? N * ld_state : 0),
             Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
@@ -330,15 +335,14 @@ class BackwardPass : Layer<Cell, Stored> {
       const int64_t rows = last - first, from = first;
       const auto d_x = [&](int64_t k) { return w.d_x + k * ld_gates; };
       const auto d_u = [&](int64_t k) { return w.d_hidden() + k * ld_gates; };
-      const auto d_y = [&](int64_t k) { return w.d_y + k * ld_y_; };
       const auto x = [&](int64_t k) { return f.x + place(from + k) * I; };
       const auto h = [&](int64_t k) { return previous_h(d, from + k); };
       const auto m = [&](int64_t k) { return f.hidden + this->at_cell(d, place(from + k)); };
       T* next = w.sums;
-      const auto product = [&](Range range, int64_t m, int64_t n, auto&& left, auto&& right,
-                               Stored* to) {
+      const auto product = [&](Range range, int64_t m, int64_t n, const O* left, int64_t ld,
+                               auto&& right, Stored* to) {
         T* const sum = sums(to, m * n, next);
-        outer<O>(rows, range, n, left, right, sum, add);
+        outer<O>(rows, range, n, left, ld, right, sum, add);
         finish(steps, to, sum, {range.first * n, range.last * n});
       };
       const auto column_sum = [&](auto&& left, Stored* to) {
@@ -346,13 +350,13 @@ class BackwardPass : Layer<Cell, Stored> {
         column_sums(rows, gates, left, sum, add);
         finish(steps, to, sum, gates);
       };
-      product(gates, G * H, I, d_x, x, out.w_ih);
-      product(gates, G * H, P, d_u, h, out.w_hh);
+      product(gates, G * H, I, w.d_x, ld_gates, x, out.w_ih);
+      product(gates, G * H, P, w.d_hidden(), ld_gates, h, out.w_hh);
       if (out.b_ih) {
         column_sum(d_x, out.b_ih);
         column_sum(d_u, out.b_hh);
       }
-      if (s.projected) product(states, P, H, d_y, m, out.w_hr);
+      if (s.projected) product(states, P, H, w.d_y, ld_y_, m, out.w_hr);
     }
   }
 

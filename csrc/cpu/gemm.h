@@ -88,10 +88,10 @@ struct Panel : Rows<O> {
   }
 };
 
-// out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows. Rows of a are lda apart, or, with Packed,
-// a is k-major with R numbers a step, or R pairs. out may be init; k > 0, since a loop that may be
-// empty makes GCC 12 spill every sum.
-template <class O, int NV, int R, bool Packed>
+// out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows. Rows of a are lda apart, or, with Columns,
+// a is k-major: its columns, of R numbers or R pairs, are. out may be init; k > 0, since a loop
+// that may be empty makes GCC 12 spill every sum.
+template <class O, int NV, int R, bool Columns>
 void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute<O>* init,
            int64_t ld_init, Compute<O>* out, int64_t ld_out) {
   using V = Vec<O>;
@@ -106,7 +106,7 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
   int64_t steps = ceil_div(k, kStep);
   do {
     // The shorter side stays in registers while the other passes by: one register for it.
-    const auto left = [&](int r) { return broadcast<O>(a + r * (Packed ? kStep : lda)); };
+    const auto left = [&](int r) { return broadcast<O>(a + r * (Columns ? kStep : lda)); };
     const auto right = [&](int v) { return load_operands<O>(panel + v * kLane * kStep); };
     if constexpr (R >= NV) {
       Operands<O> w[NV];
@@ -129,7 +129,7 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
         for (int r = 0; r < R; ++r) multiply_add<O>(acc[r][v], x[r], w);
       }
     }
-    a += Packed ? R * kStep : kStep;
+    a += Columns ? lda : kStep;
     panel += ld * kStep;
   } while (--steps > 0);
   FASTRNN_UNROLL

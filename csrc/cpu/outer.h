@@ -6,22 +6,24 @@
 
 namespace FASTRNN_NAMESPACE {
 
-// c[i, j] (+)= sum over k of a(k)[i] b(k)[j], k in [0, depth), for a range of i and all j in [0,
-// n): the gradient of a weight. a and b return the row k of the left matrix, of operands, and of
-// the right one; `add` keeps what c holds.
-template <class O, class T, class RowsA, class RowsB>
-void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool add) {
+// c[i, j] (+)= sum over k of a[k, i] b(k)[j], k in [0, depth), for a range of i and all j in [0,
+// n): the gradient of a weight. Rows of a are lda apart and read as they lie, up to kTileRows - 1
+// numbers further than the range; b returns the row k of the right matrix; `add` keeps what c
+// holds.
+template <class O, class T, class RowsB>
+void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b, T* c, bool add) {
   const auto [first, last] = range;
   const int64_t ldc = n;
   constexpr int64_t kRows = kTileRows<kNarrow>;
   constexpr int64_t kLd = kWidth<T, kNarrow>;
   constexpr int kStep = kTerms<O>;
+  constexpr bool kPairs = kStep > 1;  // of rows of a, which are put together first
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
   if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
   // Pieces about equally deep: each takes all of c through the caches once more.
   const int64_t most = round_up(ceil_div(k, max(1, ceil_div(k, kOuterDepth))), kStep);
   const int64_t panels = ceil_div(n, kLd);
-  Buffer<O> right(panels * most * kLd), left(kBlock * most);
+  Buffer<O> right(panels * most * kLd), left(kPairs ? kBlock * most : 0);
   alignas(64) T tile[kRows * kLd];
   alignas(64) const T zero[kLd] = {};
   for (int64_t from = 0; from < k; from += most) {
@@ -47,20 +49,14 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
     }
     for (int64_t block = first; block < last; block += kBlock) {
       const int64_t block_rows = min(kBlock, last - block);
-      for (int64_t i = 0; i < depth; i += kStep) {
+      for (int64_t i = 0; i < depth && kPairs; i += kStep) {
         const O* row[kStep];
-        for (int t = 0; t < kStep; ++t) row[t] = a(from + min(i + t, depth - 1)) + block;
+        for (int t = 0; t < kStep; ++t) row[t] = a + (from + min(i + t, depth - 1)) * lda + block;
         for (int64_t r = 0; r < block_rows; r += kRows) {
-          O* out = left + (r * most) + i * kRows;
-          if (r + kRows <= block_rows && i + kStep <= depth) {
-            FASTRNN_UNROLL
-            for (int l = 0; l < kRows; ++l)
-              for (int t = 0; t < kStep; ++t) out[l * kStep + t] = row[t][r + l];
-          } else {
-            for (int64_t l = 0; l < kRows; ++l)
-              for (int t = 0; t < kStep; ++t)
-                out[l * kStep + t] = r + l < block_rows && i + t < depth ? row[t][r + l] : O{};
-          }
+          O* out = left + r * most + i * kRows;
+          for (int l = 0; l < kRows; ++l)
+            for (int t = 0; t < kStep; ++t)
+              out[l * kStep + t] = i + t < depth ? row[t][r + l] : O{};
         }
       }
       for (int64_t p = 0; p < panels; ++p) {
@@ -74,9 +70,10 @@ void outer(int64_t k, Range range, int64_t n, RowsA&& a, RowsB&& b, T* c, bool a
               prefetch(out + i * ldc);
               prefetch(out + i * ldc + columns - 1);
             }
-          micro<O, kNarrow, kRows, true>(left + r * most, 0, {right + p * most * kLd, kLd}, depth,
-                                         keep && whole ? out : zero, keep && whole ? ldc : 0,
-                                         whole ? out : tile, whole ? ldc : kLd);
+          micro<O, kNarrow, kRows, true>(
+              kPairs ? left + r * most : a + from * lda + block + r, kPairs ? kRows * kStep : lda,
+              {right + p * most * kLd, kLd}, depth, keep && whole ? out : zero,
+              keep && whole ? ldc : 0, whole ? out : tile, whole ? ldc : kLd);
           for (int64_t i = 0; i < rows && !whole; ++i)
             for (int64_t j = 0; j < columns; ++j)
               out[i * ldc + j] = tile[i * kLd + j] + (keep ? out[i * ldc + j] : T(0));
