@@ -30,6 +30,7 @@
 #define FASTRNN_MAX _mm512_max_ps
 #define FASTRNN_PAIRS
 #define FASTRNN_DPBF16PS _mm512_dpbf16_ps
+#define FASTRNN_CVTNEPS _mm512_cvtneps_pbh
 #include "cpu/kernels.h"
 
 namespace fastrnn::cpu::avx512bf16 {

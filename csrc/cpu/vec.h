@@ -5,8 +5,8 @@
 // Vec<T> = T, one lane. The including file defines FASTRNN_BYTES, the width of a register
 // (sizeof(T) or less means one lane), and FASTRNN_NAMESPACE, one per instruction set, so that the
 // linker never merges code of two of them; and, for a product of Bf16 in pairs (`multiply_add`),
-// FASTRNN_PAIRS, and FASTRNN_DPBF16PS as the intrinsic function that does it, where there is one;
-// and FASTRNN_MIN and FASTRNN_MAX, where there are such, as those of a register of floats.
+// FASTRNN_PAIRS. Where there are such intrinsic functions, it also defines FASTRNN_DPBF16PS, which
+// does that, FASTRNN_CVTNEPS, which rounds floats to Bf16, FASTRNN_MIN and FASTRNN_MAX, of floats.
 //
 // Bf16 is what numbers are in memory and in products, never what they are computed in: Vec<Bf16> is
 // a register of floats, and a load or a store with a pointer to Bf16 converts.
@@ -143,9 +143,17 @@ FASTRNN_INLINE V load(const Bf16* p) {
   return bit_cast<V>(load_bits<V>(p) << 16);
 }
 
-// V of floats, rounded to the nearest, of two to the even one; a NaN stays a NaN.
+// V of floats, rounded to the nearest, of two to the even one; a NaN stays a NaN. The instruction
+// takes numbers below 2^-126 for zero.
 template <class V>
 FASTRNN_INLINE void store(Bf16* p, V v) {
+#if defined(FASTRNN_CVTNEPS)
+  if constexpr (std::is_same_v<V, Vec<float>>) {
+    const auto half = FASTRNN_CVTNEPS(v);
+    memcpy(p, &half, sizeof(half));
+    return;
+  }
+#endif
   using S = Shape<V>;
   using Bits = typename S::bits;
   const Bits bits = bit_cast<Bits>(v);
