@@ -222,8 +222,7 @@ class ForwardPass : Layer<Cell, Stored> {
     teams_[d].run(member, steps.first, steps.last, [&](int64_t step, int64_t slice) {
       const Step now = at(d, step, {0, N}, steps, slice * N);
       const Range panels = piece(w.hh.count(), slice, split.units, 1);
-      this->each_panel(step, panels,
-                       [&](int64_t p, int64_t next) { recurrent_product(now, p, next); });
+      recurrent_product(now, step, panels);
     });
   }
 
@@ -238,8 +237,7 @@ class ForwardPass : Layer<Cell, Stored> {
           if constexpr (kRounds) memset(now.left + n * ld_state, 0, P * sizeof(O));
           if constexpr (Cell::kState) memset(now.c + n * ld_cell, 0, H * sizeof(T));
         }
-      this->each_panel(step, {0, w.hh.count()},
-                       [&](int64_t p, int64_t next) { recurrent_product(now, p, next); });
+      recurrent_product(now, step, {0, w.hh.count()});
       for (int64_t p = 0; p < w.hr.count(); ++p)
         multiply<O, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p), w.hr.far(p + 1), zero_, 0,
                            now.h + p * kWidth<T, kWide>, ld_state);
@@ -254,8 +252,56 @@ class ForwardPass : Layer<Cell, Stored> {
     }
   }
 
-  // u = W_hh h_{t-1} + bias for the units of one panel, tile by tile, each followed by the cell.
-  void recurrent_product(const Step& now, int64_t p, int64_t next) {
+  // u = W_hh h_{t-1} + bias for the units of some panels, and their cells.
+  void recurrent_product(const Step& now, int64_t step, Range panels) {
+    if (now.rows > 1)
+      return this->each_panel(step, panels,
+                              [&](int64_t p, int64_t next) { panel_product(now, p, next); });
+    constexpr int64_t kMost = max(1, kTogether / kUnitRegisters);
+    this->each_panel(step, {0, ceil_div(panels.count(), kMost)}, [&](int64_t group, int64_t) {
+      const int64_t first = panels.first + group * kMost;
+      row_product(now, {first, min(panels.last, first + kMost)});
+    });
+  }
+
+  // Registers of units, of several rows or, without, of several parts of one: the row n and the
+  // units of the first, and where its x and u have the first gate. What follows is a distance on.
+  template <bool kRows>
+  struct Units {
+    int64_t n, column;
+    const T *x, *u;
+    int64_t x_step, u_step;
+
+    Units from(int64_t i) const {
+      return {kRows ? n + i : n,
+              kRows ? column : column + i * kLanes<T>,
+              x + i * x_step,
+              u + i * u_step,
+              x_step,
+              u_step};
+    }
+  };
+
+  // For a single row, a few panels before their cells.
+  void row_product(const Step& now, Range panels) {
+    alignas(64) T tile[kTogether * kLd];
+    const Direction& w = direction_[now.d];
+    for (int64_t p = panels.first; p < panels.last; ++p) {
+      const T* const init = Cell::kSplit ? w.b_hh + p * kLd : x_part(now.d, p, now.chunk_row);
+      const Panel<O> panel = w.hh.get(p);
+      micro_of<O, kGated>(1, panel)(now.left, ld_state, panel, P, init, 0,
+                                    tile + (p - panels.first) * kLd, kLd);
+    }
+    constexpr bool kParts = kUnitRegisters > 1;  // of one panel, or one of each
+    const int64_t first = panels.first * Gated::kUnits;
+    const int64_t count = ceil_div(min(H, panels.last * Gated::kUnits) - first, kLanes<T>);
+    cells(now, count,
+          Units<false>{0, first, x_part(now.d, panels.first, now.chunk_row), tile,
+                       kParts ? kLanes<T> : chunk_ * N * kLd, kParts ? kLanes<T> : kLd});
+  }
+
+  // For the units of one panel, tile by tile, each followed by its cells.
+  void panel_product(const Step& now, int64_t p, int64_t next) {
     const Panel<O> panel = direction_[now.d].hh.get(p);
     const O* const far = direction_[now.d].hh.far(next);
     alignas(64) T tile[kTileRows<kGated> * kLd];
@@ -281,19 +327,10 @@ class ForwardPass : Layer<Cell, Stored> {
       micro_of<O, kGated>(rows, panel)(now.left + i * ld_state + head, ld_state, panel.from(head),
                                        P - head, init + i * ld_init, ld_init, tile, kLd);
       for (int u = 0; u < kUnitRegisters; ++u) {
-        const Lane<T> lane(p * Gated::kUnits + u * kLanes<T>, H);
-        const T *const x_at = x + i * kLd + u * kLanes<T>, *const u_at = tile + u * kLanes<T>;
-        if (lane.valid <= 0) break;
-        if (f.save && S > 0) {
-          for (int64_t r = 0; r < rows; ++r)
-            cells<1>(now, i + r, lane, x_at + r * kLd, u_at + r * kLd);
-        } else {
-          for (int64_t left = ceil_div(rows, kTogether), r = 0, k; left > 0; --left, r += k) {
-            k = ceil_div(rows - r, left);
-            cells(std::make_integer_sequence<int, kTogether>{}, k, now, i + r, lane, x_at + r * kLd,
-                  u_at + r * kLd);
-          }
-        }
+        const int64_t column = p * Gated::kUnits + u * kLanes<T>;
+        if (column >= H) break;
+        cells(now, rows,
+              Units<true>{i, column, x + i * kLd + u * kLanes<T>, tile + u * kLanes<T>, kLd, kLd});
       }
     }
   }
@@ -308,38 +345,53 @@ class ForwardPass : Layer<Cell, Stored> {
     }
   }
 
-  // Rows whose cells are computed together. LSTM, float, AVX2: 25 ns a register one by one, 17 with
-  // two or more; but what is saved of several does not fit into the registers.
+  // Units whose cells are computed together. LSTM, float, AVX2: 25 ns a register one by one, 17
+  // with two or more; but what is saved of several does not fit into the registers.
   static constexpr int kTogether = kTileRows<kGated> < 4 ? kTileRows<kGated> : 4;
-  template <int... R, class... Arguments>
-  FASTRNN_INLINE void cells(std::integer_sequence<int, R...>, int64_t rows,
-                            const Arguments&... arguments) {
-    ((rows == R + 1 ? cells<R + 1>(arguments...) : void()), ...);
-  }
 
-  // The cell's arithmetic for one register of units of R rows from n on: x and u point at its first
-  // gate in the first of them.
-  template <int R>
-  FASTRNN_INLINE void cells(const Step& now, int64_t n, Lane<T> lane, const T* x, const T* u) {
+  // The cell's arithmetic for `count` registers of units, in groups about equally large.
+  template <bool kRows>
+  FASTRNN_INLINE void cells(const Step& now, int64_t count, Units<kRows> units) {
+    if (f.save && S > 0) {
+      for (int64_t i = 0; i < count; ++i) group<1>(now, units.from(i));
+      return;
+    }
+    for (int64_t groups = ceil_div(count, kTogether), i = 0, size; groups > 0;
+         --groups, i += size) {
+      size = ceil_div(count - i, groups);
+      some(std::make_integer_sequence<int, kTogether>{}, size, now, units.from(i));
+    }
+  }
+  template <int... R, bool kRows>
+  FASTRNN_INLINE void some(std::integer_sequence<int, R...>, int64_t size, const Step& now,
+                           Units<kRows> units) {
+    ((size == R + 1 ? group<R + 1>(now, units) : void()), ...);
+  }
+  template <int R, bool kRows>
+  FASTRNN_INLINE void group(const Step& now, Units<kRows> units) {
     using W = Many<V, R>;
-    const auto rows_at = [&](const T* first, int64_t ld) {
-      return each_of<R>([&](int r) { return load<V>(first + r * ld); });
+    const auto load_each = [&](const T* first, int64_t step) {
+      return each_of<R>([&](int r) { return load<V>(first + r * step); });
     };
+    const auto [n, column, x, u, x_step, u_step] = units;
     W x_part[G], u_part[G], saved[S > 0 ? S : 1], c{}, h{};
-    if (!s.projected) h = rows_at(now.h_prev + n * ld_state + lane.at, ld_state);
+    if (!s.projected)
+      h = load_each(now.h_prev + n * ld_state + column, kRows ? ld_state : kLanes<T>);
     for (int g = 0; g < G; ++g) {
       const int64_t at = g * kUnitRegisters * kLanes<T>;
-      const W product = rows_at(u + at, kLd);
-      x_part[g] = Cell::kSplit ? rows_at(x + at, kLd) : product;
+      const W product = load_each(u + at, u_step);
+      x_part[g] = Cell::kSplit ? load_each(x + at, x_step) : product;
       u_part[g] = Cell::kSplit ? product : -W{};  // x - 0 is x, of any sign
     }
-    if constexpr (Cell::kState) c = rows_at(now.c + n * ld_cell + lane.at, ld_cell);
+    if constexpr (Cell::kState)
+      c = load_each(now.c + n * ld_cell + column, kRows ? ld_cell : kLanes<T>);
     Cell::forward(x_part, u_part, h, c, saved);
     FASTRNN_UNROLL
     for (int r = 0; r < R; ++r) {
       V kept[S > 0 ? S : 1];
       for (int i = 0; i < S; ++i) kept[i] = saved[i].v[r];
-      store_cell(now, n + r, lane, kept, c.v[r], h.v[r]);
+      const Lane<T> lane(kRows ? column : column + r * kLanes<T>, H);
+      store_cell(now, kRows ? n + r : n, lane, kept, c.v[r], h.v[r]);
     }
   }
   FASTRNN_INLINE void store_cell(const Step& now, int64_t n, Lane<T> lane, const V* saved, V c,

@@ -22,10 +22,10 @@
 
 namespace FASTRNN_NAMESPACE {
 
-FASTRNN_FN int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-FASTRNN_FN int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-FASTRNN_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-FASTRNN_FN int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+constexpr FASTRNN_FN int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr FASTRNN_FN int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr FASTRNN_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr FASTRNN_FN int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 struct Range {
   int64_t first, last;
