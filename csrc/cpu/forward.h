@@ -254,6 +254,7 @@ class ForwardPass : Layer<Cell, Stored> {
 
   // u = W_hh h_{t-1} + bias for the units of some panels, and their cells.
   void recurrent_product(const Step& now, int64_t step, Range panels) {
+    if (now.rows == 0) return;
     if (now.rows > 1)
       return this->each_panel(step, panels,
                               [&](int64_t p, int64_t next) { panel_product(now, p, next); });

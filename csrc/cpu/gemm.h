@@ -203,8 +203,8 @@ FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
 }
 
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being as wide as the panel.
-// ld_init may be 0, one row for all. out may be init. `next` is where what
-// will be read after this panel begins, if that is far.
+// ld_init may be 0, one row for all. out may be init. `next` is where the panel begins that will be
+// read after this one, or null if it is near.
 template <class O, int NV>
 void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, const O* next,
               const Compute<O>* init, int64_t ld_init, Compute<O>* out, int64_t ld_out) {
