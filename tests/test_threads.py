@@ -62,7 +62,10 @@ def test_split_of_known_shapes():
 
 def everything(case: Case, **limits) -> list[torch.Tensor]:
     """All results of the three ops."""
-    args = arguments(case)
+    return everything_of(arguments(case), **limits)
+
+
+def everything_of(args: tuple, **limits) -> list[torch.Tensor]:
     results = OPS.layer_forward(*args)
     gradients = backward(OPS.layer_backward, args, results, cotangents(results), **limits)
     return [*results, *OPS.layer_inference(*args), *gradients[:3], *gradients[3]]
@@ -109,6 +112,22 @@ def test_a_row_depends_on_no_other_row(cell, dtype, isa):
             assert torch.equal(inferred[0], found[0]), rows
             assert torch.equal(some[0], grads[0][:, first:last]), rows
             assert torch.equal(some[1], grads[1][:, first:last]), rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", GATES)
+def test_a_block_of_rows_that_ends_early(cell, dtype):
+    """One long sequence and three short ones: the thread that has the short ones is done after
+    five steps, and in the reverse direction begins sixty steps late."""
+    _, _, h0, c0, *rest = arguments(Case(cell, T=5, N=4, I=64, H=64, D=2, dtype=dtype))
+    batch_sizes = torch.tensor([4] * 5 + [1] * 60)
+    input = torch.randn(int(batch_sizes.sum()), 64, dtype=dtype)
+    args = (input, batch_sizes, h0, c0, *rest)
+    with threads(1):
+        wanted = everything_of(args)
+    for count in (2, 4):
+        with threads(count):
+            assert all(map(torch.equal, wanted, everything_of(args)))
 
 
 def test_more_threads_than_cores():
