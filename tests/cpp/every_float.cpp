@@ -15,8 +15,21 @@
 #include <utility>
 #include <vector>
 
+// As the isa_*.cpp have it.
 #define FASTRNN_NAMESPACE here
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define FASTRNN_BYTES 64
+#define FASTRNN_MIN _mm512_min_ps
+#define FASTRNN_MAX _mm512_max_ps
+#elif defined(__AVX2__)
+#include <immintrin.h>
 #define FASTRNN_BYTES 32
+#define FASTRNN_MIN _mm256_min_ps
+#define FASTRNN_MAX _mm256_max_ps
+#else
+#define FASTRNN_BYTES 32
+#endif
 #include "cpu/vec.h"
 
 using namespace here;
