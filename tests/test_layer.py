@@ -8,6 +8,7 @@ from conftest import KERNELS, assert_matches
 from test_ops import SMALL, TINY, Case, arguments, backward, converted, cotangents, ops_of
 from torch import Tensor
 
+import fastrnn
 from fastrnn import dispatch, ops, reference, reference_ops
 
 
@@ -147,6 +148,25 @@ def test_bfloat16_matches_float64(case, isa):
         for actual, value in zip(actual_grads, exact_grads, strict=True):
             assert actual.dtype == torch.bfloat16
             assert_matches(actual, value)
+
+
+@pytest.mark.parametrize("H", [64, 37])
+def test_bfloat16_rounds_to_the_nearest(H, isa):
+    """A layer whose only arithmetic is x + b against torch's sum; a NaN stays one."""
+    module = fastrnn.RNN(H, H, nonlinearity="relu", dtype=torch.bfloat16)
+    input = torch.randn(3, 50, H).bfloat16()
+    input[0, 0, 1] = torch.nan
+    with torch.no_grad():
+        module.weight_ih_l0.zero_()
+        module.weight_hh_l0.zero_()
+        module.bias_hh_l0.zero_()
+        module.weight_ih_l0.fill_diagonal_(1)
+        output = module(input)[0]
+    wanted = torch.relu(input + module.bias_ih_l0.detach())
+    exact = input.float() + module.bias_ih_l0.detach().float()
+    assert (exact != wanted.float())[:, 1:].any(), "nothing was rounded"
+    assert torch.equal(output[:, 1:], wanted[:, 1:])
+    assert output[:, 0].isnan().all()
 
 
 @pytest.mark.parametrize("cell", ["lstm", "lstm_proj", "gru", "rnn_tanh"])
