@@ -100,6 +100,8 @@ def main(arguments: list[str] | None = None) -> list[float]:
             print(f"{processes} processes: loss {losses[0]:.4f} -> {losses[-1]:.4f}")
             if options.save:
                 torch.save(state, options.save)
+        if dist.is_initialized():
+            dist.barrier()  # nobody ends before the checkpoint is complete
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
