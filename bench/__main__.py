@@ -145,6 +145,7 @@ class Run:
     def measure(
         self, spec: Spec, name: str, suite: Suite, seconds: float, remotes: dict[str, Session]
     ) -> list[Row]:
+        known = self.facing(spec.dtype, spec.threads, spec.device)  # before processes start up
         ref = self.options.base
         able = (
             base.rivals(spec, ref, self.folder)
@@ -164,7 +165,7 @@ class Run:
             sessions,
             seconds,
             baseline=able[-1].name if ref else baseline(spec.case.job).name,
-            ceilings=self.facing(spec.dtype, spec.threads, spec.device),
+            ceilings=known,
             memory=suite.memory,
         )
         return [replace(row, suite=suite.table or name) for row in rows]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
+from multiprocessing import active_children
 
 import pytest
 from bench_doubles import SPEC, TINY, altered
@@ -120,6 +121,18 @@ def test_another_commit_of_ours_is_the_baseline(monkeypatch, tmp_path):
     ]  # fmt: skip
     assert rows[1].ratio == 1 and rows[0].ratio > 0
     assert (package / "__init__.py.was").exists()
+
+
+def test_ceilings_are_measured_while_no_process_of_a_contender_runs(monkeypatch):
+    """One that starts up takes a core, and the ceilings of two would be half of what they are."""
+    running = []
+    measure = ceilings.measure
+    monkeypatch.setattr(
+        ceilings, "measure", lambda *place: running.append(active_children()) or measure(*place)
+    )
+    run = command.Run(Console(file=io.StringIO()), options(contenders=("fastrnn",)), None)
+    rows = run("quick", TEST, [replace(SPEC, threads=2)])
+    assert running == [[]] and [row.status for row in rows] == ["ok", "ok"]
 
 
 def test_pytest_bench_runs_the_same_cases():
