@@ -116,16 +116,18 @@ def test_a_row_depends_on_no_other_row(cell, dtype, isa):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", GATES)
-def test_a_block_of_rows_that_ends_early(cell, dtype):
-    """One long sequence and three short ones: the thread that has the short ones is done after
-    five steps, and in the reverse direction begins sixty steps late."""
-    _, _, h0, c0, *rest = arguments(Case(cell, T=5, N=4, I=64, H=64, D=2, dtype=dtype))
-    batch_sizes = torch.tensor([4] * 5 + [1] * 60)
+@pytest.mark.parametrize("D", [1, 2])
+def test_a_block_of_rows_that_ends_early(cell, D, dtype):
+    """One long sequence and three short ones, over several chunks of steps: the thread that has the
+    short ones is done after five steps, and in the reverse direction begins late. With one more
+    thread than blocks the threads share the input's product."""
+    _, _, h0, c0, *rest = arguments(Case(cell, T=5, N=4, I=64, H=64, D=D, dtype=dtype))
+    batch_sizes = torch.tensor([4] * 5 + [1] * 150)
     input = torch.randn(int(batch_sizes.sum()), 64, dtype=dtype)
     args = (input, batch_sizes, h0, c0, *rest)
     with threads(1):
         wanted = everything_of(args)
-    for count in (2, 4):
+    for count in (2, 2 * D + 1, 2 * D):
         with threads(count):
             assert all(map(torch.equal, wanted, everything_of(args)))
 

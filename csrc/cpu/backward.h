@@ -80,7 +80,7 @@ class BackwardPass : Layer<Cell, Stored> {
         grad_clip_(static_cast<T>(backward.grad_clip)),
         keep_(s.steps > 1 || N > kTileRows<kWide>),
         ld_y_(round_up(P, kTerms<O>)),
-        chunk_(this->chunk(0, kOuterDepth)),
+        chunk_(this->chunk(N, 0, kOuterDepth)),
         direction_{make(0), make(1)},
         teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
         zero_(kWidth<T, kWide>),

@@ -61,7 +61,8 @@ class ForwardPass : Layer<Cell, Stored> {
  public:
   ForwardPass(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : Base(forward, threads),
-        chunk_(this->chunk(kRowBlock, kChunkBytes / (G * H * int64_t{sizeof(T)}))),
+        chunk_(this->chunk(ceil_div(N, split.rows), kRowBlock,
+                           kChunkBytes / (G * H * int64_t{sizeof(T)}))),
         direction_{make(0), make(1)},
         teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
         zero_(kWidth<T, kWide>) {}
@@ -93,17 +94,29 @@ class ForwardPass : Layer<Cell, Stored> {
   // From the initial states to the final ones.
   void over_time() {
     load_states();
-    for (int64_t from = 0; from < s.steps; from += chunk_) {
-      const Range steps{from, min(s.steps, from + chunk_)};
-      run(parallel, D * parallel.threads, [&](int64_t task) { input_product(task, steps); });
-      if (split.units > 1) {
-        run(parallel, D * split.units, [&](int64_t task) { team_loop(task % D, steps, task / D); });
-      } else {
-        run(parallel, D * split.rows, [&](int64_t task) {
-          const Range batch = this->block(task / D);
-          if (batch.count() > 0) time_loop(task % D, batch, steps);
+    if (split.units > 1) {
+      run(parallel, D * split.units, [&](int64_t task) { team_loop(task % D, task / D); });
+    } else if (D * split.rows >= parallel.threads) {
+      run(parallel, D * split.rows, [&](int64_t task) {
+        const Range batch = this->block(task / D);
+        const Buffer<O> gathered(gathered_size(batch));
+        this->each_chunk(chunk_, [&](Range steps) {
+          input_product(task % D, batch, steps, panels(1, 0), gathered);
+          time_loop(task % D, batch, steps);
         });
-      }
+      });
+    } else {  // more threads can share the input product than the loop
+      this->each_chunk(chunk_, [&](Range steps) {
+        run(parallel, D * parallel.threads, [&](int64_t task) {
+          for (int64_t b = 0; b < split.rows; ++b) {
+            const Range batch = this->block(b);
+            const Buffer<O> gathered(gathered_size(batch));
+            input_product(task % D, batch, steps, panels(parallel.threads, task / D), gathered);
+          }
+        });
+        run(parallel, D * split.rows,
+            [&](int64_t task) { time_loop(task % D, this->block(task / D), steps); });
+      });
     }
     for (int64_t i = 0; i < D * N && split.units > 1; ++i)
       store_final(i / N, i % N, h_after(i / N, s.steps - 1, i % N));
@@ -152,33 +165,45 @@ class ForwardPass : Layer<Cell, Stored> {
     if constexpr (Cell::kState) copy(f.c_n + to * H, direction_[d].c + n * ld_cell, H);
   }
 
+  // Rows of a batch block begin at that of chunk_ times as many as are before it.
   T* x_part(int64_t d, int64_t panel, int64_t chunk_row) {
     return direction_[d].x_part + (panel * chunk_ * N + chunk_row) * kLd;
   }
 
-  // x_part = x W_ih^T + bias for one thread's share of a chunk's rows.
-  void input_product(int64_t task, Range steps) {
-    const int64_t d = task % D;
+  // Piece i of n of the panels, which the two weights that face the gates have alike.
+  Range panels(int64_t n, int64_t i) const { return piece(direction_[0].hh.count(), i, n, 1); }
+
+  // Whether the rows of a batch block in a chunk are operands that lie together; otherwise they are
+  // gathered, in the order of time, with a zero after an odd pair.
+  bool lie(Range batch) const {
+    return std::is_same_v<Stored, O> && !s.place && batch.count() == N && I % kTerms<O> == 0;
+  }
+  int64_t gathered_size(Range batch) const {
+    return lie(batch) ? 0 : chunk_ * batch.count() * round_up(I, kTerms<O>);
+  }
+
+  // x_part = x W_ih^T + bias for a chunk's rows of a batch block, some panels.
+  void input_product(int64_t d, Range batch, Range steps, Range panels, O* gathered) {
     const Direction& w = direction_[d];
-    const Range all = rows_of(d, steps);
-    const Range rows = piece(all.count(), task / D, parallel.threads, kTileRows<kGated>);
-    // x as it lies, or rows in the order of time, of operands, with a zero after an odd pair.
-    constexpr bool kMayLie = std::is_same_v<Stored, O>;
     const int64_t ld_x = round_up(I, kTerms<O>);
-    const bool lies = kMayLie && !s.place && ld_x == I;
-    const Buffer<O> gathered(lies ? 0 : rows.count() * ld_x);
-    for (int64_t i = 0; i < rows.count() && !lies; ++i) {
-      gathered[(i + 1) * ld_x - 1] = O{};
-      copy(gathered + i * ld_x, f.x + place(all.first + rows.first + i) * I, I);
-    }
+    const int64_t rows = this->count(d, batch, steps);
+    if (!lie(batch))
+      this->each_step(d, batch, steps, [&](int64_t step, int64_t before) {
+        O* to = gathered + before * ld_x;
+        const int64_t first = row(d, step) + batch.first;
+        for (int64_t n = 0; n < active(d, step, batch); ++n, to += ld_x) {
+          to[ld_x - 1] = O{};
+          copy(to, f.x + place(first + n) * I, I);
+        }
+      });
     const O* x = gathered;
-    if constexpr (kMayLie)
-      if (lies) x = f.x + (all.first + rows.first) * I;
-    for (int64_t p = 0; p < w.ih.count(); ++p) {
+    if constexpr (std::is_same_v<Stored, O>)
+      if (lie(batch)) x = f.x + rows_of(d, steps).first * I;
+    for (int64_t p = panels.first; p < panels.last; ++p) {
       const Panel<O> panel = w.ih.get(p);
-      for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
-        multiply<O, kGated>(x + (i - rows.first) * ld_x, ld_x, min(kRowBlock, rows.last - i), I,
-                            panel, w.ih.far(p + 1), w.b_ih + p * kLd, 0, x_part(d, p, i), kLd);
+      for (int64_t i = 0; i < rows; i += kRowBlock)
+        multiply<O, kGated>(x + i * ld_x, ld_x, min(kRowBlock, rows - i), I, panel, w.ih.far(p + 1),
+                            w.b_ih + p * kLd, 0, x_part(d, p, chunk_ * batch.first + i), kLd);
     }
   }
 
@@ -200,12 +225,11 @@ class ForwardPass : Layer<Cell, Stored> {
     else
       return h_after(d, step, n);
   }
-  Step at(int64_t d, int64_t step, Range batch, Range steps, int64_t partial_row) const {
+  Step at(int64_t d, int64_t step, Range batch, int64_t before, int64_t partial_row) const {
     const Direction& w = direction_[d];
-    const int64_t first = row(d, step) + batch.first;
     return {d,
-            first,
-            first - rows_of(d, steps).first,
+            row(d, step) + batch.first,
+            chunk_ * batch.first + before,
             active(d, step, batch),
             h_after(d, step - 1, batch.first),
             h_after(d, step, batch.first),
@@ -216,28 +240,37 @@ class ForwardPass : Layer<Cell, Stored> {
             w.partial ? w.partial + partial_row * kLd : nullptr};
   }
 
-  // What a member of a team does of some steps: its slice of the units, all batch rows.
-  void team_loop(int64_t d, Range steps, int64_t member) {
-    const Direction& w = direction_[d];
-    teams_[d].run(member, steps.first, steps.last, [&](int64_t step, int64_t slice) {
-      const Step now = at(d, step, {0, N}, steps, slice * N);
-      const Range panels = piece(w.hh.count(), slice, split.units, 1);
-      recurrent_product(now, step, panels);
+  // What a member of a team does: its slice of the units, all batch rows. Each chunk is a phase for
+  // the input product and one for every step.
+  void team_loop(int64_t d, int64_t member) {
+    const Range all{0, N};
+    const Buffer<O> gathered(gathered_size(all));
+    int64_t phases = 0;
+    this->each_chunk(chunk_, [&](Range steps) {
+      const int64_t base = phases + 1 - steps.first;  // phase of step 0
+      const auto phase = [&](int64_t at, int64_t slice) {
+        const Range own = panels(split.units, slice);
+        if (at < base + steps.first) return input_product(d, all, steps, own, gathered);
+        const int64_t step = at - base, before = row(d, step) - rows_of(d, steps).first;
+        recurrent_product(this->at(d, step, all, before, slice * N), step, own);
+      };
+      teams_[d].run(member, phases, phases + 1 + steps.count(), phase);
+      phases += 1 + steps.count();
     });
   }
 
   void time_loop(int64_t d, Range batch, Range steps) {
     Direction& w = direction_[d];
-    for (int64_t step = steps.first; step < steps.last; ++step) {
+    this->each_step(d, batch, steps, [&](int64_t step, int64_t before) {
       const int64_t first = row(d, step) + batch.first;
-      const Step now = at(d, step, batch, steps, batch.first);
+      const Step now = at(d, step, batch, before, batch.first);
       for (int64_t n = 0; n < now.rows && f.reset; ++n)
         if (f.reset[place(first + n)]) {
           memset(now.h_prev + n * ld_state, 0, P * sizeof(T));
           if constexpr (kRounds) memset(now.left + n * ld_state, 0, P * sizeof(O));
           if constexpr (Cell::kState) memset(now.c + n * ld_cell, 0, H * sizeof(T));
         }
-      recurrent_product(now, step, {0, w.hh.count()});
+      recurrent_product(now, step, panels(1, 0));
       for (int64_t p = 0; p < w.hr.count(); ++p)
         multiply<O, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p), w.hr.far(p + 1), zero_, 0,
                            now.h + p * kWidth<T, kWide>, ld_state);
@@ -249,7 +282,7 @@ class ForwardPass : Layer<Cell, Stored> {
       // Rows whose last step this was.
       for (int64_t n = active(d, step + 1, batch); n < now.rows; ++n)
         store_final(d, batch.first + n, now.h + n * ld_state);
-    }
+    });
   }
 
   // u = W_hh h_{t-1} + bias for the units of some panels, and their cells.

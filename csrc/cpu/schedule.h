@@ -1,8 +1,8 @@
 // What the two passes of a layer over time share: sizes, the order of time, how work is split.
 //
 // Both passes (forward.h, backward.h) go through time in chunks of steps that stay in the cache.
-// Work is given to threads by direction, and by batch rows or by units (split.h); products over all
-// rows are split by rows of their result.
+// Work is given to threads by direction, and by batch rows or by units (split.h); backward's
+// products over all rows of a chunk are split by rows of their result.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -159,16 +159,39 @@ struct Layer {
     return range;
   }
 
-  // Steps of a chunk: as many as make `most` rows where the batch is full, but enough for `least`.
-  int64_t chunk(int64_t least, int64_t most) const {
-    const int64_t rows = max(1, N), enough = max(1, ceil_div(least, rows));
+  // Steps of a chunk: as many as make `most` rows of `batch` a step, but enough for `least`.
+  int64_t chunk(int64_t batch, int64_t least, int64_t most) const {
+    const int64_t rows = max(1, batch), enough = max(1, ceil_div(least, rows));
     return min(s.steps, max(enough, most / rows));
+  }
+  template <class F>
+  void each_chunk(int64_t chunk, F&& body) const {
+    for (int64_t from = 0; from < s.steps; from += chunk)
+      body(Range{from, min(s.steps, from + chunk)});
   }
   // Rows, in the order of time, of a range of steps.
   Range rows_of(int64_t d, Range steps) const {
     if (steps.count() == 0) return {0, 0};
     const int64_t a = time(d, steps.first), b = time(d, steps.last - 1);
     return {s.offset[min(a, b)], s.offset[max(a, b)] + s.active[max(a, b)]};
+  }
+
+  // Rows of a batch block in some steps.
+  int64_t count(int64_t d, Range batch, Range steps) const {
+    int64_t rows = 0;
+    for (int64_t step = steps.first; step < steps.last; ++step) rows += active(d, step, batch);
+    return rows;
+  }
+  // body(step, those of the rows that come before it in the order of time).
+  template <class F>
+  void each_step(int64_t d, Range batch, Range steps, F&& body) const {
+    int64_t before = d == 0 ? 0 : count(d, batch, steps);
+    for (int64_t step = steps.first; step < steps.last; ++step) {
+      const int64_t rows = active(d, step, batch);
+      if (d == 1) before -= rows;
+      body(step, before);
+      if (d == 0) before += rows;
+    }
   }
 
   // Packs the given weights of all directions, where they are kept.
