@@ -115,7 +115,7 @@ SANITIZE := -std=c++20 -O1 -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-
 AVX512 := $(shell grep -m 1 -o avx512bw /proc/cpuinfo 2>/dev/null)
 ISA := $(basename $(notdir $(wildcard csrc/cpu/isa*.cpp)))
 ISA := $(if $(AVX512),$(ISA),$(filter-out isa_avx512%,$(ISA)) without_avx512)
-ISA_OBJECTS := $(ISA:%=build/sanitize/%.o)
+CPU_OBJECTS := $(ISA:%=build/sanitize/%.o) build/sanitize/memory.o
 PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS))
 
 sanitize: $(PROGRAMS)
@@ -129,9 +129,9 @@ build/sanitize/without_avx512.o: tests/cpp/without_avx512.cpp Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE) -MMD -c $< -o $@
 
-build/sanitize/%: tests/cpp/%.cpp $(ISA_OBJECTS) Makefile
+build/sanitize/%: tests/cpp/%.cpp $(CPU_OBJECTS) Makefile
 	@mkdir -p $(@D)
-	$(CXX) $(SANITIZE) -MMD -MF $@.d $< $(ISA_OBJECTS) -o $@
+	$(CXX) $(SANITIZE) -MMD -MF $@.d $< $(CPU_OBJECTS) -o $@
 
 -include $(wildcard build/sanitize/*.d)
 

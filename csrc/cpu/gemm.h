@@ -12,12 +12,7 @@
 // one number further, which must be zero.
 #pragma once
 
-#include <cstdlib>
-#include <new>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "cpu/memory.h"
 #include "cpu/vec.h"
 
 namespace FASTRNN_NAMESPACE {
@@ -45,29 +40,20 @@ inline constexpr int64_t kPanelBytes = 16 * 1024, kOuterDepth = 256;
 // latency of an FMA; a narrow one wastes less at the edges, where rows are many and packed.
 inline constexpr int kWide = 4, kNarrow = 2;
 
-// Memory for one call, aligned to a cache line; large ones to the pages that Linux may then make
-// huge, since faulting in 4 KiB at a time costs 5 % of a training step with large weights.
+// Numbers that last for one call.
 template <class T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count) {
-    if (count <= 0) return;
-    constexpr int64_t kHugePage = 2 << 20;
-    const int64_t bytes = count * int64_t{sizeof(T)};
-    const int64_t alignment = bytes >= kHugePage ? kHugePage : 64;
-    const size_t size = static_cast<size_t>(round_up(bytes, alignment));
-    data_ = static_cast<T*>(std::aligned_alloc(static_cast<size_t>(alignment), size));
-    if (data_ == nullptr) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-    if (alignment == kHugePage) madvise(data_, size, MADV_HUGEPAGE);
-#endif
+  explicit Buffer(int64_t count) : bytes_(count > 0 ? count * sizeof(T) : 0) {
+    if (bytes_ > 0) data_ = static_cast<T*>(fastrnn::cpu::take_memory(bytes_));
   }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() { fastrnn::cpu::give_memory_back(data_, bytes_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   operator T*() const { return data_; }
 
  private:
+  const size_t bytes_;
   T* data_ = nullptr;
 };
 

@@ -2,14 +2,11 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <type_traits>
 #include <utility>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/split.h"
 #include "cpu/team.h"
 

@@ -2,18 +2,15 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 #include <type_traits>
 #include <utility>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #define FASTRNN_NAMESPACE fastrnn::cpu::portable
 #define FASTRNN_ISA_NAME "portable"
 #define FASTRNN_BYTES 16
 #define FASTRNN_REGISTERS 16
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/split.h"
 #include "cpu/team.h"
 #include "cpu/table.h"
