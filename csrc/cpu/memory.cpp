@@ -82,7 +82,7 @@ void* take_memory(size_t bytes) {
 
 void give_memory_back(void* memory, size_t bytes) {
   const size_t size = rounded(bytes);
-  if (memory != nullptr && size >= kLarge) {
+  if (memory != nullptr && size >= kLarge && size <= kKeptBytes) {
     kept().add({memory, size});
   } else {
     std::free(memory);
