@@ -114,7 +114,7 @@ SANITIZE := -std=c++20 -O1 -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-
     -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
 AVX512 := $(shell grep -m 1 -o avx512bw /proc/cpuinfo 2>/dev/null)
 ISA := $(basename $(notdir $(wildcard csrc/cpu/isa*.cpp)))
-ISA := $(if $(AVX512),$(ISA),$(filter-out isa_avx512%,$(ISA)) without_avx512)
+ISA := $(if $(AVX512),$(ISA),$(filter-out isa_avx512% isa_amx,$(ISA)) without_avx512)
 CPU_OBJECTS := $(ISA:%=build/sanitize/%.o) build/sanitize/memory.o
 PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS))
 

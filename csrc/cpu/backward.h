@@ -23,7 +23,7 @@ class BackwardPass : Layer<Cell, Stored> {
 
   struct Direction {
     Plain ih, hh, hr;
-    // Operands; where they go in pairs, a row of odd length goes on with a zero.
+    // Operands; a row goes on with zeros up to a multiple of kGrain.
     Buffer<O> d_x;             // [rows of a chunk, ld_gates] gradient of x, the input part
     Buffer<O> d_u;             // [rows of a chunk, ld_gates] gradient of u, where it differs
     Buffer<O> d_y;             // [rows of a chunk, ld_y] complete gradient of h, with a projection
@@ -52,7 +52,7 @@ class BackwardPass : Layer<Cell, Stored> {
 
   // With what `outer` reads behind its end.
   static Buffer<O> left_matrix(int64_t count) {
-    return Buffer<O>(count > 0 ? count + kTileRows<kNarrow> : 0);
+    return Buffer<O>(count > 0 ? count + kTileRows<O, kNarrow> : 0);
   }
 
   Direction make(int64_t d) {
@@ -78,8 +78,8 @@ class BackwardPass : Layer<Cell, Stored> {
       : Base(backward.forward, threads),
         b_(backward),
         grad_clip_(static_cast<T>(backward.grad_clip)),
-        keep_(s.steps > 1 || N > kTileRows<kWide>),
-        ld_y_(round_up(P, kTerms<O>)),
+        keep_(s.steps > 1 || N > kTileRows<O, kWide>),
+        ld_y_(round_up(P, kGrain<O>)),
         chunk_(this->chunk(N, 0, kOuterDepth)),
         direction_{make(0), make(1)},
         teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
@@ -92,18 +92,19 @@ class BackwardPass : Layer<Cell, Stored> {
     for (int64_t last = s.steps; last > 0; last -= min(last, chunk_)) {
       const Range steps{max(0, last - chunk_), last};
       if (split.units > 1) {
-        run(parallel, D * split.units, [&](int64_t task) { team_loop(task % D, steps, task / D); });
+        this->share(D * split.units, [&](int64_t task) { team_loop(task % D, steps, task / D); });
       } else {
-        run(parallel, D * split.rows, [&](int64_t task) {
+        this->share(D * split.rows, [&](int64_t task) {
           const Range batch = this->block(task / D);
           if (batch.count() > 0) time_loop(task % D, batch, steps);
         });
       }
       for (int64_t d = 0; d < D && b_.dx; ++d)
-        run(parallel, parallel.threads, [&](int64_t task) { input_gradient(task, d, steps); });
+        this->share(parallel.threads, [&](int64_t task) { input_gradient(task, d, steps); });
       if (b_.need_weights)
-        run(parallel, parallel.threads,
-            [&](int64_t task) { weight_gradients(task, steps, last < s.steps, parallel.threads); });
+        this->share(parallel.threads, [&](int64_t task) {
+          weight_gradients(task, steps, last < s.steps, parallel.threads);
+        });
     }
     for (int64_t i = 0; i < D * N; ++i) {
       const Direction& w = direction_[i / N];
@@ -123,10 +124,11 @@ class BackwardPass : Layer<Cell, Stored> {
     this->pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
     for (int64_t d = 0; d < D; ++d) {
       Direction& w = direction_[d];
-      for (int64_t row = 0; row < chunk_ * N && kTerms<O> > 1; ++row) {
-        w.d_x[row * ld_gates + G * H] = O{};
-        if constexpr (Cell::kSplit) w.d_u[row * ld_gates + G * H] = O{};
-        if (s.projected) w.d_y[(row + 1) * ld_y_ - 1] = O{};
+      for (int64_t row = 0; row < chunk_ * N && kGrain<O> > 1; ++row) {
+        const int64_t gates = G * H, beyond = (round_up(gates, kGrain<O>) - gates) * sizeof(O);
+        memset(w.d_x + row * ld_gates + gates, 0, beyond);
+        if constexpr (Cell::kSplit) memset(w.d_u + row * ld_gates + gates, 0, beyond);
+        if (s.projected) memset(w.d_y + row * ld_y_ + P, 0, (ld_y_ - P) * sizeof(O));
       }
       for (int64_t n = 0; n < N; ++n) {
         const int64_t from = d * N + entry(n);
@@ -285,7 +287,7 @@ class BackwardPass : Layer<Cell, Stored> {
   // Stored as another type.
   void input_gradient(int64_t task, int64_t d, Range steps) {
     const Range all = rows_of(d, steps);
-    const Range rows = piece(all.count(), task, parallel.threads, kTileRows<kWide>);
+    const Range rows = piece(all.count(), task, parallel.threads, kTileRows<O, kWide>);
     const auto visited = [&](int64_t row) {
       if (D == 1) return false;
       // What direction 0 has done by now includes this chunk, what direction 1 has done does not.
@@ -294,11 +296,11 @@ class BackwardPass : Layer<Cell, Stored> {
       return (d == 1 || steps.last < s.steps) && row >= other.first && row < other.last;
     };
     const Direction& w = direction_[d];
-    const Buffer<T> partial(min(kRowBlock, rows.count()) * kWidth<T, kWide>);
+    const Buffer<T> partial(min(kRowBlock<O>, rows.count()) * kWidth<T, kWide>);
     const Buffer<O> scratch(w.ih.scratch());
-    for (int64_t i = rows.first; i < rows.last; i += kRowBlock)
+    for (int64_t i = rows.first; i < rows.last; i += kRowBlock<O>)
       for (int64_t p = 0; p < w.ih.count(); ++p) {
-        const int64_t count = min(kRowBlock, rows.last - i);
+        const int64_t count = min(kRowBlock<O>, rows.last - i);
         multiply<O, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
                            w.ih.far(p + 1), zero_, 0, partial, kWidth<T, kWide>);
         for (int64_t r = 0; r < count; ++r) {
@@ -326,8 +328,8 @@ class BackwardPass : Layer<Cell, Stored> {
 
   // One of several shares of the rows of every weight's gradient, summed over a chunk's rows.
   void weight_gradients(int64_t task, Range steps, bool add, int64_t shares) {
-    const Range gates = piece(G * H, task, shares, kTileRows<kNarrow>);
-    const Range states = piece(P, task, shares, kTileRows<kNarrow>);
+    const Range gates = piece(G * H, task, shares, kTileRows<O, kNarrow>);
+    const Range states = piece(P, task, shares, kTileRows<O, kNarrow>);
     for (int64_t d = 0; d < D; ++d) {
       const Direction& w = direction_[d];
       const auto& out = b_.dweights[d];

@@ -61,7 +61,7 @@ class ForwardPass : Layer<Cell, Stored> {
  public:
   ForwardPass(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : Base(forward, threads),
-        chunk_(this->chunk(ceil_div(N, split.rows), kRowBlock,
+        chunk_(this->chunk(ceil_div(N, split.rows), kRowBlock<O>,
                            kChunkBytes / (G * H * int64_t{sizeof(T)}))),
         direction_{make(0), make(1)},
         teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
@@ -95,9 +95,9 @@ class ForwardPass : Layer<Cell, Stored> {
   void over_time() {
     load_states();
     if (split.units > 1) {
-      run(parallel, D * split.units, [&](int64_t task) { team_loop(task % D, task / D); });
+      this->share(D * split.units, [&](int64_t task) { team_loop(task % D, task / D); });
     } else if (D * split.rows >= parallel.threads) {
-      run(parallel, D * split.rows, [&](int64_t task) {
+      this->share(D * split.rows, [&](int64_t task) {
         const Range batch = this->block(task / D);
         const Buffer<O> gathered(gathered_size(batch));
         this->each_chunk(chunk_, [&](Range steps) {
@@ -107,15 +107,15 @@ class ForwardPass : Layer<Cell, Stored> {
       });
     } else {  // more threads can share the input product than the loop
       this->each_chunk(chunk_, [&](Range steps) {
-        run(parallel, D * parallel.threads, [&](int64_t task) {
+        this->share(D * parallel.threads, [&](int64_t task) {
           for (int64_t b = 0; b < split.rows; ++b) {
             const Range batch = this->block(b);
             const Buffer<O> gathered(gathered_size(batch));
             input_product(task % D, batch, steps, panels(parallel.threads, task / D), gathered);
           }
         });
-        run(parallel, D * split.rows,
-            [&](int64_t task) { time_loop(task % D, this->block(task / D), steps); });
+        this->share(D * split.rows,
+                    [&](int64_t task) { time_loop(task % D, this->block(task / D), steps); });
       });
     }
     for (int64_t i = 0; i < D * N && split.units > 1; ++i)
@@ -174,25 +174,25 @@ class ForwardPass : Layer<Cell, Stored> {
   Range panels(int64_t n, int64_t i) const { return piece(direction_[0].hh.count(), i, n, 1); }
 
   // Whether the rows of a batch block in a chunk are operands that lie together; otherwise they are
-  // gathered, in the order of time, with a zero after an odd pair.
+  // gathered, in the order of time, with zeros up to a multiple of kGrain.
   bool lie(Range batch) const {
-    return std::is_same_v<Stored, O> && !s.place && batch.count() == N && I % kTerms<O> == 0;
+    return std::is_same_v<Stored, O> && !s.place && batch.count() == N && I % kGrain<O> == 0;
   }
   int64_t gathered_size(Range batch) const {
-    return lie(batch) ? 0 : chunk_ * batch.count() * round_up(I, kTerms<O>);
+    return lie(batch) ? 0 : chunk_ * batch.count() * round_up(I, kGrain<O>);
   }
 
   // x_part = x W_ih^T + bias for a chunk's rows of a batch block, some panels.
   void input_product(int64_t d, Range batch, Range steps, Range panels, O* gathered) {
     const Direction& w = direction_[d];
-    const int64_t ld_x = round_up(I, kTerms<O>);
+    const int64_t ld_x = round_up(I, kGrain<O>);
     const int64_t rows = this->count(d, batch, steps);
     if (!lie(batch))
       this->each_step(d, batch, steps, [&](int64_t step, int64_t before) {
         O* to = gathered + before * ld_x;
         const int64_t first = row(d, step) + batch.first;
         for (int64_t n = 0; n < active(d, step, batch); ++n, to += ld_x) {
-          to[ld_x - 1] = O{};
+          memset(to + I, 0, (ld_x - I) * sizeof(O));
           copy(to, f.x + place(first + n) * I, I);
         }
       });
@@ -201,9 +201,10 @@ class ForwardPass : Layer<Cell, Stored> {
       if (lie(batch)) x = f.x + rows_of(d, steps).first * I;
     for (int64_t p = panels.first; p < panels.last; ++p) {
       const Panel<O> panel = w.ih.get(p);
-      for (int64_t i = 0; i < rows; i += kRowBlock)
-        multiply<O, kGated>(x + i * ld_x, ld_x, min(kRowBlock, rows - i), I, panel, w.ih.far(p + 1),
-                            w.b_ih + p * kLd, 0, x_part(d, p, chunk_ * batch.first + i), kLd);
+      for (int64_t i = 0; i < rows; i += kRowBlock<O>)
+        multiply<O, kGated>(x + i * ld_x, ld_x, min(kRowBlock<O>, rows - i), I, panel,
+                            w.ih.far(p + 1), w.b_ih + p * kLd, 0,
+                            x_part(d, p, chunk_ * batch.first + i), kLd);
     }
   }
 
@@ -338,7 +339,7 @@ class ForwardPass : Layer<Cell, Stored> {
   void panel_product(const Step& now, int64_t p, int64_t next) {
     const Panel<O> panel = direction_[now.d].hh.get(p);
     const O* const far = direction_[now.d].hh.far(next);
-    alignas(64) T tile[kTileRows<kGated> * kLd];
+    alignas(64) T tile[kTileRows<O, kGated> * kLd];
     const T* const x = x_part(now.d, p, now.chunk_row);
     const T* init = Cell::kSplit ? direction_[now.d].b_hh + p * kLd : x;
     int64_t ld_init = Cell::kSplit ? 0 : kLd;
@@ -349,7 +350,7 @@ class ForwardPass : Layer<Cell, Stored> {
       init = now.partial;
       ld_init = kLd;
     }
-    const Tiles<kGated> tiles(now.rows);
+    const Tiles<O, kGated> tiles(now.rows);
     Ahead<T> next_x(far ? x_part(now.d, next, now.chunk_row) : nullptr, now.rows * kLd,
                     tiles.count);
     Ahead<O> next_weights(far, depth * kLd, tiles.count);
@@ -381,7 +382,7 @@ class ForwardPass : Layer<Cell, Stored> {
 
   // Units whose cells are computed together. LSTM, float, AVX2: 25 ns a register one by one, 17
   // with two or more; but what is saved of several does not fit into the registers.
-  static constexpr int kTogether = kTileRows<kGated> < 4 ? kTileRows<kGated> : 4;
+  static constexpr int kTogether = kTileRows<O, kGated> < 4 ? kTileRows<O, kGated> : 4;
 
   // The cell's arithmetic for `count` registers of units, in groups about equally large.
   template <bool kRows>

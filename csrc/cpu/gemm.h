@@ -8,12 +8,15 @@
 // the rows beside it nor on how rows are given to threads.
 //
 // Where operands go in pairs, a panel holds the rows k and k + 1 interleaved, the first numbers of
-// every pair at even k, and an odd depth goes on with a row of zeros. A left-hand row is then read
-// one number further, which must be zero.
+// every pair at even k, and a depth that is no multiple of kGrain goes on with rows of zeros. A
+// left-hand row is then read as far, and must be zero there.
 #pragma once
 
 #include "cpu/memory.h"
 #include "cpu/vec.h"
+#if defined(FASTRNN_TILES)
+#include "cpu/tiles.h"
+#endif
 
 namespace FASTRNN_NAMESPACE {
 
@@ -29,13 +32,15 @@ struct Range {
 
 // 32 registers: 24 accumulators, NV weights, some broadcasts. 16 registers: 12, and one weight.
 inline constexpr int kAccumulators = FASTRNN_REGISTERS == 32 ? 24 : 12;
-template <int NV>
-inline constexpr int kTileRows = kAccumulators / NV;
+template <class O, int NV>
+inline constexpr int kTileRows = kTiled<O> ? kLanes<O> : kAccumulators / NV;
 template <class T, int NV>
 inline constexpr int kWidth = NV * kLanes<T>;
 // Bytes of a panel that a micro-kernel runs over at once, about the first-level cache; and the
 // rows over which a weight's gradient is summed at a time.
-inline constexpr int64_t kPanelBytes = 16 * 1024, kOuterDepth = 256;
+template <class O>
+inline constexpr int64_t kPanelBytes = kTiled<O> ? 32 * 1024 : 16 * 1024;
+inline constexpr int64_t kOuterDepth = 256;
 // Registers of a panel. A wide one gives even a single row enough independent sums to hide the
 // latency of an FMA; a narrow one wastes less at the edges, where rows are many and packed.
 inline constexpr int kWide = 4, kNarrow = 2;
@@ -57,12 +62,6 @@ class Buffer {
   T* data_ = nullptr;
 };
 
-// Rows of a panel, `ld` apart. Two words: a micro-kernel gets them in registers.
-template <class O>
-struct Rows {
-  const O* data;
-  int64_t ld;
-};
 // A panel; where it is packed ld is its width. The last one of a matrix may have half of kWide
 // registers.
 template <class O>
@@ -80,6 +79,12 @@ struct Panel : Rows<O> {
 template <class O, int NV, int R, bool Columns>
 void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute<O>* init,
            int64_t ld_init, Compute<O>* out, int64_t ld_out) {
+#if defined(FASTRNN_TILES)
+  if constexpr (kTiled<O>) {
+    static_assert(!Columns);
+    return tile_product<NV, R>(a, lda, right_hand, k, init, ld_init, out, ld_out);
+  }
+#endif
   using V = Vec<O>;
   constexpr int kLane = kLanes<O>, kStep = kTerms<O>;
   V acc[R][NV];
@@ -131,7 +136,7 @@ using Micro = void(const O*, int64_t, Rows<O>, int64_t, const Compute<O>*, int64
 
 template <class O, int NV>
 struct Micros {
-  Micro<O>* by_rows[kTileRows<NV>];  // for 1, 2, ... rows
+  Micro<O>* by_rows[kTileRows<O, NV>];  // for 1, 2, ... rows
 
   template <int... R>
   static constexpr Micros all(std::integer_sequence<int, R...>) {
@@ -140,7 +145,7 @@ struct Micros {
 };
 template <class O, int NV>
 inline constexpr Micros<O, NV> kMicros =
-    Micros<O, NV>::all(std::make_integer_sequence<int, kTileRows<NV>>{});
+    Micros<O, NV>::all(std::make_integer_sequence<int, kTileRows<O, NV>>{});
 
 // The micro-kernel of that many rows for a panel of NV registers, or half as many.
 template <class O, int NV>
@@ -150,14 +155,18 @@ FASTRNN_INLINE Micro<O>* micro_of(int64_t rows, Panel<O> panel) {
   return kMicros<O, NV>.by_rows[rows - 1];
 }
 
-// m rows of a left-hand matrix in tiles, all about equally high.
-template <int NV>
+// m rows of a left-hand matrix in pieces for a micro-kernel: about equally high, or, of whole
+// tiles, all but the last one as high as can be.
+template <class O, int NV>
 struct Tiles {
-  const int64_t count, low, high;  // the first `high` of them have a row more than `low`
+  static constexpr int64_t kMost = kTileRows<O, NV>;
+  const int64_t m, count, low, high;  // the first `high` of them have a row more than `low`
 
-  explicit Tiles(int64_t m)
-      : count(ceil_div(m, kTileRows<NV>)), low(m / max(1, count)), high(m - low * count) {}
-  int64_t rows(int64_t tile) const { return low + (tile < high); }
+  explicit Tiles(int64_t rows)
+      : m(rows), count(ceil_div(m, kMost)), low(m / max(1, count)), high(m - low * count) {}
+  int64_t rows(int64_t tile) const {
+    return kTiled<O> ? min(kMost, m - tile * kMost) : low + (tile < high);
+  }
 };
 
 // A matrix of more bytes than these streams from a far cache.
@@ -185,7 +194,8 @@ class Ahead {
 template <class O, int NV>
 FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
   const int64_t bytes = k * kWidth<O, NV> * int64_t{sizeof(O)};
-  return m <= kTileRows<NV> ? k : round_up(ceil_div(k, max(1, bytes / kPanelBytes)), kTerms<O>);
+  return m <= kTileRows<O, NV> ? k
+                               : round_up(ceil_div(k, max(1, bytes / kPanelBytes<O>)), kGrain<O>);
 }
 
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being as wide as the panel.
@@ -199,7 +209,7 @@ void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, con
       panel.half = false;
       return multiply<O, NV / 2>(a, lda, m, k, panel, next, init, ld_init, out, ld_out);
     }
-  const Tiles<NV> tiles(m);
+  const Tiles<O, NV> tiles(m);
   const int64_t depth = panel_depth<O, NV>(k, m);
   for (int64_t from = 0; from < k; from += depth) {
     Ahead<O> ahead(next && from + depth < k ? panel.from(from + depth).data : next,
@@ -272,7 +282,7 @@ struct Panels {
         packed(keep ? count() * stride() : 0) {}
 
   int64_t count() const { return w ? ceil_div(columns, kUnits) : 0; }
-  int64_t stride() const { return round_up(k, kStep) * kWidth<O, NV>; }
+  int64_t stride() const { return round_up(k, kGrain<O>) * kWidth<O, NV>; }
   int64_t scratch() const {
     return packed || !w || (kAsItLies && columns % kUnits == 0) ? 0 : stride();
   }
@@ -296,8 +306,9 @@ struct Panels {
   // Zero where there are no columns.
   void pack(int64_t panel, O* out) const {
     const bool full = w && (panel + 1) * kUnits <= columns;
-    if (!full) memset(out, 0, stride() * sizeof(O));
     const Panel<O> to = of_packed(panel, out);
+    const int64_t end = full ? round_up(k, kStep) * to.ld : 0;
+    memset(out + end, 0, (stride() - end) * sizeof(O));
     for (int g = 0; g < Groups && w; ++g)
       for (int u = 0; u < kPerGroup; ++u) {
         const int64_t column = panel * kUnits + u * kLane;

@@ -7,7 +7,7 @@ namespace fastrnn::cpu {
 namespace {
 
 struct Offered {
-  const Kernels* list[4];
+  const Kernels* list[5];
   int count = 0;
   const Kernels* current;
 
@@ -21,7 +21,9 @@ struct Offered {
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                         __builtin_cpu_supports("avx512bw");
-    add(avx512 && __builtin_cpu_supports("avx512bf16"), kernels_avx512bf16());
+    const bool avx512bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+    add(avx512bf16, kernels_amx());
+    add(avx512bf16, kernels_avx512bf16());
     add(avx512, kernels_avx512());
     add(avx2, kernels_avx2());
 #endif

@@ -28,18 +28,7 @@
 #define FASTRNN_PAIRS
 #define FASTRNN_DPBF16PS _mm512_dpbf16_ps
 #define FASTRNN_CVTNEPS _mm512_cvtneps_pbh
-#include "cpu/kernels.h"
-
-namespace fastrnn::cpu::avx512bf16 {
-
-#define X(Cell, name) forward<Cell, Bf16>,
-static constexpr ForwardKernel<Bf16>* kForward[] = {FASTRNN_CELLS(X)};
-#undef X
-#define X(Cell, name) backward<Cell, Bf16>,
-static constexpr BackwardKernel<Bf16>* kBackward[] = {FASTRNN_CELLS(X)};
-#undef X
-
-}  // namespace fastrnn::cpu::avx512bf16
+#include "cpu/table_bf16.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
@@ -51,13 +40,8 @@ namespace fastrnn::cpu {
 #pragma GCC reset_options
 #endif
 const Kernels* kernels_avx512bf16() {
-  static const Kernels table = [] {
-    Kernels t = *kernels_avx512();
-    t.name = "avx512bf16";
-    memcpy(t.forward_bf16, avx512bf16::kForward, sizeof(avx512bf16::kForward));
-    memcpy(t.backward_bf16, avx512bf16::kBackward, sizeof(avx512bf16::kBackward));
-    return t;
-  }();
+  static const Kernels table =
+      with_bf16(*kernels_avx512(), "avx512bf16", avx512bf16::kForward, avx512bf16::kBackward);
   return &table;
 }
 

@@ -6,6 +6,38 @@
 
 namespace FASTRNN_NAMESPACE {
 
+// Columns [0, count) of a, of `depth` rows, as the left-hand matrix of pairs that `outer` takes: R
+// of them after the other, k-major, or where there are tiles each a row of `most` numbers.
+template <int64_t R, class O>
+void arrange(const O* a, int64_t lda, int64_t depth, int64_t count, O* left, int64_t most) {
+  constexpr int kStep = kTerms<O>, kLane = kLanes<O>;
+  if constexpr (kTiled<O>) {
+    for (int64_t k = 0; k < depth; k += kGrain<O>)
+      for (int64_t r = 0; r < count; r += R) {
+        Operands<O> square[kLane];
+        for (int l = 0; l < kLane; ++l) {
+          const O* const row = a + (k + l * kStep) * lda + r;
+          const int64_t valid = depth - (k + l * kStep);
+          square[l] = valid > 1    ? pairs(row, row + lda)
+                      : valid == 1 ? Operands<O>(load_bits<Vec<O>>(row))
+                                   : Operands<O>{};
+        }
+        transpose<Scalar<Operands<O>>>(square);
+        for (int l = 0; l < kLane; ++l) store_operands<O>(left + (r + l) * most + k, square[l]);
+      }
+  } else {
+    for (int64_t k = 0; k < depth; k += kStep) {
+      const O* row[kStep];
+      for (int t = 0; t < kStep; ++t) row[t] = a + min(k + t, depth - 1) * lda;
+      for (int64_t r = 0; r < count; r += R) {
+        O* const out = left + r * most + k * R;
+        for (int l = 0; l < R; ++l)
+          for (int t = 0; t < kStep; ++t) out[l * kStep + t] = k + t < depth ? row[t][r + l] : O{};
+      }
+    }
+  }
+}
+
 // c[i, j] (+)= sum over k of a[k, i] b(k)[j], k in [0, depth), for a range of i and all j in [0,
 // n): the gradient of a weight. Rows of a are lda apart and read as they lie, up to kTileRows - 1
 // numbers further than the range; b returns the row k of the right matrix; `add` keeps what c
@@ -14,21 +46,22 @@ template <class O, class T, class RowsB>
 void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b, T* c, bool add) {
   const auto [first, last] = range;
   const int64_t ldc = n;
-  constexpr int64_t kRows = kTileRows<kNarrow>;
-  constexpr int64_t kLd = kWidth<T, kNarrow>;
+  constexpr int kRegisters = kTiled<O> ? kWide : kNarrow;
+  constexpr int64_t kRows = kTileRows<O, kRegisters>;
+  constexpr int64_t kLd = kWidth<T, kRegisters>;
   constexpr int kStep = kTerms<O>;
   constexpr bool kPairs = kStep > 1;  // of rows of a, which are put together first
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
   if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
   // Pieces about equally deep: each takes all of c through the caches once more.
-  const int64_t most = round_up(ceil_div(k, max(1, ceil_div(k, kOuterDepth))), kStep);
+  const int64_t most = round_up(ceil_div(k, max(1, ceil_div(k, kOuterDepth))), kGrain<O>);
   const int64_t panels = ceil_div(n, kLd);
   Buffer<O> right(panels * most * kLd), left(kPairs ? kBlock * most : 0);
   alignas(64) T tile[kRows * kLd];
   alignas(64) const T zero[kLd] = {};
   for (int64_t from = 0; from < k; from += most) {
     const int64_t depth = min(most, k - from);
-    for (int64_t i = 0; i < depth; i += kStep) {
+    for (int64_t i = 0; i < round_up(depth, kGrain<O>); i += kStep) {
       decltype(b(0)) row[kStep];
       for (int t = 0; t < kStep; ++t) row[t] = b(from + min(i + t, depth - 1));
       for (int64_t p = 0; p < panels; ++p) {
@@ -36,7 +69,7 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
         const int64_t valid = min(kLd, n - p * kLd);
         if (valid == kLd && i + kStep <= depth) {
           FASTRNN_UNROLL
-          for (int v = 0; v < kNarrow; ++v)
+          for (int v = 0; v < kRegisters; ++v)
             store_operands<O>(out + v * kLanes<T> * kStep,
                               from_columns<O>(row, p * kLd + v * kLanes<T>));
         } else {
@@ -49,16 +82,8 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
     }
     for (int64_t block = first; block < last; block += kBlock) {
       const int64_t block_rows = min(kBlock, last - block);
-      for (int64_t i = 0; i < depth && kPairs; i += kStep) {
-        const O* row[kStep];
-        for (int t = 0; t < kStep; ++t) row[t] = a + (from + min(i + t, depth - 1)) * lda + block;
-        for (int64_t r = 0; r < block_rows; r += kRows) {
-          O* out = left + r * most + i * kRows;
-          for (int l = 0; l < kRows; ++l)
-            for (int t = 0; t < kStep; ++t)
-              out[l * kStep + t] = i + t < depth ? row[t][r + l] : O{};
-        }
-      }
+      if constexpr (kPairs)
+        arrange<kRows, O>(a + from * lda + block, lda, depth, block_rows, left, most);
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t columns = min(kLd, n - p * kLd);
         for (int64_t r = 0; r < block_rows; r += kRows) {
@@ -70,8 +95,11 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
               prefetch(out + i * ldc);
               prefetch(out + i * ldc + columns - 1);
             }
-          micro<O, kNarrow, kRows, true>(
-              kPairs ? left + r * most : a + from * lda + block + r, kPairs ? kRows * kStep : lda,
+          micro<O, kRegisters, kRows, !kTiled<O>>(
+              kPairs ? left + r * most : a + from * lda + block + r,
+              kTiled<O> ? most
+              : kPairs  ? kRows * kStep
+                        : lda,
               {right + p * most * kLd, kLd}, depth, keep && whole ? out : zero,
               keep && whole ? ldc : 0, whole ? out : tile, whole ? ldc : kLd);
           for (int64_t i = 0; i < rows && !whole; ++i)

@@ -16,8 +16,9 @@ using fastrnn::Parallel;
 using fastrnn::Sizes;
 
 // Rows of a left-hand matrix that pass through one panel together, and the least of a forward
-// chunk.
-inline constexpr int64_t kRowBlock = 120;
+// chunk: whole tiles of all heights.
+template <class O>
+inline constexpr int64_t kRowBlock = kTiled<O> ? 8 * kLanes<O> : 120;
 // A forward chunk's pre-activations take half of a second-level cache, if they are not fewer rows.
 inline constexpr int64_t kChunkBytes = 256 * 1024;
 // Below this many multiplications a layer runs on one thread: waking another costs as much.
@@ -85,7 +86,7 @@ struct Layer {
   static constexpr int64_t G = Cell::kGates, S = Cell::kSaved;
   static constexpr int kUnitRegisters = G == 1 ? kWide : 1;
   static constexpr int kGated = G * kUnitRegisters;  // registers of a panel of gates
-  static constexpr int64_t kPad = 64 / sizeof(T);
+  static constexpr int64_t kPad = 64 / sizeof(O);
 
   const fastrnn::Forward<Stored>& f;
   const Sizes& s;
@@ -117,6 +118,15 @@ struct Layer {
   // share the units.
   bool uniform() const {
     return s.steps > 1 && s.active[s.steps - 1] == N && !s.place && !f.reset && !s.projected;
+  }
+
+  // body(task) for each of n, which may multiply.
+  template <class F>
+  void share(int64_t n, F&& body) const {
+    run(parallel, n, [&](int64_t task) {
+      [[maybe_unused]] const Multiplying<O> multiplying;
+      body(task);
+    });
   }
 
   // Row of the matrices of a row in the order of time; entry of the states of a step's n'th row.

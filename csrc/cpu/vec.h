@@ -5,8 +5,9 @@
 // Vec<T> = T, one lane. The including file defines FASTRNN_BYTES, the width of a register
 // (sizeof(T) or less means one lane), and FASTRNN_NAMESPACE, one per instruction set, so that the
 // linker never merges code of two of them; and, for a product of Bf16 in pairs (`multiply_add`),
-// FASTRNN_PAIRS. Where there are such intrinsic functions, it also defines FASTRNN_DPBF16PS, which
-// does that, FASTRNN_CVTNEPS, which rounds floats to Bf16, FASTRNN_MIN and FASTRNN_MAX, of floats.
+// FASTRNN_PAIRS, and for one of whole tiles of pairs FASTRNN_TILES. Where there are such intrinsic
+// functions, it also defines FASTRNN_DPBF16PS, which does that, FASTRNN_CVTNEPS, which rounds
+// floats to Bf16, FASTRNN_MIN and FASTRNN_MAX, of floats.
 //
 // Bf16 is what numbers are in memory and in products, never what they are computed in: Vec<Bf16> is
 // a register of floats, and a load or a store with a pointer to Bf16 converts.
@@ -197,6 +198,26 @@ using Operand = Compute<S>;
 // A register of operands: one in each lane, or, of Bf16, two, which follow in memory.
 template <class O>
 inline constexpr int kTerms = std::is_same_v<O, Bf16> ? 2 : 1;
+// Whether a product of them goes through tiles (tiles.h), and the depth it goes through at once:
+// what a row of operands lacks to a multiple of that is zeros.
+#if defined(FASTRNN_TILES)
+template <class O>
+inline constexpr bool kTiled = std::is_same_v<O, Bf16>;
+#else
+template <class O>
+inline constexpr bool kTiled = false;
+#endif
+template <class O>
+inline constexpr int kGrain = kTiled<O> ? kTerms<O> * kLanes<O> : kTerms<O>;
+// Rows of a panel, `ld` apart. Two words: a micro-kernel gets them in registers.
+template <class O>
+struct Rows {
+  const O* data;
+  int64_t ld;
+};
+// What a thread must have while it multiplies them.
+template <class O>
+struct Multiplying {};
 template <class O>
 using Operands = Vec<std::conditional_t<std::is_same_v<O, Bf16>, uint32_t, O>>;
 

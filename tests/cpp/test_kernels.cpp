@@ -1,5 +1,5 @@
 // The kernels of every instruction set that this machine has, and of the widest registers emulated,
-// with products of pairs of Bf16, against loops that use cells.h one number at a time, in double.
+// with products of pairs and of tiles of Bf16, against loops that use cells.h one number at a time, in double.
 // Every array is exactly as long as layer.h says; built for the address and undefined-behaviour
 // sanitizers.
 #include <algorithm>
@@ -24,6 +24,8 @@
 #include "cpu/split.h"
 #include "cpu/team.h"
 #include "cpu/table.h"
+
+fastrnn::Kernels with_emulated_tiles(const fastrnn::Kernels& others);  // tiles.cpp
 
 using fastrnn::Bf16;
 namespace fastrnn {
@@ -450,7 +452,8 @@ void test(const char* name, int position) {
   all.insert(all.end(), std::begin(features), std::end(features));
   if (Cell::kState) all.insert(all.end(), std::begin(projected), std::end(projected));
 
-  std::vector<const fastrnn::Kernels*> tables = {&emulated::kTable};
+  static const fastrnn::Kernels tiles = with_emulated_tiles(emulated::kTable);
+  std::vector<const fastrnn::Kernels*> tables = {&emulated::kTable, &tiles};
   for (int i = 0; i < fastrnn::cpu::isa_count(); ++i) {
     fastrnn::cpu::isa_select(fastrnn::cpu::isa_name(i));
     tables.push_back(&fastrnn::cpu::kernels());

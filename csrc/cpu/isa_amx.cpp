@@ -1,0 +1,78 @@
+// x86 with AVX-512, its products of bfloat16, and those of AMX: Intel since Sapphire Rapids (2023).
+// Only the kernels of bfloat16 are its own, the others are those of isa_avx512.cpp.
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#include "cpu/isa.h"
+#include "cpu/memory.h"
+#include "cpu/split.h"
+#include "cpu/team.h"
+
+#if defined(__linux__) && defined(__GNUC__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#if defined(__clang__)
+#pragma clang attribute push(                                                                 \
+    __attribute__((                                                                           \
+        target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
+#endif
+#define FASTRNN_NAMESPACE fastrnn::cpu::amx
+#define FASTRNN_BYTES 64
+#define FASTRNN_REGISTERS 32
+#define FASTRNN_MIN _mm512_min_ps
+#define FASTRNN_MAX _mm512_max_ps
+#define FASTRNN_PAIRS
+#define FASTRNN_DPBF16PS _mm512_dpbf16_ps
+#define FASTRNN_CVTNEPS _mm512_cvtneps_pbh
+#define FASTRNN_TILES
+#define FASTRNN_TILE_LOAD _tile_loadd
+#define FASTRNN_TILE_STORE _tile_stored
+#define FASTRNN_TILE_MULTIPLY _tile_dpbf16ps
+#define FASTRNN_TILE_CONFIGURE _tile_loadconfig
+#define FASTRNN_TILE_RELEASE _tile_release
+#include "cpu/table_bf16.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+namespace fastrnn::cpu {
+
+// Compiled for every CPU.
+#if !defined(__clang__)
+#pragma GCC reset_options
+#endif
+
+namespace {
+
+// Whether the CPU has them, and Linux keeps the tiles of this process: it does so on request only,
+// as their registers take 8 KiB.
+bool has_tiles() {
+  unsigned a, b, c, d;
+  constexpr unsigned kBf16 = 1u << 22, kTiles = 1u << 24;
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kBf16) && (d & kTiles) &&
+         syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+}  // namespace
+
+const Kernels* kernels_amx() {
+  static const Kernels table = with_bf16(*kernels_avx512(), "amx", amx::kForward, amx::kBackward);
+  static const bool offered = has_tiles();
+  return offered ? &table : nullptr;
+}
+
+}  // namespace fastrnn::cpu
+#else
+namespace fastrnn::cpu {
+const Kernels* kernels_amx() { return nullptr; }
+}  // namespace fastrnn::cpu
+#endif
