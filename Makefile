@@ -113,9 +113,10 @@ $(EMULATED): $(wildcard tests/cpp/*.h) tests/cpp/emulated.cpp $(wildcard csrc/cu
 SANITIZE := -std=c++20 -O1 -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
     -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
 AVX512 := $(shell grep -m 1 -o avx512bw /proc/cpuinfo 2>/dev/null)
-ISA := $(basename $(notdir $(wildcard csrc/cpu/isa*.cpp)))
-ISA := $(if $(AVX512),$(ISA),$(filter-out isa_avx512% isa_amx,$(ISA)) without_avx512)
-CPU_OBJECTS := $(ISA:%=build/sanitize/%.o) build/sanitize/memory.o
+ISA := $(filter-out isa_avx512bf16 isa_amx,$(basename $(notdir $(wildcard csrc/cpu/isa*.cpp))))
+EMULATIONS := without_bf16 emulated_tiles $(if $(AVX512),,without_avx512)
+ISA := $(if $(AVX512),$(ISA),$(filter-out isa_avx512,$(ISA)))
+CPU_OBJECTS := $(patsubst %,build/sanitize/%.o,$(ISA) $(EMULATIONS) memory)
 PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS))
 
 sanitize: $(PROGRAMS)
@@ -125,7 +126,7 @@ build/sanitize/%.o: csrc/cpu/%.cpp Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE) -MMD -c $< -o $@
 
-build/sanitize/without_avx512.o: tests/cpp/without_avx512.cpp Makefile
+$(EMULATIONS:%=build/sanitize/%.o): build/sanitize/%.o: tests/cpp/%.cpp Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE) -MMD -c $< -o $@
 

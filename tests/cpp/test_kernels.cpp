@@ -25,7 +25,7 @@
 #include "cpu/team.h"
 #include "cpu/table.h"
 
-fastrnn::Kernels with_emulated_tiles(const fastrnn::Kernels& others);  // tiles.cpp
+fastrnn::Kernels with_emulated_tiles(const fastrnn::Kernels& others);  // emulated_tiles.cpp
 
 using fastrnn::Bf16;
 namespace fastrnn {
