@@ -165,6 +165,26 @@ def test_features_and_work_arounds_agree(contender, job, cell, mode):
     verified(contender, problem.spec)
 
 
+def test_a_long_sequence_is_right_where_torch_in_the_same_dtype_is_wrong(monkeypatch):
+    """oneDNN's gradients of a large LSTM in bfloat16 are, on a CPU with AMX."""
+    real = verify.outcome
+
+    def broken(contender, problem, call):
+        results = real(contender, problem, call)
+        narrow = contender.name == "torch.nn" and problem.input.dtype == torch.bfloat16
+        return [result * 2 if narrow else result for result in results]
+
+    monkeypatch.setattr(verify, "outcome", broken)
+    monkeypatch.setitem(verify.MOST_FLOPS, "cpu", 1000)  # so that all time steps need a witness
+    expected.cache_clear()
+    spec = Spec(Case("long", 40, 3, 4, 5, 1, "nobody"), "LSTM", "training", "bfloat16")
+    assert spec.within(1000) != spec
+    verified(OURS, spec)
+    with pytest.raises(WrongResult):
+        verified(BASELINE, spec)
+    expected.cache_clear()
+
+
 def test_what_the_work_arounds_are_measured_by_is_itself_right():
     """Row by row, each segment or sentence alone through torch.nn in float64."""
     for job in ("reset", "lengths"):

@@ -33,7 +33,7 @@ struct Range {
 // 32 registers: 24 accumulators, NV weights, some broadcasts. 16 registers: 12, and one weight.
 inline constexpr int kAccumulators = FASTRNN_REGISTERS == 32 ? 24 : 12;
 template <class O, int NV>
-inline constexpr int kTileRows = kTiled<O> ? kLanes<O> : kAccumulators / NV;
+inline constexpr int kTileRows = kTiled<O> ? 2 * kLanes<O> : kAccumulators / NV;
 template <class T, int NV>
 inline constexpr int kWidth = NV * kLanes<T>;
 // Bytes of a panel that a micro-kernel runs over at once, about the first-level cache; and the
@@ -182,7 +182,8 @@ class Ahead {
 
  public:
   Ahead(const T* next, int64_t count, int64_t tiles)
-      : next_(next), share_(next && tiles > 1 ? ceil_div(count, tiles * kLine) * kLine : 0) {}
+      : next_(next),
+        share_(next && (tiles > 1 || kTiled<T>) ? ceil_div(count, tiles * kLine) * kLine : 0) {}
   FASTRNN_INLINE void fetch() {
     for (int64_t i = 0; i < share_; i += kLine) prefetch(next_ + i);
     next_ += share_;

@@ -17,12 +17,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #if defined(__clang__)
-#pragma clang attribute push(                                                                 \
-    __attribute__((                                                                           \
-        target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), \
+#pragma clang attribute push(                                                          \
+    __attribute__((target("avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), \
     apply_to = function)
 #else
-#pragma GCC target("amx-tile,amx-bf16,avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
+#pragma GCC target("avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
 #endif
 #define FASTRNN_NAMESPACE fastrnn::cpu::amx
 #define FASTRNN_BYTES 64
@@ -33,11 +32,7 @@
 #define FASTRNN_DPBF16PS _mm512_dpbf16_ps
 #define FASTRNN_CVTNEPS _mm512_cvtneps_pbh
 #define FASTRNN_TILES
-#define FASTRNN_TILE_LOAD _tile_loadd
-#define FASTRNN_TILE_STORE _tile_stored
-#define FASTRNN_TILE_MULTIPLY _tile_dpbf16ps
-#define FASTRNN_TILE_CONFIGURE _tile_loadconfig
-#define FASTRNN_TILE_RELEASE _tile_release
+#define FASTRNN_AMX
 #include "cpu/table_bf16.h"
 #if defined(__clang__)
 #pragma clang attribute pop

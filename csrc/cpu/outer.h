@@ -13,7 +13,7 @@ void arrange(const O* a, int64_t lda, int64_t depth, int64_t count, O* left, int
   constexpr int kStep = kTerms<O>, kLane = kLanes<O>;
   if constexpr (kTiled<O>) {
     for (int64_t k = 0; k < depth; k += kGrain<O>)
-      for (int64_t r = 0; r < count; r += R) {
+      for (int64_t r = 0; r < count; r += kLane) {
         Operands<O> square[kLane];
         for (int l = 0; l < kLane; ++l) {
           const O* const row = a + (k + l * kStep) * lda + r;

@@ -7,58 +7,22 @@
 //
 // Tiles keep their size, since to change it takes as long as ten products: where there are fewer
 // rows, those that exist are copied and nobody reads what comes of the others. The including file
-// defines FASTRNN_TILE_LOAD, _STORE, _MULTIPLY, _CONFIGURE and _RELEASE, the intrinsic functions;
-// without them arrays take the place of the registers.
+// defines FASTRNN_AMX where there are such instructions; without them arrays take the place of the
+// registers.
 #pragma once
-
-#include <atomic>
 
 #include "cpu/vec.h"
 
 namespace FASTRNN_NAMESPACE {
 
-inline constexpr int kTile = kLanes<float>;  // rows of a tile, and sums or pairs of a row
-inline constexpr int kTileRegisters = 8;     // by their numbers: 0 to 3 sums, 4 left, 5, 6 right
+inline constexpr int kTile = kLanes<float>;       // rows of a tile, and sums or pairs of a row
 inline constexpr int64_t kTileBytes = 4 * kTile;  // of a row
+// Registers: of sums, of the left-hand matrix, of the right-hand one. As few as can be, since a
+// core has few more than two threads' worth, and each that was ever written takes one of them: with
+// another thread of the core in AMX too, seven in use reach 510 GFLOP/s where four reach 1300.
+inline constexpr int kSums = 3, kLeft = kSums, kRight = kLeft + 1, kTileRegisters = kRight + 1;
 
-#if !defined(FASTRNN_TILE_LOAD)
-inline thread_local uint32_t tile_register[kTileRegisters][kTile][kTile];
-inline thread_local bool tiles_ready = false;
-
-inline void tile_load(int to, const void* from, int64_t stride) {
-  for (int r = 0; r < kTile && tiles_ready; ++r)
-    memcpy(tile_register[to][r], static_cast<const char*>(from) + r * stride, kTileBytes);
-}
-inline void tile_store(int from, void* to, int64_t stride) {
-  for (int r = 0; r < kTile && tiles_ready; ++r)
-    memcpy(static_cast<char*>(to) + r * stride, tile_register[from][r], kTileBytes);
-}
-inline void tile_multiply(int sums, int left, int right) {
-  for (int r = 0; r < kTile; ++r) {
-    Bf16 a[2 * kTile], b[2 * kTile];
-    float even[kTile] = {}, odd[kTile] = {};
-    memcpy(a, tile_register[left][r], sizeof(a));
-    for (int k = 0; k < kTile; ++k) {
-      memcpy(b, tile_register[right][k], sizeof(b));
-      for (int l = 0; l < kTile; ++l) {
-        even[l] += load<float>(a + 2 * k) * load<float>(b + 2 * l);
-        odd[l] += load<float>(a + 2 * k + 1) * load<float>(b + 2 * l + 1);
-      }
-    }
-    for (int l = 0; l < kTile; ++l) {
-      uint32_t& bits = tile_register[sums][r][l];
-      bits = bit_cast<uint32_t>(bit_cast<float>(bits) + (even[l] + odd[l]));
-    }
-  }
-}
-#define FASTRNN_TILE_LOAD tile_load
-#define FASTRNN_TILE_STORE tile_store
-#define FASTRNN_TILE_MULTIPLY tile_multiply
-#define FASTRNN_TILE_CONFIGURE(sizes) (static_cast<void>(sizes), tiles_ready = true)
-#define FASTRNN_TILE_RELEASE() (tiles_ready = false)
-#endif
-
-// What the instruction for it reads: palette 1, then bytes of a row and rows of each register.
+// What the instruction reads that sets up tiles: palette 1, bytes of a row, and rows.
 struct alignas(64) TileSizes {
   uint8_t palette = 1, unused[15] = {};
   uint16_t row_bytes[16] = {};
@@ -73,69 +37,140 @@ struct alignas(64) TileSizes {
 };
 inline constexpr TileSizes kTileSizes;
 
-// Sizes are set up for a task, since other libraries set up their own before and after, and
-// released after it: a thread with tiles in use is slow to leave its core.
+#if defined(FASTRNN_AMX)
+// Not the compilers' own functions, GCC's of which take no register's number from a template and
+// do not say that they read memory.
+FASTRNN_FN void tile_configure() { asm volatile("ldtilecfg %0" : : "m"(kTileSizes)); }
+FASTRNN_FN void tile_release() { asm volatile("tilerelease"); }
+template <int Register>
+FASTRNN_FN void tile_load(const void* from, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
+               :
+               : "r"(from), "r"(stride), "i"(Register)
+               : "memory");
+}
+template <int Register>
+FASTRNN_FN void tile_store(void* to, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(Register) : "memory");
+}
+template <int Sums, int Left, int Right>
+FASTRNN_FN void tile_multiply() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sums), "i"(Left), "i"(Right));
+}
+#else
+struct TileRegisters {
+  bool configured = false;
+  uint32_t of[kTileRegisters][kTile][kTile];
+};
+inline thread_local TileRegisters tile;
+
+inline void tile_configure() { tile.configured = true; }
+inline void tile_release() { tile.configured = false; }
+template <int Register>
+void tile_load(const void* from, int64_t stride) {
+  for (int r = 0; r < kTile && tile.configured; ++r)
+    memcpy(tile.of[Register][r], static_cast<const char*>(from) + r * stride, kTileBytes);
+}
+template <int Register>
+void tile_store(void* to, int64_t stride) {
+  for (int r = 0; r < kTile && tile.configured; ++r)
+    memcpy(static_cast<char*>(to) + r * stride, tile.of[Register][r], kTileBytes);
+}
+template <int Sums, int Left, int Right>
+void tile_multiply() {
+  Bf16 a[2 * kTile], b[2 * kTile];
+  for (int r = 0; r < kTile; ++r) {
+    float even[kTile] = {}, odd[kTile] = {};
+    memcpy(a, tile.of[Left][r], sizeof(a));
+    for (int k = 0; k < kTile; ++k) {
+      memcpy(b, tile.of[Right][k], sizeof(b));
+      for (int l = 0; l < kTile; ++l) {
+        even[l] += load<float>(a + 2 * k) * load<float>(b + 2 * l);
+        odd[l] += load<float>(a + 2 * k + 1) * load<float>(b + 2 * l + 1);
+      }
+    }
+    for (int l = 0; l < kTile; ++l) {
+      uint32_t& bits = tile.of[Sums][r][l];
+      bits = bit_cast<uint32_t>(bit_cast<float>(bits) + (even[l] + odd[l]));
+    }
+  }
+}
+#endif
+
+// Tiles are set up for a task, since other libraries set up their own before and after, and
+// released after it: a thread that has some is slow to leave its core.
 template <>
 struct Multiplying<Bf16> {
-  Multiplying() { FASTRNN_TILE_CONFIGURE(&kTileSizes); }
-  ~Multiplying() { FASTRNN_TILE_RELEASE(); }
+  Multiplying() { tile_configure(); }
+  ~Multiplying() { tile_release(); }
   Multiplying(const Multiplying&) = delete;
   Multiplying& operator=(const Multiplying&) = delete;
 };
 
-// out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows and NV registers of columns; like `micro`.
-// What follows the k numbers of a row of a, up to a multiple of 32, is zero.
+// body(0), body(1), ... with N constants.
+template <int N, class F>
+FASTRNN_INLINE void each_constant(F&& body) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
+// out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows, at most of two tiles, and NV registers of
+// columns; like `micro`. What follows the k numbers of a row of a, up to a multiple of 32, is zero.
 template <int NV, int R>
 FASTRNN_INLINE void tile_product(const Bf16* a, int64_t lda, Rows<Bf16> panel, int64_t k,
                                  const float* init, int64_t ld_init, float* out, int64_t ld_out) {
-  static_assert(NV <= 4 && kTile == 16);
-  constexpr bool kWhole = R == kTile;
-  constexpr int64_t kDepth = 2 * kTile, kWidth = NV * kTile;
-  constexpr int kCopies = 8;  // of left tiles, so that none waits for the one before
-  alignas(64) float sums[kWhole ? 1 : kTile * kWidth];
-  alignas(64) Bf16 left[kWhole ? 1 : kCopies * kTile * kDepth];
-  // The compiler does not know what the instructions read.
-  const auto written = [] { std::atomic_signal_fence(std::memory_order_seq_cst); };
+  // Two sums at a time, of both tiles of rows if there are two, or the three of a narrow panel.
+  constexpr int kHigh = R > kTile ? 2 : 1, kWide = NV == 3 ? 3 : 2, kMost = kHigh == 2 ? 1 : kWide;
+  constexpr int64_t kDepth = 2 * kTile, kWidth = NV * kTile, kLast = (kHigh - 1) * kTile;
+  static_assert(R <= 2 * kTile && kTile == 16 && kMost * kHigh <= kSums);
+  // Of a last tile that is not full: its sums, and its rows, so many steps at a time.
+  constexpr int kPart = R % kTile, kSteps = 8;
+  alignas(64) float sums[kPart ? kTile * kWidth : 1];
+  alignas(64) Bf16 rows[kPart ? kSteps * kTile * kDepth : 1];
+  const auto part = [](int high) { return kPart > 0 && high == kHigh - 1; };
+  for (int r = 0; r < kPart; ++r)
+    memcpy(sums + r * kWidth, init + (kLast + r) * ld_init, kWidth * sizeof(float));
 
-  float* const to = kWhole ? out : sums;
-  const int64_t ld_to = kWhole ? ld_out : kWidth;
-  if constexpr (!kWhole) {
-    for (int r = 0; r < R; ++r)
-      memcpy(sums + r * kWidth, init + r * ld_init, kWidth * sizeof(float));
-    init = sums;
-    ld_init = kWidth;
-  }
-  written();
-#define FASTRNN_SUMS(v) \
-  if constexpr (v < NV) FASTRNN_TILE_LOAD(v, init + v * kTile, ld_init * 4);
-  FASTRNN_SUMS(0)
-  FASTRNN_SUMS(1) FASTRNN_SUMS(2) FASTRNN_SUMS(3)
-#undef FASTRNN_SUMS
-      for (int64_t i = 0; i < k; i += kDepth) {
-    if constexpr (kWhole) {
-      FASTRNN_TILE_LOAD(4, a + i, lda * 2);
-    } else {
-      Bf16* const copy = left + i / kDepth % kCopies * kTile * kDepth;
-      for (int r = 0; r < R; ++r) memcpy(copy + r * kDepth, a + r * lda + i, kTileBytes);
-      written();
-      FASTRNN_TILE_LOAD(4, copy, kTileBytes);
+  each_constant<(NV + kMost - 1) / kMost>([&](auto group) __attribute__((always_inline)) {
+    constexpr int kFirst = group * kMost, kCount = NV - kFirst < kMost ? NV - kFirst : kMost;
+    const auto each_sum = [&](auto&& body) __attribute__((always_inline)) {
+      each_constant<kHigh>([&](auto high) __attribute__((always_inline)) {
+        each_constant<kCount>([&](auto v) __attribute__((always_inline)) { body(high, v); });
+      });
+    };
+    each_sum([&](auto high, auto v) __attribute__((always_inline)) {
+      const float* const from = part(high) ? sums : init + high * kTile * ld_init;
+      tile_load<high * kCount + v>(from + (kFirst + v) * kTile,
+                                   4 * (part(high) ? kWidth : ld_init));
+    });
+    for (int64_t i = 0; i < k; i += kDepth) {
+      const int64_t step = i / kDepth % kSteps;
+      if (kPart > 0 && step == 0 && (group == 0 || k > kSteps * kDepth))
+        for (int64_t c = 0; c < kSteps && i + c * kDepth < k; ++c)
+          for (int r = 0; r < kPart; ++r)
+            memcpy(rows + (c * kTile + r) * kDepth, a + (kLast + r) * lda + i + c * kDepth,
+                   kTileBytes);
+      const Bf16* const right = panel.data + i * panel.ld;
+      if constexpr (kHigh == 2) tile_load<kRight>(right + kFirst * kDepth, panel.ld * 4);
+      each_constant<kHigh>([&](auto high) __attribute__((always_inline)) {
+        if constexpr (part(high))
+          tile_load<kLeft>(rows + step * kTile * kDepth, kTileBytes);
+        else
+          tile_load<kLeft>(a + high * kTile * lda + i, lda * 2);
+        each_constant<kCount>([&](auto v) __attribute__((always_inline)) {
+          if constexpr (kHigh == 1) tile_load<kRight>(right + (kFirst + v) * kDepth, panel.ld * 4);
+          tile_multiply<high * kCount + v, kLeft, kRight>();
+        });
+      });
     }
-    const Bf16* const right = panel.data + i * panel.ld;
-#define FASTRNN_STEP(v, right_register)                                  \
-  if constexpr (v < NV) {                                                \
-    FASTRNN_TILE_LOAD(right_register, right + v * kDepth, panel.ld * 4); \
-    FASTRNN_TILE_MULTIPLY(v, 4, right_register);                         \
-  }
-    FASTRNN_STEP(0, 5) FASTRNN_STEP(1, 6) FASTRNN_STEP(2, 5) FASTRNN_STEP(3, 6)
-#undef FASTRNN_STEP
-  }
-#define FASTRNN_RESULT(v) \
-  if constexpr (v < NV) FASTRNN_TILE_STORE(v, to + v * kTile, ld_to * 4);
-  FASTRNN_RESULT(0)
-  FASTRNN_RESULT(1) FASTRNN_RESULT(2) FASTRNN_RESULT(3)
-#undef FASTRNN_RESULT
-      for (int r = 0; r < R && !kWhole; ++r)
-          memcpy(out + r * ld_out, sums + r * kWidth, kWidth * sizeof(float));
+    each_sum([&](auto high, auto v) __attribute__((always_inline)) {
+      float* const to = part(high) ? sums : out + high * kTile * ld_out;
+      tile_store<high * kCount + v>(to + (kFirst + v) * kTile, 4 * (part(high) ? kWidth : ld_out));
+    });
+  });
+  for (int r = 0; r < kPart; ++r)
+    memcpy(out + (kLast + r) * ld_out, sums + r * kWidth, kWidth * sizeof(float));
 }
 
 }  // namespace FASTRNN_NAMESPACE

@@ -5,7 +5,7 @@
 // Vec<T> = T, one lane. The including file defines FASTRNN_BYTES, the width of a register
 // (sizeof(T) or less means one lane), and FASTRNN_NAMESPACE, one per instruction set, so that the
 // linker never merges code of two of them; and, for a product of Bf16 in pairs (`multiply_add`),
-// FASTRNN_PAIRS, and for one of whole tiles of pairs FASTRNN_TILES. Where there are such intrinsic
+// FASTRNN_PAIRS, and for one of whole tiles of them FASTRNN_TILES. Where there are such intrinsic
 // functions, it also defines FASTRNN_DPBF16PS, which does that, FASTRNN_CVTNEPS, which rounds
 // floats to Bf16, FASTRNN_MIN and FASTRNN_MAX, of floats.
 //

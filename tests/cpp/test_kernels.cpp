@@ -427,6 +427,7 @@ void test(const char* name, int position) {
       {160, 1, 3, 12, 12, 2, false, false, true},  {3, 1, 40, 130, 130, 1, false, false, true},
       {1, 2, 70, 70, 70, 2, false, false, true},   {1, 35, 40, 21, 21, 1, false, false, true},
       {90, 3, 5, 190, 190, 1, false, false, true},  // units shared by threads
+      {3, 53, 70, 40, 40, 1, false, false, true},   // tiles of 32, 16 and 5 rows
   };
   const Shape projected[] = {{1, 2, 3, 18, 5, 1, false, true, true},
                              {6, 5, 4, 19, 7, 2, true, true, true},
