@@ -72,8 +72,8 @@ def verified(
 ) -> tuple[Call, float]:
     """The call to be timed, after it was found right: on a problem of the same sizes against
     float64, twice, and if that had to be one of fewer time steps, on all of them against torch.nn
-    in float32 at least, which may be right where torch.nn in the same dtype is not; with the seconds
-    that this call took, or 0 where it was not needed."""
+    in float32 at least, since in the same dtype it may be wrong; with the seconds that this call
+    took, or 0 where it was not needed."""
     short = spec.within(MOST_FLOPS[spec.device])
     problem = make_problem(short)
     call = contender.prepare(problem)
