@@ -112,10 +112,8 @@ $(EMULATED): $(wildcard tests/cpp/*.h) tests/cpp/emulated.cpp $(wildcard csrc/cu
 # psabi: a test emulates wide registers, but passes them to no other object.
 SANITIZE := -std=c++20 -O1 -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
     -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
-AVX512 := $(shell grep -m 1 -o avx512bw /proc/cpuinfo 2>/dev/null)
-ISA := $(filter-out isa_avx512bf16 isa_amx,$(basename $(notdir $(wildcard csrc/cpu/isa*.cpp))))
-EMULATIONS := without_bf16 emulated_tiles $(if $(AVX512),,without_avx512)
-ISA := $(if $(AVX512),$(ISA),$(filter-out isa_avx512,$(ISA)))
+ISA := $(filter-out isa_avx512% isa_amx,$(basename $(notdir $(wildcard csrc/cpu/isa*.cpp))))
+EMULATIONS := without_avx512 emulated_tiles
 CPU_OBJECTS := $(patsubst %,build/sanitize/%.o,$(ISA) $(EMULATIONS) memory)
 PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS))
 

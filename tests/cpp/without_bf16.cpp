@@ -1,9 +1,0 @@
-// In the place of isa_avx512bf16.cpp and isa_amx.cpp, which take minutes to compile with sanitizers
-// and would hide from them what AMX reads. The tests execute the same source with emulated pairs and
-// tiles.
-#include "cpu/isa.h"
-
-namespace fastrnn::cpu {
-const Kernels* kernels_avx512bf16() { return nullptr; }
-const Kernels* kernels_amx() { return nullptr; }
-}  // namespace fastrnn::cpu
