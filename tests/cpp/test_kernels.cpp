@@ -1,6 +1,6 @@
-// The kernels of every instruction set that this machine has, and of the widest registers emulated,
-// with products of pairs and of tiles of Bf16, against loops that use cells.h one number at a time,
-// in double. Every array is exactly as long as layer.h says; built for the address and
+// The kernels of portable C++, of AVX2 where the machine has it, and of the widest registers
+// emulated, with products of pairs and of tiles of Bf16, against loops that use cells.h one number
+// at a time, in double. Every array is exactly as long as layer.h says; built for the address and
 // undefined-behaviour sanitizers.
 #include <algorithm>
 #include <cstdlib>
