@@ -137,7 +137,7 @@ build/sanitize/%: tests/cpp/%.cpp $(CPU_OBJECTS) Makefile
 every-float: build/every_float
 	$<
 
-build/every_float: tests/cpp/every_float.cpp csrc/cpu/vec.h Makefile
+build/every_float: tests/cpp/every_float.cpp csrc/cpu/vec.h csrc/cpu/activations.h Makefile
 	@mkdir -p $(@D)
 	$(CXX) -std=c++20 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math \
 	    -pthread -Wall -Wextra -Icsrc $< -o $@

@@ -1,4 +1,4 @@
-// Matrix products over packed panels. Factors are operands of a type O (vec.h), sums are
+// Matrix products over packed panels. Factors are operands of a type O (operands.h), sums are
 // Compute<O>.
 //
 // A panel holds NV registers' worth of columns of the right-hand matrix, k-major: row k of a panel
@@ -13,7 +13,7 @@
 #pragma once
 
 #include "cpu/memory.h"
-#include "cpu/vec.h"
+#include "cpu/operands.h"
 #if defined(FASTRNN_TILES)
 #include "cpu/tiles.h"
 #endif
@@ -38,9 +38,7 @@ template <class T, int NV>
 inline constexpr int kWidth = NV * kLanes<T>;
 // Bytes of a panel that a micro-kernel runs over at once, about the first-level cache; and the
 // rows over which a weight's gradient is summed at a time.
-template <class O>
-inline constexpr int64_t kPanelBytes = kTiled<O> ? 32 * 1024 : 16 * 1024;
-inline constexpr int64_t kOuterDepth = 256;
+inline constexpr int64_t kPanelBytes = 16 * 1024, kOuterDepth = 256;
 // Registers of a panel. A wide one gives even a single row enough independent sums to hide the
 // latency of an FMA; a narrow one wastes less at the edges, where rows are many and packed.
 inline constexpr int kWide = 4, kNarrow = 2;
@@ -182,8 +180,7 @@ class Ahead {
 
  public:
   Ahead(const T* next, int64_t count, int64_t tiles)
-      : next_(next),
-        share_(next && (tiles > 1 || kTiled<T>) ? ceil_div(count, tiles * kLine) * kLine : 0) {}
+      : next_(next), share_(next && tiles > 1 ? ceil_div(count, tiles * kLine) * kLine : 0) {}
   FASTRNN_INLINE void fetch() {
     for (int64_t i = 0; i < share_; i += kLine) prefetch(next_ + i);
     next_ += share_;
@@ -195,8 +192,7 @@ class Ahead {
 template <class O, int NV>
 FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
   const int64_t bytes = k * kWidth<O, NV> * int64_t{sizeof(O)};
-  return m <= kTileRows<O, NV> ? k
-                               : round_up(ceil_div(k, max(1, bytes / kPanelBytes<O>)), kGrain<O>);
+  return m <= kTileRows<O, NV> ? k : round_up(ceil_div(k, max(1, bytes / kPanelBytes)), kGrain<O>);
 }
 
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being as wide as the panel.

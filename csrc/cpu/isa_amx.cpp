@@ -1,49 +1,17 @@
 // x86 with AVX-512, its products of bfloat16, and those of AMX: Intel since Sapphire Rapids (2023).
 // Only the kernels of bfloat16 are its own, the others are those of isa_avx512.cpp.
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
 #include "cpu/isa.h"
-#include "cpu/memory.h"
-#include "cpu/split.h"
-#include "cpu/team.h"
 
 #if defined(__linux__) && defined(__GNUC__) && defined(__x86_64__)
 #include <cpuid.h>
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#if defined(__clang__)
-#pragma clang attribute push(                                                          \
-    __attribute__((target("avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), \
-    apply_to = function)
-#else
-#pragma GCC target("avx512bf16,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
-#endif
 #define FASTRNN_NAMESPACE fastrnn::cpu::amx
-#define FASTRNN_BYTES 64
-#define FASTRNN_REGISTERS 32
-#define FASTRNN_MIN _mm512_min_ps
-#define FASTRNN_MAX _mm512_max_ps
-#define FASTRNN_PAIRS
-#define FASTRNN_DPBF16PS _mm512_dpbf16_ps
-#define FASTRNN_CVTNEPS _mm512_cvtneps_pbh
 #define FASTRNN_TILES
 #define FASTRNN_AMX
-#include "cpu/table_bf16.h"
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
+#include "cpu/avx512bf16.h"
 
 namespace fastrnn::cpu {
-
-// Compiled for every CPU.
-#if !defined(__clang__)
-#pragma GCC reset_options
-#endif
 
 namespace {
 

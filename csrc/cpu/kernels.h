@@ -1,7 +1,7 @@
 // The kernels of an instruction set, to be instantiated for each cell and type in memory.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/activations.h"
 //
 #include "cells.h"
 #include "cpu/forward.h"

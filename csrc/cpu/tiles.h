@@ -11,7 +11,7 @@
 // registers.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/operands.h"
 
 namespace FASTRNN_NAMESPACE {
 

@@ -4,10 +4,8 @@
 // to the instruction set that the including isa_*.cpp selected. A compiler without them gets
 // Vec<T> = T, one lane. The including file defines FASTRNN_BYTES, the width of a register
 // (sizeof(T) or less means one lane), and FASTRNN_NAMESPACE, one per instruction set, so that the
-// linker never merges code of two of them; and, for a product of Bf16 in pairs (`multiply_add`),
-// FASTRNN_PAIRS, and for one of whole tiles of them FASTRNN_TILES. Where there are such intrinsic
-// functions, it also defines FASTRNN_DPBF16PS, which does that, FASTRNN_CVTNEPS, which rounds
-// floats to Bf16, FASTRNN_MIN and FASTRNN_MAX, of floats.
+// linker never merges code of two of them. Where there are such intrinsic functions, it also
+// defines FASTRNN_CVTNEPS, which rounds floats to Bf16, FASTRNN_MIN and FASTRNN_MAX, of floats.
 //
 // Bf16 is what numbers are in memory and in products, never what they are computed in: Vec<Bf16> is
 // a register of floats, and a load or a store with a pointer to Bf16 converts.
@@ -187,83 +185,6 @@ FASTRNN_NOINLINE void store_part(S* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lane[i];
 }
 
-// What a product takes numbers of type S as: Bf16 where it multiplies pairs of them.
-#if defined(FASTRNN_PAIRS)
-template <class S>
-using Operand = S;
-#else
-template <class S>
-using Operand = Compute<S>;
-#endif
-// A register of operands: one in each lane, or, of Bf16, two, which follow in memory.
-template <class O>
-inline constexpr int kTerms = std::is_same_v<O, Bf16> ? 2 : 1;
-// Whether a product of them goes through tiles (tiles.h), and the depth it goes through at once:
-// what a row of operands lacks to a multiple of that is zeros.
-#if defined(FASTRNN_TILES)
-template <class O>
-inline constexpr bool kTiled = std::is_same_v<O, Bf16>;
-#else
-template <class O>
-inline constexpr bool kTiled = false;
-#endif
-template <class O>
-inline constexpr int kGrain = kTiled<O> ? kTerms<O> * kLanes<O> : kTerms<O>;
-// Rows of a panel, `ld` apart. Two words: a micro-kernel gets them in registers.
-template <class O>
-struct Rows {
-  const O* data;
-  int64_t ld;
-};
-// What a thread must have while it multiplies them.
-template <class O>
-struct Multiplying {};
-template <class O>
-using Operands = Vec<std::conditional_t<std::is_same_v<O, Bf16>, uint32_t, O>>;
-
-template <class O>
-FASTRNN_INLINE Operands<O> load_operands(const O* p) {
-  Operands<O> v;
-  memcpy(&v, p, sizeof(v));
-  return v;
-}
-template <class O>
-FASTRNN_INLINE void store_operands(O* p, Operands<O> v) {
-  memcpy(p, &v, sizeof(v));
-}
-// The kTerms numbers at p in every lane.
-template <class O>
-FASTRNN_INLINE Operands<O> broadcast(const O* p) {
-  if constexpr (kTerms<O> == 1) {
-    return set1<Vec<O>>(*p);
-  } else {
-    uint32_t pair;
-    memcpy(&pair, p, sizeof(pair));
-    return pair - Operands<O>{};
-  }
-}
-// first[l] and second[l] in lane l.
-FASTRNN_FN Operands<Bf16> pairs(const Bf16* first, const Bf16* second) {
-  return load_bits<Vec<float>>(first) | (load_bits<Vec<float>>(second) << 16);
-}
-
-// sum += a b in every lane; of a pair the second product comes first, as the instruction has it.
-// Products of Bf16 are exact, but the instruction takes numbers below 2^-126 for zero.
-template <class O>
-FASTRNN_INLINE void multiply_add(Vec<O>& sum, Operands<O> a, Operands<O> b) {
-  if constexpr (kTerms<O> == 1) {
-    sum += a * b;
-  } else {
-#if defined(FASTRNN_DPBF16PS)
-    sum = bit_cast<Vec<O>>(
-        FASTRNN_DPBF16PS(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
-#else
-    sum += bit_cast<Vec<O>>(a & 0xffff0000u) * bit_cast<Vec<O>>(b & 0xffff0000u);
-    sum += bit_cast<Vec<O>>(a << 16) * bit_cast<Vec<O>>(b << 16);
-#endif
-  }
-}
-
 // A line of memory into the second-level cache, to be read, or into the first, to be written. Any
 // address is allowed.
 FASTRNN_FN void prefetch([[maybe_unused]] const void* p) {
@@ -336,88 +257,6 @@ FASTRNN_INLINE V clamp(V x, Scalar<V> least, Scalar<V> most) {
 template <class V, int K>
 FASTRNN_INLINE Many<V, K> clamp(Many<V, K> x, Scalar<V> least, Scalar<V> most) {
   return each_of<K>([&](int k) { return clamp(x.v[k], least, most); });
-}
-
-// Polynomials in this file were fitted for it with the Remez algorithm: minimal relative error of
-// expm1(r) = r + r^2 q(r) on |r| <= ln(2)/2, for float degree 4 in q (error 1.4e-8), for double
-// degree 9 (1.9e-17), both below a fifth of a unit in the last place.
-template <class T>
-struct Exp;
-template <>
-struct Exp<float> {
-  static constexpr int kMantissa = 23;
-  static constexpr float kLog2e = 1.44269504088896341f;
-  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLn2Hi = 0.693359375f, kLn2Lo = -2.12194440054690583e-4f;
-  static constexpr float kMin = -87.0f, kMax = 89.0f;  // exp(89) is inf, exp(-87) normal
-  static constexpr float kTanhMax = 20.0f;             // tanh(x) is 1 beyond half of it
-  static constexpr float q[] = {0.499999981496f, 0.166665434243f, 0.041667200717f,
-                                0.00836654712851f, 0.00138825161538f};
-};
-template <>
-struct Exp<double> {
-  static constexpr int kMantissa = 52;
-  static constexpr double kLog2e = 1.44269504088896340736;
-  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double kLn2Hi = 0.693147180369123816490, kLn2Lo = 1.90821492927058770002e-10;
-  static constexpr double kMin = -708.0, kMax = 710.0;
-  static constexpr double kTanhMax = 40.0;
-  static constexpr double q[] = {0.50000000000000051999,     0.16666666666666588971,
-                                 0.041666666666576467946,    0.0083333333333897315368,
-                                 0.0013888888931667063308,   0.00019841269718713399977,
-                                 0.000024801505142769802868, 2.7557407684618090492e-6,
-                                 2.7626092799694720393e-7,   2.5053775956831306591e-8};
-};
-
-// 2^n from the number that adding kRound to n gives: its low bits are n; shifted into the exponent
-// of 1.0 they make the power.
-template <class V>
-FASTRNN_INLINE V power_of_2(V rounded) {
-  using Bits = typename Shape<V>::bits;
-  return bit_cast<V>((bit_cast<Bits>(rounded) << Exp<Scalar<V>>::kMantissa) +
-                     bit_cast<Bits>(set1<V>(1)));
-}
-template <class V, int K>
-FASTRNN_INLINE Many<V, K> power_of_2(Many<V, K> rounded) {
-  return each_of<K>([&](int k) { return power_of_2(rounded.v[k]); });
-}
-
-// exp(x) = scale (1 + tail) for kMin <= x <= kMax; a NaN reaches tail.
-template <class V>
-struct ExpParts {
-  V scale, tail;
-};
-template <class V>
-FASTRNN_INLINE ExpParts<V> exp_parts(V x) {
-  using T = Scalar<V>;
-  using E = Exp<T>;
-  const V rounded = x * E::kLog2e + E::kRound;
-  const V n = rounded - E::kRound;
-  const V r = (x - n * E::kLn2Hi) - n * E::kLn2Lo;
-  constexpr int kTerms = sizeof(E::q) / sizeof(T);
-  V q = set1<V>(E::q[kTerms - 1]);
-  FASTRNN_UNROLL
-  for (int i = kTerms - 2; i >= 0; --i) q = q * r + E::q[i];
-  return {power_of_2(rounded), r + r * r * q};
-}
-
-// 1 / (1 + exp(-x)). Error at most 3 ULP where the result is a normal number, below that it is
-// 0; exactly 0 and 1 at the infinities.
-template <class V>
-FASTRNN_INLINE V sigmoid(V x) {
-  using E = Exp<Scalar<V>>;
-  const ExpParts<V> e = exp_parts(-clamp(x, -E::kMax, -E::kMin));
-  const V one = set1<V>(1);
-  return one / (one + e.scale * (one + e.tail));
-}
-
-// expm1(2x) / (expm1(2x) + 2). Error at most 3 ULP; exactly -1 and 1 at the infinities.
-template <class V>
-FASTRNN_INLINE V tanh(V x) {
-  using E = Exp<Scalar<V>>;
-  const ExpParts<V> e = exp_parts(clamp(x + x, -E::kTanhMax, E::kTanhMax));
-  const V expm1 = e.scale * e.tail + (e.scale - 1);
-  return expm1 / (expm1 + 2);
 }
 
 // Transposes the kLanes x kLanes block v in place.

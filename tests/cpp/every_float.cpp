@@ -1,5 +1,5 @@
-// sigmoid and tanh of vec.h at every float there is, against double: the error that they state, the
-// largest that was found, and the exact values beyond the range in which they vary.
+// sigmoid and tanh of activations.h at every float there is, against double: the error that they
+// state, the largest that was found, and the exact values beyond the range in which they vary.
 //
 // Not one of test_*.cpp: it has four thousand million cases, and is compiled for this machine's own
 // instruction set with optimization and without sanitizers.
@@ -30,13 +30,13 @@
 #else
 #define FASTRNN_BYTES 32
 #endif
-#include "cpu/vec.h"
+#include "cpu/activations.h"
 
 using namespace here;
 
 namespace {
 
-constexpr double kBound = 3;  // ULP, stated in vec.h
+constexpr double kBound = 3;  // ULP, stated in activations.h
 constexpr int kCount = kLanes<float>;
 using V = Vec<float>;
 

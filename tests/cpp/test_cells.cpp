@@ -9,7 +9,7 @@
 
 #define FASTRNN_NAMESPACE cells
 #define FASTRNN_BYTES 32
-#include "cpu/vec.h"
+#include "cpu/activations.h"
 //
 #include "cells.h"
 

@@ -1,6 +1,7 @@
-// vec.h on the widest register, which the compiler splits where the machine's are narrower: sigmoid
-// and tanh within their stated error over the range of float and double, limits, NaN, partial loads
-// and stores, the transposition; Bf16: every one of them, rounding to it, products of pairs.
+// vec.h, activations.h and operands.h on the widest register, which the compiler splits where the
+// machine's are narrower: sigmoid and tanh within their stated error over the range of float and
+// double, limits, NaN, partial loads and stores, the transposition; Bf16: every one of them,
+// rounding to it, products of pairs.
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -11,7 +12,8 @@
 
 #define FASTRNN_NAMESPACE wide
 #define FASTRNN_BYTES 64
-#include "cpu/vec.h"
+#include "cpu/activations.h"
+#include "cpu/operands.h"
 
 using namespace wide;
 
@@ -170,7 +172,7 @@ void pairs_of_bf16() {
 }
 
 int main() {
-  constexpr double kBound = 3;  // stated in vec.h
+  constexpr double kBound = 3;  // stated in activations.h
   for (uint64_t pattern = 0; pattern < (uint64_t{1} << 32); pattern += 16 * 997) {
     float x[16];
     for (int l = 0; l < 16; ++l) {
