@@ -25,7 +25,7 @@ def test_speed(spec, contender, benchmark):
             benchmark.pedantic(call, rounds=rounds, iterations=iterations)
     except Unfit as error:
         if str(error).startswith(MISSING):
-            pytest.skip(str(error))
+            pytest.skip(str(error))  # which names the package that is not installed
         pytest.fail(str(error))
     finally:
         session.close()
