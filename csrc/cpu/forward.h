@@ -325,7 +325,7 @@ class ForwardPass : Layer<Cell, Stored> {
       const T* const init = Cell::kSplit ? w.b_hh + p * kLd : x_part(now.d, p, now.chunk_row);
       const Panel<O> panel = w.hh.get(p);
       micro_of<O, kGated>(1, panel)(now.left, ld_state, panel, P, init, 0,
-                                    tile + (p - panels.first) * kLd, kLd);
+                                    tile + (p - panels.first) * kLd, kLd, {panel.data, 0});
     }
     constexpr bool kParts = kUnitRegisters > 1;  // of one panel, or one of each
     const int64_t first = panels.first * Gated::kUnits;
@@ -351,16 +351,15 @@ class ForwardPass : Layer<Cell, Stored> {
       ld_init = kLd;
     }
     const Tiles<O, kGated> tiles(now.rows);
-    Ahead<T> next_x(far ? x_part(now.d, next, now.chunk_row) : nullptr, now.rows * kLd,
-                    tiles.count);
-    Ahead<O> next_weights(far, depth * kLd, tiles.count);
+    Ahead ahead = ahead_of<O, kGated>(panel, far, tiles.count);
+    const T* const next_x = x_part(now.d, next, now.chunk_row);
     for (int64_t j = 0, i = 0, rows; j < tiles.count; ++j, i += rows) {
       rows = tiles.rows(j);
       if (f.save) prefetch_saved(now, p * Gated::kUnits, i, rows);
-      next_x.fetch();
-      next_weights.fetch();
+      if (ahead.stride > 0) prefetch(next_x + i * kLd, rows * kLd * sizeof(T));
       micro_of<O, kGated>(rows, panel)(now.left + i * ld_state + head, ld_state, panel.from(head),
-                                       P - head, init + i * ld_init, ld_init, tile, kLd);
+                                       P - head, init + i * ld_init, ld_init, tile, kLd, ahead);
+      ahead.move(depth);
       for (int u = 0; u < kUnitRegisters; ++u) {
         const int64_t column = p * Gated::kUnits + u * kLanes<T>;
         if (column >= H) break;

@@ -76,15 +76,17 @@ struct Panel : Rows<O> {
 // that may be empty makes GCC 12 spill every sum.
 template <class O, int NV, int R, bool Columns>
 void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute<O>* init,
-           int64_t ld_init, Compute<O>* out, int64_t ld_out) {
+           int64_t ld_init, Compute<O>* out, int64_t ld_out, Ahead ahead) {
 #if defined(FASTRNN_TILES)
   if constexpr (kTiled<O>) {
     static_assert(!Columns);
-    return tile_product<NV, R>(a, lda, right_hand, k, init, ld_init, out, ld_out);
+    return tile_product<NV, R>(a, lda, right_hand, k, init, ld_init, out, ld_out, ahead);
   }
 #endif
   using V = Vec<O>;
   constexpr int kLane = kLanes<O>, kStep = kTerms<O>;
+  // Of several tiles of rows each is at least half as high as can be.
+  constexpr bool kFetches = !Columns && 2 * R >= kTileRows<O, NV>;
   V acc[R][NV];
   FASTRNN_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -94,6 +96,10 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
   auto [panel, ld] = right_hand;
   int64_t steps = ceil_div(k, kStep);
   do {
+    if constexpr (kFetches) {
+      prefetch(ahead.at);
+      ahead.move(kStep);
+    }
     // The shorter side stays in registers while the other passes by: one register for it.
     const auto left = [&](int r) { return broadcast<O>(a + r * (Columns ? kStep : lda)); };
     const auto right = [&](int v) { return load_operands<O>(panel + v * kLane * kStep); };
@@ -130,7 +136,7 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
 
 template <class O>
 using Micro = void(const O*, int64_t, Rows<O>, int64_t, const Compute<O>*, int64_t, Compute<O>*,
-                   int64_t);
+                   int64_t, Ahead);
 
 template <class O, int NV>
 struct Micros {
@@ -167,25 +173,19 @@ struct Tiles {
   }
 };
 
-// A matrix of more bytes than these streams from a far cache.
+// A matrix of more bytes than these streams from a far cache: while a piece of a panel is
+// multiplied, the next one is fetched.
 inline constexpr int64_t kNearBytes = 1 << 20;
 
-// Numbers that follow in such a matrix, or null: each tile of a piece fetches its share, 4 to 16 %
-// on large layers. A single tile has no time for it.
-template <class T>
-class Ahead {
-  static constexpr int64_t kLine = 64 / sizeof(T);
-  const T* next_;
-  const int64_t share_;
-
- public:
-  Ahead(const T* next, int64_t count, int64_t tiles)
-      : next_(next), share_(next && tiles > 1 ? ceil_div(count, tiles * kLine) * kLine : 0) {}
-  FASTRNN_INLINE void fetch() {
-    for (int64_t i = 0; i < share_; i += kLine) prefetch(next_ + i);
-    next_ += share_;
-  }
-};
+// The share in that of each of several tiles of rows, or, without `next`, nothing. A single tile
+// has no time for it.
+template <class O, int NV>
+FASTRNN_INLINE Ahead ahead_of(Panel<O> panel, const O* next, int64_t tiles) {
+  constexpr int64_t kBytes = kWidth<O, NV> * int64_t{sizeof(O)};
+  constexpr int64_t kMost = kTiled<O> ? kBytes : kLine / kTerms<O>;
+  if (!next || tiles == 1) return {panel.data, 0};
+  return {next, min(kMost, ceil_div(kBytes, tiles))};
+}
 
 // Depth that a panel is cut into, so that a piece stays in the first-level cache for all m rows;
 // the sums are the same.
@@ -209,15 +209,15 @@ void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, con
   const Tiles<O, NV> tiles(m);
   const int64_t depth = panel_depth<O, NV>(k, m);
   for (int64_t from = 0; from < k; from += depth) {
-    Ahead<O> ahead(next && from + depth < k ? panel.from(from + depth).data : next,
-                   depth * kWidth<O, NV>, tiles.count);
+    Ahead ahead = ahead_of<O, NV>(
+        panel, next && from + depth < k ? panel.from(from + depth).data : next, tiles.count);
     const O* row = a + from;
     Compute<O>* to = out;
     for (int64_t i = 0; i < tiles.count; ++i) {
-      ahead.fetch();
       const int64_t rows = tiles.rows(i);
       kMicros<O, NV>.by_rows[rows - 1](row, lda, panel.from(from), min(depth, k - from), init,
-                                       ld_init, to, ld_out);
+                                       ld_init, to, ld_out, ahead);
+      ahead.move(depth);
       row += rows * lda;
       init += rows * ld_init;
       to += rows * ld_out;

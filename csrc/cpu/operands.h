@@ -37,6 +37,14 @@ struct Rows {
   const O* data;
   int64_t ld;
 };
+// Memory that will be read soon: of it a micro-kernel prefetches so many bytes at each row of its
+// panel. Without any, the stride is zero and the address one that is near: others cost time.
+struct Ahead {
+  const void* at;
+  int64_t stride;
+
+  void move(int64_t rows) { at = static_cast<const char*>(at) + rows * stride; }
+};
 // What a thread must have while it multiplies them.
 template <class O>
 struct Multiplying {};

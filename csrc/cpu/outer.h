@@ -6,8 +6,9 @@
 
 namespace FASTRNN_NAMESPACE {
 
-// Columns [0, count) of a, of `depth` rows, as the left-hand matrix of pairs that `outer` takes: R
-// of them after the other, k-major, or where there are tiles each a row of `most` numbers.
+// Columns [0, count) of a, of `depth` rows, as the left-hand matrix that `outer` takes: R
+// numbers or pairs of them after the other, k-major, or where there are tiles each a row of `most`
+// numbers.
 template <int64_t R, class O>
 void arrange(const O* a, int64_t lda, int64_t depth, int64_t count, O* left, int64_t most) {
   constexpr int kStep = kTerms<O>, kLane = kLanes<O>;
@@ -25,6 +26,10 @@ void arrange(const O* a, int64_t lda, int64_t depth, int64_t count, O* left, int
         transpose<Scalar<Operands<O>>>(square);
         for (int l = 0; l < kLane; ++l) store_operands<O>(left + (r + l) * most + k, square[l]);
       }
+  } else if constexpr (kStep == 1) {
+    for (int64_t k = 0; k < depth; ++k)
+      for (int64_t r = 0; r < count; r += R)
+        memcpy(left + r * most + k * R, a + k * lda + r, R * sizeof(O));
   } else {
     for (int64_t k = 0; k < depth; k += kStep) {
       const O* row[kStep];
@@ -50,13 +55,14 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
   constexpr int64_t kRows = kTileRows<O, kRegisters>;
   constexpr int64_t kLd = kWidth<T, kRegisters>;
   constexpr int kStep = kTerms<O>;
-  constexpr bool kPairs = kStep > 1;  // of rows of a, which are put together first
+  // Whether rows of a are put together first: as pairs, or once it pays to read them in a row.
+  const bool arranged = kStep > 1 || n > 4 * kLd;
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
   if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
   // Pieces about equally deep: each takes all of c through the caches once more.
   const int64_t most = round_up(ceil_div(k, max(1, ceil_div(k, kOuterDepth))), kGrain<O>);
   const int64_t panels = ceil_div(n, kLd);
-  Buffer<O> right(panels * most * kLd), left(kPairs ? kBlock * most : 0);
+  Buffer<O> right(panels * most * kLd), left(arranged ? kBlock * most : 0);
   alignas(64) T tile[kRows * kLd];
   alignas(64) const T zero[kLd] = {};
   for (int64_t from = 0; from < k; from += most) {
@@ -82,8 +88,7 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
     }
     for (int64_t block = first; block < last; block += kBlock) {
       const int64_t block_rows = min(kBlock, last - block);
-      if constexpr (kPairs)
-        arrange<kRows, O>(a + from * lda + block, lda, depth, block_rows, left, most);
+      if (arranged) arrange<kRows, O>(a + from * lda + block, lda, depth, block_rows, left, most);
       for (int64_t p = 0; p < panels; ++p) {
         const int64_t columns = min(kLd, n - p * kLd);
         for (int64_t r = 0; r < block_rows; r += kRows) {
@@ -96,12 +101,12 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
               prefetch(out + i * ldc + columns - 1);
             }
           micro<O, kRegisters, kRows, !kTiled<O>>(
-              kPairs ? left + r * most : a + from * lda + block + r,
-              kTiled<O> ? most
-              : kPairs  ? kRows * kStep
-                        : lda,
+              arranged ? left + r * most : a + from * lda + block + r,
+              kTiled<O>  ? most
+              : arranged ? kRows * kStep
+                         : lda,
               {right + p * most * kLd, kLd}, depth, keep && whole ? out : zero,
-              keep && whole ? ldc : 0, whole ? out : tile, whole ? ldc : kLd);
+              keep && whole ? ldc : 0, whole ? out : tile, whole ? ldc : kLd, {zero, 0});
           for (int64_t i = 0; i < rows && !whole; ++i)
             for (int64_t j = 0; j < columns; ++j)
               out[i * ldc + j] = tile[i * kLd + j] + (keep ? out[i * ldc + j] : T(0));

@@ -119,7 +119,8 @@ FASTRNN_INLINE void each_constant(F&& body) {
 // columns; like `micro`. What follows the k numbers of a row of a, up to a multiple of 32, is zero.
 template <int NV, int R>
 FASTRNN_INLINE void tile_product(const Bf16* a, int64_t lda, Rows<Bf16> panel, int64_t k,
-                                 const float* init, int64_t ld_init, float* out, int64_t ld_out) {
+                                 const float* init, int64_t ld_init, float* out, int64_t ld_out,
+                                 Ahead ahead) {
   // Two sums at a time, of both tiles of rows if there are two, or the three of a narrow panel.
   constexpr int kHigh = R > kTile ? 2 : 1, kWide = NV == 3 ? 3 : 2, kMost = kHigh == 2 ? 1 : kWide;
   constexpr int64_t kDepth = 2 * kTile, kWidth = NV * kTile, kLast = (kHigh - 1) * kTile;
@@ -132,7 +133,8 @@ FASTRNN_INLINE void tile_product(const Bf16* a, int64_t lda, Rows<Bf16> panel, i
   for (int r = 0; r < kPart; ++r)
     memcpy(sums + r * kWidth, init + (kLast + r) * ld_init, kWidth * sizeof(float));
 
-  each_constant<(NV + kMost - 1) / kMost>([&](auto group) __attribute__((always_inline)) {
+  constexpr int kGroups = (NV + kMost - 1) / kMost;
+  each_constant<kGroups>([&](auto group) __attribute__((always_inline)) {
     constexpr int kFirst = group * kMost, kCount = NV - kFirst < kMost ? NV - kFirst : kMost;
     const auto each_sum = [&](auto&& body) __attribute__((always_inline)) {
       each_constant<kHigh>([&](auto high) __attribute__((always_inline)) {
@@ -151,6 +153,10 @@ FASTRNN_INLINE void tile_product(const Bf16* a, int64_t lda, Rows<Bf16> panel, i
           for (int r = 0; r < kPart; ++r)
             memcpy(rows + (c * kTile + r) * kDepth, a + (kLast + r) * lda + i + c * kDepth,
                    kTileBytes);
+      if (ahead.stride > 0) {
+        prefetch(ahead.at, ahead.stride * kDepth / kGroups);
+        ahead.move(kDepth / kGroups);
+      }
       const Bf16* const right = panel.data + i * panel.ld;
       if constexpr (kHigh == 2) tile_load<kRight>(right + kFirst * kDepth, panel.ld * 4);
       each_constant<kHigh>([&](auto high) __attribute__((always_inline)) {

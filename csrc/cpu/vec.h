@@ -185,12 +185,17 @@ FASTRNN_NOINLINE void store_part(S* p, V v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lane[i];
 }
 
+// Bytes of a line of memory.
+inline constexpr int64_t kLine = 64;
 // A line of memory into the second-level cache, to be read, or into the first, to be written. Any
 // address is allowed.
 FASTRNN_FN void prefetch([[maybe_unused]] const void* p) {
 #if defined(__GNUC__)
   __builtin_prefetch(p, 0, 2);
 #endif
+}
+FASTRNN_FN void prefetch(const void* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += kLine) prefetch(static_cast<const char*>(p) + i);
 }
 FASTRNN_FN void prefetch_write([[maybe_unused]] const void* p) {
 #if defined(__GNUC__)
