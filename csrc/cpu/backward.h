@@ -38,6 +38,7 @@ class BackwardPass : Layer<Cell, Stored> {
   };
 
   static constexpr int64_t kNone = INT64_MIN;
+  static constexpr int64_t kLeftBytes = 5 << 18;
   static constexpr bool kRounds = !std::is_same_v<Stored, T>;
 
   const fastrnn::Backward<Stored>& b_;
@@ -296,11 +297,14 @@ class BackwardPass : Layer<Cell, Stored> {
       return (d == 1 || steps.last < s.steps) && row >= other.first && row < other.last;
     };
     const Direction& w = direction_[d];
-    const Buffer<T> partial(min(kRowBlock<O>, rows.count()) * kWidth<T, kWide>);
+    int64_t block = kRowBlock<O>;  // rows of d_x that stay in the second-level cache for all panels
+    while (block > kRowBlock<O> / 4 && block * ld_gates * int64_t{sizeof(O)} > kLeftBytes)
+      block /= 2;
+    const Buffer<T> partial(min(block, rows.count()) * kWidth<T, kWide>);
     const Buffer<O> scratch(w.ih.scratch());
-    for (int64_t i = rows.first; i < rows.last; i += kRowBlock<O>)
+    for (int64_t i = rows.first; i < rows.last; i += block)
       for (int64_t p = 0; p < w.ih.count(); ++p) {
-        const int64_t count = min(kRowBlock<O>, rows.last - i);
+        const int64_t count = min(block, rows.last - i);
         multiply<O, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
                            w.ih.far(p + 1), zero_, 0, partial, kWidth<T, kWide>);
         for (int64_t r = 0; r < count; ++r) {
