@@ -116,6 +116,15 @@ def test_a_row_depends_on_no_other_row(cell, dtype, isa):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", GATES)
+def test_a_single_step_is_the_same_each_time(cell, dtype, isa):
+    """Its units are met in one order and in the other by turns."""
+    case = Case(cell, H=53, N=3, T=1, I=7, D=2, dtype=dtype)
+    first, second, third = (OPS.layer_forward(*arguments(case)) for _ in range(3))
+    assert all(map(torch.equal, first, second)) and all(map(torch.equal, first, third))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", GATES)
 @pytest.mark.parametrize("D", [1, 2])
 def test_a_block_of_rows_that_ends_early(cell, D, dtype):
     """One long sequence and three short ones, over several chunks of steps: the thread that has the
