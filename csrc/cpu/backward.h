@@ -38,7 +38,7 @@ class BackwardPass : Layer<Cell, Stored> {
   };
 
   static constexpr int64_t kNone = INT64_MIN;
-  static constexpr int64_t kLeftBytes = 5 << 18;
+  static constexpr int64_t kLeftBytes = 5 << 18;  // of d_x that a second-level cache keeps
   static constexpr bool kRounds = !std::is_same_v<Stored, T>;
 
   const fastrnn::Backward<Stored>& b_;
@@ -297,7 +297,7 @@ class BackwardPass : Layer<Cell, Stored> {
       return (d == 1 || steps.last < s.steps) && row >= other.first && row < other.last;
     };
     const Direction& w = direction_[d];
-    int64_t block = kRowBlock<O>;  // rows of d_x that stay in the second-level cache for all panels
+    int64_t block = kRowBlock<O>;  // rows of d_x that stay there for all panels
     while (block > kRowBlock<O> / 4 && block * ld_gates * int64_t{sizeof(O)} > kLeftBytes)
       block /= 2;
     const Buffer<T> partial(min(block, rows.count()) * kWidth<T, kWide>);

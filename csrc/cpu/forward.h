@@ -325,7 +325,7 @@ class ForwardPass : Layer<Cell, Stored> {
       const T* const init = Cell::kSplit ? w.b_hh + p * kLd : x_part(now.d, p, now.chunk_row);
       const Panel<O> panel = w.hh.get(p);
       micro_of<O, kGated>(1, panel)(now.left, ld_state, panel, P, init, 0,
-                                    tile + (p - panels.first) * kLd, kLd, {panel.data, 0});
+                                    tile + (p - panels.first) * kLd, kLd, {});
     }
     constexpr bool kParts = kUnitRegisters > 1;  // of one panel, or one of each
     const int64_t first = panels.first * Gated::kUnits;
@@ -351,7 +351,7 @@ class ForwardPass : Layer<Cell, Stored> {
       ld_init = kLd;
     }
     const Tiles<O, kGated> tiles(now.rows);
-    Ahead ahead = ahead_of<O, kGated>(panel, far, tiles.count);
+    Ahead ahead = ahead_of<O, kGated>(far, tiles.count);
     const T* const next_x = x_part(now.d, next, now.chunk_row);
     for (int64_t j = 0, i = 0, rows; j < tiles.count; ++j, i += rows) {
       rows = tiles.rows(j);

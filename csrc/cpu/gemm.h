@@ -95,11 +95,7 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
   }
   auto [panel, ld] = right_hand;
   int64_t steps = ceil_div(k, kStep);
-  do {
-    if constexpr (kFetches) {
-      prefetch(ahead.at);
-      ahead.move(kStep);
-    }
+  const auto step = [&]() __attribute__((always_inline)) {
     // The shorter side stays in registers while the other passes by: one register for it.
     const auto left = [&](int r) { return broadcast<O>(a + r * (Columns ? kStep : lda)); };
     const auto right = [&](int v) { return load_operands<O>(panel + v * kLane * kStep); };
@@ -126,7 +122,17 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
     }
     a += Columns ? lda : kStep;
     panel += ld * kStep;
-  } while (--steps > 0);
+  };
+  if (kFetches && ahead.stride > 0) {
+    do {
+      prefetch(ahead.at);
+      ahead.move(kStep);
+      step();
+    } while (--steps > 0);
+  } else {
+    do step();
+    while (--steps > 0);
+  }
   FASTRNN_UNROLL
   for (int r = 0; r < R; ++r) {
     FASTRNN_UNROLL
@@ -180,10 +186,10 @@ inline constexpr int64_t kNearBytes = 1 << 20;
 // The share in that of each of several tiles of rows, or, without `next`, nothing. A single tile
 // has no time for it.
 template <class O, int NV>
-FASTRNN_INLINE Ahead ahead_of(Panel<O> panel, const O* next, int64_t tiles) {
+FASTRNN_INLINE Ahead ahead_of(const O* next, int64_t tiles) {
   constexpr int64_t kBytes = kWidth<O, NV> * int64_t{sizeof(O)};
   constexpr int64_t kMost = kTiled<O> ? kBytes : kLine / kTerms<O>;
-  if (!next || tiles == 1) return {panel.data, 0};
+  if (!next || tiles == 1) return {};
   return {next, min(kMost, ceil_div(kBytes, tiles))};
 }
 
@@ -209,8 +215,8 @@ void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, con
   const Tiles<O, NV> tiles(m);
   const int64_t depth = panel_depth<O, NV>(k, m);
   for (int64_t from = 0; from < k; from += depth) {
-    Ahead ahead = ahead_of<O, NV>(
-        panel, next && from + depth < k ? panel.from(from + depth).data : next, tiles.count);
+    Ahead ahead = ahead_of<O, NV>(next && from + depth < k ? panel.from(from + depth).data : next,
+                                  tiles.count);
     const O* row = a + from;
     Compute<O>* to = out;
     for (int64_t i = 0; i < tiles.count; ++i) {

@@ -38,7 +38,7 @@ struct Rows {
   int64_t ld;
 };
 // Memory that will be read soon: of it a micro-kernel prefetches so many bytes at each row of its
-// panel. Without any, the stride is zero and the address one that is near: others cost time.
+// panel, or, if they are zero, none.
 struct Ahead {
   const void* at;
   int64_t stride;

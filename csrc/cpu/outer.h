@@ -56,7 +56,7 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
   constexpr int64_t kLd = kWidth<T, kRegisters>;
   constexpr int kStep = kTerms<O>;
   // Whether rows of a are put together first: as pairs, or once it pays to read them in a row.
-  const bool arranged = kStep > 1 || n > 4 * kLd;
+  const bool arranged = kStep > 1 || n > 128;
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
   if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
   // Pieces about equally deep: each takes all of c through the caches once more.
@@ -106,7 +106,7 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
               : arranged ? kRows * kStep
                          : lda,
               {right + p * most * kLd, kLd}, depth, keep && whole ? out : zero,
-              keep && whole ? ldc : 0, whole ? out : tile, whole ? ldc : kLd, {zero, 0});
+              keep && whole ? ldc : 0, whole ? out : tile, whole ? ldc : kLd, {});
           for (int64_t i = 0; i < rows && !whole; ++i)
             for (int64_t j = 0; j < columns; ++j)
               out[i * ldc + j] = tile[i * kLd + j] + (keep ? out[i * ldc + j] : T(0));
