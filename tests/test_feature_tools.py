@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import assert_matches
-from test_features import each_backend, plain_loop, using
+from plain_loop import plain_loop
+from test_features import each_backend, using
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence
