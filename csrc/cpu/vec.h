@@ -22,10 +22,15 @@
 #define FASTRNN_INLINE inline __attribute__((always_inline))
 #define FASTRNN_NOINLINE __attribute__((noinline))
 #define FASTRNN_UNROLL _Pragma("GCC unroll 16")
+#define FASTRNN_UNROLL_BY_4 _Pragma("GCC unroll 4")
+#define FASTRNN_ASSUME(true_here) \
+  if (!(true_here)) __builtin_unreachable()
 #else
 #define FASTRNN_INLINE inline
 #define FASTRNN_NOINLINE
 #define FASTRNN_UNROLL
+#define FASTRNN_UNROLL_BY_4
+#define FASTRNN_ASSUME(true_here)
 #endif
 #define FASTRNN_FN static FASTRNN_INLINE
 #if defined(__GNUC__) && defined(__has_builtin)
