@@ -10,8 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
 from torch.autograd import forward_ad, profiler
+from torch.compiler import is_compiling
 
 from . import dispatch, gpu
 
@@ -35,18 +43,18 @@ _direct = _open()
 def open_to(input: Tensor) -> bool:
     """Whether a call with this input may take the short way: nothing wants to see an op."""
     return not (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
+        is_grad_enabled()
+        or is_compiling()
         or _direct is None
         or type(input) is not Tensor
         or input.dtype not in _DTYPES
         or gpu.on_gpu(input)
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._are_functorch_transforms_active()
+        or _is_any_autocast_enabled()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
+        or _get_tracing_state() is not None
         or profiler._is_profiler_enabled
         or not dispatch.on_kernels()
     )
@@ -72,8 +80,8 @@ def stack(
     planes, hidden = module.num_layers * directions, module.hidden_size
     width = module.proj_size or hidden
     if batch_sizes is None:
-        batch = input.size(1)
-        output = input.new_empty(input.size(0), batch, directions * width)
+        steps, batch, _ = input.shape
+        output = input.new_empty(steps, batch, directions * width)
     else:
         batch = int(batch_sizes[0]) if len(batch_sizes) else 0
         output = input.new_empty(input.size(0), directions * width)
@@ -106,7 +114,7 @@ def step(
     """
     if not open_to(input):
         return None
-    h = input.new_empty(len(input), module.hidden_size)
+    h = input.new_empty(input.shape[0], module.hidden_size)
     c = torch.empty_like(h) if cell == "lstm" else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     names = _CELL_WEIGHTS if module.bias else _CELL_WEIGHTS[:2]

@@ -144,13 +144,14 @@ class RNNBase(torch.nn.RNNBase):
             }
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, asked)
-        if input.dim() not in (2, 3):
+        rank = input.dim()
+        if rank not in (2, 3):
             tensor = " tensor" if self.mode.startswith("RNN") else ""
             raise ValueError(
                 f"{self.mode.split('_')[0]}: Expected input to be 2D or 3D, "
-                f"got {input.dim()}D{tensor} instead"
+                f"got {rank}D{tensor} instead"
             )
-        batched = input.dim() == 3
+        batched = rank == 3
         batch_dim = 0 if self.batch_first else 1
         if not batched:
             input = input.unsqueeze(batch_dim)

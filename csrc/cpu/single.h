@@ -72,7 +72,7 @@ class SingleStep : Layer<Cell, Stored> {
 
   Buffer<T> m_;          // [D, N, ld_cell] o tanh(c), before the projection
   Buffer<Stored> zero_;  // [P] a state of zero
-  const bool up_;        // the order of the units
+  const bool up_;        // the order of directions and units
 
   // The other way each time: of weights as large as the cache, what was read last is still there.
   static bool other_way() {
@@ -106,8 +106,9 @@ class SingleStep : Layer<Cell, Stored> {
     run(parallel, D * parallel.threads, [&](int64_t task) {
       const Range range = piece(columns, task / D, parallel.threads, kLanes<T>);
       const int64_t count = ceil_div(range.count(), kLanes<T>);
+      const int64_t d = up_ ? task % D : D - 1 - task % D;
       for (int64_t i = 0; i < count; ++i)
-        body(task % D, Lane<T>(range.first + (up_ ? i : count - 1 - i) * kLanes<T>, columns));
+        body(d, Lane<T>(range.first + (up_ ? i : count - 1 - i) * kLanes<T>, columns));
     });
   }
 

@@ -1,13 +1,15 @@
-// The little that the C++ tests need: a check that counts, and random numbers.
+// The little that the C++ tests need: a check that counts, and random numbers, which
+// are the same for each thread.
 #pragma once
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <random>
 #include <vector>
 
-inline int failures = 0;
+inline std::atomic<int> failures = 0;
 
 // Reports at most a few failures; printf-style context says where.
 #define CHECK(condition, ...)                                           \
@@ -20,12 +22,12 @@ inline int failures = 0;
   } while (false)
 
 inline int report(const char* name) {
-  std::printf("%s: %s (%d failures)\n", name, failures ? "FAILED" : "passed", failures);
+  std::printf("%s: %s (%d failures)\n", name, failures ? "FAILED" : "passed", failures.load());
   return failures ? 1 : 0;
 }
 
 inline std::mt19937& generator() {
-  static std::mt19937 instance(1);
+  static thread_local std::mt19937 instance(1);
   return instance;
 }
 template <class T = double>

@@ -164,8 +164,10 @@ void run(const char* name, const Shape& s, const Tensors<double>& expected,
   }
 }
 
+using Tables = std::vector<const fastrnn::Kernels*>;
+
 template <class Cell>
-void test(const char* name, int position) {
+void test(const char* name, int position, const Tables& tables) {
   // Products with more than one block of k, rows that do not fill a tile, units that do not fill a
   // register, more than one chunk of time steps, enough work for several threads.
   const Shape shapes[] = {
@@ -202,12 +204,6 @@ void test(const char* name, int position) {
   all.insert(all.end(), std::begin(features), std::end(features));
   if (Cell::kState) all.insert(all.end(), std::begin(projected), std::end(projected));
 
-  static const fastrnn::Kernels tiles = with_emulated_tiles(emulated::kTable);
-  std::vector<const fastrnn::Kernels*> tables = {&emulated::kTable, &tiles};
-  for (int i = 0; i < fastrnn::cpu::isa_count(); ++i) {
-    fastrnn::cpu::isa_select(fastrnn::cpu::isa_name(i));
-    tables.push_back(&fastrnn::cpu::kernels());
-  }
   for (const Shape& s : all) {
     Tensors<double> expected = make<Cell>(s);
     by_definition<Cell>(s, expected);
@@ -229,8 +225,16 @@ extern "C" const char* __asan_default_options() {
 }
 
 int main() {
-  int position = 0;
-#define X(Cell, name) test<emulated::Cell>(name, position++);
-  FASTRNN_CELLS(X)
+  const fastrnn::Kernels tiles = with_emulated_tiles(emulated::kTable);
+  Tables tables = {&emulated::kTable, &tiles};
+  for (int i = 0; i < fastrnn::cpu::isa_count(); ++i) {
+    fastrnn::cpu::isa_select(fastrnn::cpu::isa_name(i));
+    tables.push_back(&fastrnn::cpu::kernels());
+  }
+  {
+    std::vector<std::jthread> cells;
+#define X(Cell, name) cells.emplace_back(test<emulated::Cell>, name, cells.size(), tables);
+    FASTRNN_CELLS(X)
+  }
   return report("test_kernels");
 }
