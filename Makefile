@@ -109,8 +109,8 @@ $(EMULATED): $(wildcard tests/cpp/*.h) tests/cpp/emulated.cpp $(wildcard csrc/cu
 	    -DFASTRNN_EMULATED -shared -fPIC -fvisibility=hidden -Wall -Wextra -Icsrc -Itests/cpp $$( \
 	    $(BIN)/python -m pybind11 --includes) tests/cpp/emulated.cpp -o $@
 
-# -Og: takes two thirds of the time of -O1 to compile, and runs nearly as fast. psabi: a test emulates
-# wide registers, but passes them to no other object.
+# -Og: takes two thirds of the time of -O1 to compile, and a third of that of -O0 to run. psabi: a test
+# emulates wide registers, but passes them to no other object.
 SANITIZE := -std=c++20 -Og -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
     -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
 ISA := $(filter-out isa_avx512% isa_amx,$(basename $(notdir $(wildcard csrc/cpu/isa*.cpp))))
