@@ -102,7 +102,7 @@ def stages(out: Path, skip_build: bool, wheels: Path | None) -> list[Stage]:
         Stage(
             "tests",
             120,
-            (tests(*TESTS, *(("-n", "8") if parallel else ())),),
+            (tests(*TESTS, *(("-n", str(os.cpu_count())) if parallel else ())),),
             {"OMP_NUM_THREADS": "1"},
         ),
         Stage(

@@ -68,11 +68,11 @@ struct Arguments {
       strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
     int32_t type, device;
     AtenTensorHandle handle;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(input.get(), &type));
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(input.get(), &device));
-    STABLE_TORCH_ERROR_CODE_CHECK(
-        aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                                 type, device, input.get_device_index(), &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(input.get(), &type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(input.get(), &device));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()),
+                                                    shape.data(), strides.data(), type, device,
+                                                    input.get_device_index(), &handle));
     return Tensor(handle);
   }
 

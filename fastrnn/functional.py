@@ -127,9 +127,15 @@ def _run(
     device = input.device.type
     dtype = compute = torch.get_autocast_dtype(device)
     if gpu.on_gpu(input):
+        input = _cast(input, dtype)
         # num_layers, batch_sizes and request
         layers, packed, request = options[1], options[6], (*options, None)[7]
-        if request is None and _whole(cell, input, h0, c0, weights, layers, packed):
+        # PyTorch's own rule for its kernels casts to float16, whatever autocast's dtype is.
+        if (
+            dtype is torch.float16
+            and request is None
+            and _whole(cell, input, h0, c0, weights, layers, packed)
+        ):
             return _stack(cell, input, h0, c0, weights, *options)
         asked = None if request is None else request.options
         if dispatch.choose(cell, input, h0, asked, compiling=True) == "reference":

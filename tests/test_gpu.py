@@ -238,7 +238,8 @@ def test_cuda_graph(backend, kind, form):
     module, x = module_of(kind, **FORMS[form]), example(form, torch.float32)
     inputs = [example(form, torch.float32) for _ in range(2)]
     with fastrnn.backend(backend):
-        wanted = [run(module, each) for each in inputs]
+        # Without their graphs, whose nodes for the parameters belong to this stream.
+        wanted = [[t.detach() for t in run(module, each)] for each in inputs]
         data = (x.data if form == "packed" else x).requires_grad_()
 
         def step() -> list[Tensor]:

@@ -185,8 +185,8 @@ def test_compile():
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 3, 3, device=DEVICE, requires_grad=True)
     results = [f(x)[0] for f in (module, compiled)]
-    assert torch.equal(*results)
-    assert torch.equal(*(torch.autograd.grad(y.sum(), x)[0] for y in results))
+    assert_matches(*results)  # not bit by bit: a library chooses its products by addresses, too
+    assert_matches(*(torch.autograd.grad(y.sum(), x)[0] for y in results))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

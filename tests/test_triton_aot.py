@@ -90,7 +90,7 @@ for kernel in ("forward", "backward"):
     text = compiled.asm["ptx"]
     print(
         compiled.metadata.launch_cooperative_grid,
-        "red.global.gpu.release" in text,
+        any(f"{add}.global.gpu.release" in text for add in ("red", "atom")),
         "ld.global.gpu.acquire" in text,
         "cp.async" in text,
     )
