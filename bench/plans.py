@@ -4,9 +4,11 @@ of `choose.h` come from.
     python -m bench.plans --out FILE.csv [--seconds 60] [--workers 12]
 
 A layer of one direction, input as wide as h, over a grid of hidden sizes and batches. A row is one
-call: the median of groups of calls between CUDA events, each call with a cold L2 (`bench.cuda`);
-`host_us` is what the call takes until it returns. The grid is in the order of its value and ends
-when the time does. Triton's kernels are compiled before, by several processes at once.
+call, as it is or replayed from a CUDA graph: the median of groups of calls between CUDA events, each
+call with a cold L2 (`bench.cuda`); `host_us` is what the call takes until it returns. `cuda` and
+`triton` take the schedule that they choose; what follows `cuda` names one. The grid is in the order
+of its value and ends when the time does. Triton's kernels are compiled before, by several processes
+at once.
 """
 
 from __future__ import annotations
@@ -36,6 +38,10 @@ HIDDEN = (256, 512, 1024, 128, 2048)
 BATCH = (64, 16, 1, 256, 1024)
 MODES = ("inference", "training")
 GROUPS, CALLS = 3, 5
+COLUMNS = (
+    *("gpu", "torch", "cudnn", "cell", "dtype", "H", "N", "T", "mode", "launch", "contender"),
+    *("us", "host_us", "status"),
+)
 
 
 class Size(NamedTuple):
@@ -97,10 +103,8 @@ def contenders(size: Size) -> Iterator[tuple[str, object, contextlib.AbstractCon
     yield "triton", fastrnn, fastrnn.backend("triton")
 
 
-def timed(call: Callable[[], object], graph: bool) -> tuple[float, float]:
+def timed(call: Callable[[], object]) -> tuple[float, float]:
     """Microseconds of a call on the device, and until it returns."""
-    if graph:
-        call = cuda.captured(call)
     for _ in range(3):
         call()
     torch.cuda.synchronize()
@@ -137,7 +141,6 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60, help="in all (%(default)s)")
     parser.add_argument("--compile", type=float, default=40, help="of which for Triton")
     parser.add_argument("--workers", type=int, default=12)
-    parser.add_argument("--graph", action="store_true", help="replayed from a CUDA graph")
     parser.add_argument("--warm", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args(words)
     if chosen.warm is not None:
@@ -153,27 +156,29 @@ def main(words: list[str] | None = None) -> None:
             child.kill()
             child.wait()
     print(f"compiled for {time.monotonic() - begun:.0f} s", flush=True)
+    facts = (torch.cuda.get_device_name(), torch.__version__, torch.backends.cudnn.version())
     with chosen.out.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        columns = ("gpu", "torch", "cudnn", "cell", "dtype", "H", "N", "T", "mode", "contender")
-        writer.writerow([*columns, "us", "host_us", "status"])
-        facts = (torch.cuda.get_device_name(), torch.__version__, torch.backends.cudnn.version())
-        for size in sizes():
-            for mode in MODES:
-                for name, library, around in contenders(size):
-                    if time.monotonic() - begun > chosen.seconds:
-                        return
-                    try:
-                        with around:
-                            times = [
-                                f"{us:.1f}"
-                                for us in timed(call_of(library, size, mode), chosen.graph)
-                            ]
-                        status = "ok"
-                    except Exception as error:
-                        times, status = ["", ""], str(error).splitlines()[0][:150]
-                    writer.writerow([*facts, *size, STEPS, mode, name, *times, status])
+        writer.writerow(COLUMNS)
+        for size, mode in itertools.product(sizes(), MODES):
+            for name, library, around in contenders(size):
+                if time.monotonic() - begun > chosen.seconds:
+                    return
+                with around:
+                    for launch, *figures in measured(library, size, mode):
+                        writer.writerow([*facts, *size, STEPS, mode, launch, name, *figures])
             file.flush()
+
+
+def measured(library, size: Size, mode: str) -> Iterator[tuple[str, str, str, str]]:
+    """(launch, us, host_us, status) of calls as they are and of the replay of a graph."""
+    try:
+        call = call_of(library, size, mode)
+        for launch, run in (("eager", lambda: call), ("graph", lambda: cuda.captured(call))):
+            device, host = timed(run())
+            yield launch, f"{device:.1f}", f"{host:.1f}", "ok"
+    except RuntimeError as error:
+        yield "any", "", "", str(error).splitlines()[0][:150]
 
 
 if __name__ == "__main__":

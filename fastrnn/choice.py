@@ -1,55 +1,81 @@
 """What "auto" knows of the kernels for GPUs: where they were tried, and where they are faster.
 
-Both tables hold what was measured and nothing else. Until a GPU has filled them, "auto" takes
-PyTorch's own kernels for all that these can do, and the reference for the rest.
+Both tables hold what was measured and nothing else. Beyond them "auto" takes PyTorch's own kernels
+for all that these can do, and the reference for the rest.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
-import torch
-
-# Backends whose every test has passed on a GPU (`make gpu`). No other is taken unless forced.
-TRIED: frozenset[str] = frozenset()
+# Backends whose every test has passed on a GPU of this major compute capability (`make gpu`). No
+# other is taken unless forced.
+TRIED: frozenset[tuple[str, int]] = frozenset({("cuda", 9), ("triton", 9)})
 
 
 class Row(NamedTuple):
-    """Calls in which a backend was faster than PyTorch's own kernels. Bounds are inclusive."""
+    """Calls in which a backend was faster than PyTorch's own kernels, with gradients and without.
+    Bounds are inclusive."""
 
     backend: str  # "cuda" or "triton"
     major: int  # of the GPU's compute capability
     cells: frozenset[str]
-    dtypes: frozenset[torch.dtype]
-    training: bool  # whether gradients are wanted
+    precisions: frozenset[str]  # see `gpu.precision`
     packed: bool
     layers: tuple[int, int]
+    steps: tuple[int, int]  # of a packed batch their mean
     batch: tuple[int, int]
     hidden: tuple[int, int]
+    captured: bool  # also in a CUDA graph of the user's, where no call waits for the host
 
 
-FASTER: tuple[Row, ...] = ()
+LSTM, GRU = frozenset({"lstm"}), frozenset({"gru"})
+BF16, FP16, TF32 = frozenset({"bfloat16"}), frozenset({"float16"}), frozenset({"tf32"})
+
+# Of bench/results/nvidia-h200-plans.csv: T = 100, H = 128, 256, 512, 1024, N = 1, 16, 64, input as
+# wide as h. What differs in a shorter call is the share of what it takes besides its steps, about
+# 0.4 ms more than PyTorch's own; at T = 50 that costs half of what was gained at most. In float16
+# cuDNN has a persistent LSTM kernel for batches that are multiples of 8, and in all dtypes but
+# bfloat16 one for small layers; these are faster.
+_hopper = partial(Row, "cuda", 9, packed=False, layers=(1, 1), steps=(50, 10_000))
+FASTER: tuple[Row, ...] = (
+    _hopper(LSTM | GRU, BF16, batch=(1, 64), hidden=(128, 512), captured=True),
+    _hopper(LSTM | GRU, BF16, batch=(1, 16), hidden=(513, 1024), captured=True),
+    _hopper(LSTM | GRU, BF16, batch=(17, 64), hidden=(513, 1024), captured=False),
+    _hopper(GRU, FP16, batch=(1, 64), hidden=(256, 512), captured=True),
+    _hopper(GRU, FP16, batch=(1, 16), hidden=(513, 1024), captured=True),
+    _hopper(GRU, FP16, batch=(17, 64), hidden=(513, 1024), captured=False),
+    _hopper(LSTM, FP16, batch=(1, 7), hidden=(256, 1024), captured=True),
+    _hopper(LSTM | GRU, TF32, batch=(1, 64), hidden=(256, 512), captured=True),
+    _hopper(LSTM, TF32, batch=(16, 64), hidden=(513, 1024), captured=True),
+    _hopper(LSTM, TF32, batch=(1, 15), hidden=(513, 1024), captured=False),
+    _hopper(GRU, TF32, batch=(1, 64), hidden=(513, 1024), captured=False),
+)
 
 
 def faster(
     backend: str,
     major: int,
     cell: str,
-    dtype: torch.dtype,
-    training: bool,
+    precision: str,
     packed: bool,
     layers: int,
+    steps: int,
     batch: int,
     hidden: int,
+    captured: bool,
 ) -> bool:
-    """Whether a row says so of this call."""
+    """Whether a row says so of this call; `captured`: a CUDA graph is being captured."""
     return any(
         row[:2] == (backend, major)
-        and (row.training, row.packed) == (training, packed)
         and cell in row.cells
-        and dtype in row.dtypes
+        and precision in row.precisions
+        and row.packed == packed
         and row.layers[0] <= layers <= row.layers[1]
+        and row.steps[0] <= steps <= row.steps[1]
         and row.batch[0] <= batch <= row.batch[1]
         and row.hidden[0] <= hidden <= row.hidden[1]
+        and (row.captured or not captured)
         for row in FASTER
     )

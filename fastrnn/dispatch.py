@@ -178,7 +178,7 @@ def choose(
     h0: Tensor,
     options: Options | None = None,
     packed: bool = False,
-    training: bool = False,
+    projected: bool = False,
     layers: int = 1,
     compiling: bool = False,
 ) -> str:
@@ -195,16 +195,37 @@ def choose(
     if not gpu.on_gpu(input):
         return "reference" if obstacle("cpu", input, h0, compiling) else "cpu"
     order = ["cudnn"]
-    if choice.TRIED and (kernels := _kernels(input)) in choice.TRIED:
-        sizes = (layers, h0.size(-2), h0.size(-1))
-        first = compiling or choice.faster(  # compiled graphs run PyTorch's own forward twice
-            kernels, cudnn.capability(input), cell, input.dtype, training, packed, *sizes
-        )
+    if (kernels := _tried(input)) is not None:
+        # compiled graphs run PyTorch's own forward twice
+        first = compiling or (not projected and _faster(kernels, cell, input, h0, packed, layers))
         order.insert(0 if first else 1, kernels)
     for name in order:
         if obstacle(name, input, h0, compiling, options) is None:
             return name
     return "reference"
+
+
+def _tried(input: Tensor) -> str | None:
+    """The kernels for GPUs that "auto" may take for this input, if any."""
+    kernels = _kernels(input)
+    return kernels if (kernels, cudnn.capability(input)) in choice.TRIED else None
+
+
+def _faster(kernels: str, cell: str, input: Tensor, h0: Tensor, packed: bool, layers: int) -> bool:
+    """Whether these were measured faster than PyTorch's own in such calls."""
+    batch = h0.size(-2)
+    return choice.faster(
+        kernels,
+        cudnn.capability(input),
+        cell,
+        gpu.precision(input.dtype),
+        packed,
+        layers,
+        input.numel() // max(1, input.size(-1) * batch),
+        batch,
+        h0.size(-1),
+        input.is_cuda and torch.cuda.is_current_stream_capturing(),
+    )
 
 
 def takes_torch_step(cell: str, input: Tensor, h: Tensor) -> bool:
@@ -229,13 +250,14 @@ def report() -> list[tuple[str, str]]:
     if (reason := status("cudnn")) is not None:
         on_gpu = f"none: {reason}"
     else:
-        usable = [name for name in _KERNELS if status(name) is None and name in choice.TRIED]
+        major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+        usable = [n for n in _KERNELS if status(n) is None and (n, major) in choice.TRIED]
         on_gpu = "; ".join(
             [
                 f"cudnn{f', {usable[0]} where measured faster' if usable else ''}",
                 f"what torch.nn lacks: {usable[0] if usable else 'reference'}",
                 *(
-                    f"not {name}: {status(name) or 'not yet tried on a GPU'}"
+                    f"not {name}: {status(name) or 'not yet tried on such a GPU'}"
                     for name in _KERNELS
                     if name not in usable
                 ),

@@ -41,7 +41,7 @@ def _stack(
     """(output, h_n, c_n) of all layers, and States if the request wants them."""
     directions = 2 if bidirectional else 1
     options = None if request is None else request.options
-    if request is None and _whole(cell, input, h0, c0, weights, num_layers, batch_sizes):
+    if request is None and _whole(cell, input, h0, c0, num_layers, batch_sizes):
         if not torch.is_autocast_enabled(input.device.type):
             ops.raise_mixed(input, (h0, *weights) if c0 is None else (h0, c0, *weights))
         return cudnn.stack(
@@ -94,17 +94,15 @@ def _whole(
     input: Tensor,
     h0: Tensor,
     c0: Tensor | None,
-    weights: Sequence[Tensor],
     num_layers: int,
     batch_sizes: Tensor | None,
 ) -> bool:
     """Whether PyTorch's own kernels compute the stack, in one call. A graph takes it by layers."""
     if torch.compiler.is_compiling() or not (gpu.on_gpu(input) or dispatch.chosen() == "cudnn"):
         return False
-    tensors = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
-    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     packed = batch_sizes is not None
-    return dispatch.choose(cell, input, h0, None, packed, training, num_layers) == "cudnn"
+    projected = c0 is not None and c0.size(-1) != h0.size(-1)
+    return dispatch.choose(cell, input, h0, None, packed, projected, num_layers) == "cudnn"
 
 
 def _run(
@@ -119,24 +117,22 @@ def _run(
     """The stack; under autocast it computes in float32, and in float64 what is float64.
 
     It then returns the dtypes of `torch.nn` on the CPU: LSTM and RNN the autocast dtype; GRU, or
-    any cell with `keep_dtype`, that of the initial state. On a GPU all of `torch.nn` computes in
-    the autocast dtype and returns it; so do the kernels there, and the reference returns it.
+    any cell with `keep_dtype`, that of the initial state. On a GPU everything returns the autocast
+    dtype, in which all but the reference compute: `torch.nn` too, but for bfloat16 on cuDNN, of
+    which it makes float16 (torch 2.11).
     """
     if not _autocast(input):
         return _stack(cell, input, h0, c0, weights, *options)
     device = input.device.type
     dtype = compute = torch.get_autocast_dtype(device)
     if gpu.on_gpu(input):
-        input = _cast(input, dtype)
         # num_layers, batch_sizes and request
         layers, packed, request = options[1], options[6], (*options, None)[7]
-        # PyTorch's own rule for its kernels casts to float16, whatever autocast's dtype is.
-        if (
-            dtype is torch.float16
-            and request is None
-            and _whole(cell, input, h0, c0, weights, layers, packed)
-        ):
-            return _stack(cell, input, h0, c0, weights, *options)
+        # PyTorch's own rule for cuDNN casts to float16, whatever autocast's dtype is.
+        if request is None and (dtype is torch.float16 or not input.is_cuda):
+            x = _cast(input, dtype) if input.is_cuda else input
+            if _whole(cell, x, h0, c0, layers, packed):
+                return _stack(cell, x, h0, c0, weights, *options)
         asked = None if request is None else request.options
         if dispatch.choose(cell, input, h0, asked, compiling=True) == "reference":
             compute = torch.float32

@@ -47,6 +47,13 @@ def on_gpu(tensor: Tensor) -> bool:
     return not (tensor.is_cpu or tensor.is_meta)
 
 
+def precision(dtype: torch.dtype) -> str:
+    """How products are made: in the dtype, or "tf32" where torch's own of float32 are."""
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "tf32"
+    return str(dtype).removeprefix("torch.")
+
+
 class Loops(Protocol):
     """The loops over time of a backend. Tensors are dense, aligned to 16 bytes and on one device.
 

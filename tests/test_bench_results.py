@@ -62,7 +62,7 @@ def test_the_files_of_this_repository_can_be_read():
     """Of which the README shows the tables of the suite cpu."""
     text = (results.FOLDER.parent.parent / "README.md").read_text()
     for path in sorted(results.FOLDER.glob("*.csv")):
-        if path.stem.endswith(("-micro", "-baseline")):  # of bench/micro, which has its own columns
+        if path.stem.endswith(("-micro", "-baseline", "-plans")):  # with columns of their own
             continue
         records = results.load(path)
         main = [one for one in records if one[0].suite == readme.MAIN]

@@ -57,10 +57,12 @@ def test_every_plan_can_run(device):
 def test_plans():
     few, many, library = (False, 0), (False, 1), (True, 0)
     # many blocks, so that all processors stream the weights
-    assert choose(1024, 1) == choose(1024, 16) == choose(256, 32) == few
-    assert choose(1024, 64) == many
-    assert choose(1024, 64, backward=True) in (many, library)
+    assert choose(1024, 1) == choose(1024, 16) == choose(512, 64) == few
+    assert choose(512, 64, backward=True) == choose(256, 256, backward=True) == few
+    assert choose(256, 256) == many
     # sizes at which the library's larger tiles win
+    assert choose(1024, 64) == choose(1024, 64, "tf32") == choose(512, 256) == library
+    assert choose(512, 64, "tf32", backward=True) == library
     assert choose(4096, 256) == choose(1024, 512) == choose(2048, 512, backward=True) == library
     assert choose(1024, 64, "float32") == choose(1024, 64, "float64") == library
     assert choose(128, 8, "float32") == choose(128, 8, "float64") == few

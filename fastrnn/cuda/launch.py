@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import _C, graphs
-from ..gpu import Cell, Tensors
+from ..gpu import Cell, Tensors, precision
 from ..reference import Sizes
 
 KERNELS = _C  # has CudaForward and CudaBackward; in tests without a GPU, an emulation
@@ -32,13 +32,6 @@ def pitch(columns: int, itemsize: int) -> int:
     """Elements from row to row of what a product reads: a multiple of 16 bytes."""
     pack = 16 // itemsize
     return -(-columns // pack) * pack
-
-
-def precision(dtype: torch.dtype) -> str:
-    """How products are made: float32 in TF32 where torch's own products are."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "tf32"
-    return str(dtype).removeprefix("torch.")
 
 
 def choose(products: list[tuple[int, int, int]], size: Sizes, how: str, device) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import graphs
+from .. import gpu, graphs
 from ..gpu import Cell, Tensors
 from ..reference import Sizes
 from . import INTERPRETED
@@ -51,8 +51,8 @@ def precision(tensor: Tensor) -> str:
     """How products are made, see `tiles.product`: in TF32 where torch's own products are."""
     if INTERPRETED and tensor.dtype == torch.bfloat16:
         return "widen"  # the interpreter would multiply the bits
-    allowed = torch.version.hip is None and torch.backends.cuda.matmul.fp32_precision == "tf32"
-    return "tf32" if tensor.dtype == torch.float32 and allowed else "ieee"
+    tf32 = torch.version.hip is None and gpu.precision(tensor.dtype) == "tf32"
+    return "tf32" if tf32 else "ieee"
 
 
 def plan_for(
