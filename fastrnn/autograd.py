@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from . import reference
+from . import direct, reference
 
 _DEFAULTS = (None, None, 0, 0.0)  # reset, lengths, detach_every and grad_clip of the schema
 
@@ -46,7 +46,7 @@ def _gradients(ctx, grads, need_input: bool, need_state: bool, need_weights: boo
         return _differentiable_gradients(
             grads, input, batch_sizes, h0, c0, weights, *arguments, *features
         )
-    grad_input, grad_h0, grad_c0, grad_weights = torch.ops.fastrnn.layer_backward.default(
+    grad_input, grad_h0, grad_c0, grad_weights = direct.op("layer_backward", input)(
         *grads, input, batch_sizes, h0, c0, weights, output, gates, cells, hidden,
         *arguments, need_input, need_state, need_weights, *features,
     )  # fmt: skip
@@ -89,7 +89,7 @@ class Layer(torch.autograd.Function):
         if options is not None:
             arguments += options[:4]
         with torch._C._AutoDispatchBelowAutograd():
-            results = torch.ops.fastrnn.layer_forward.default(*arguments)
+            results = direct.op("layer_forward", input)(*arguments)
         _save(ctx, arguments, results)
         if options is None or not options.trace:
             return results[:3]

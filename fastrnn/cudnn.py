@@ -31,7 +31,7 @@ def obstacle(input: Tensor, features: bool) -> str | None:
 
 def capability(input: Tensor) -> int:
     """The major number of the compute capability of a tensor's GPU; 0 of other devices."""
-    return torch.cuda.get_device_capability(input.device)[0] if input.is_cuda else 0
+    return gpu.capability(input.device)[0] if input.is_cuda else 0
 
 
 def stack(

@@ -1,13 +1,14 @@
-"""The short way of a call that records nothing on a CPU: from the module to the kernels at once.
+"""The short ways: past the dispatcher where nothing wants to see an op.
 
-A layer of one time step takes less time than the dispatcher and the Python above it. Calls that
-nothing but their result depends on need neither. All others take the long way, which can do
-everything and has the error messages.
+A layer of one time step takes less time than the dispatcher and the Python above it. A call on a
+CPU that records nothing needs neither and goes from the module to the kernels at once. On a GPU the
+ops are Python themselves and need no dispatcher to be found. All other calls take the long way,
+which can do everything and has the error messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -20,6 +21,7 @@ from torch._C import (
 )
 from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 from . import dispatch, gpu
 
@@ -32,7 +34,7 @@ def _open() -> object | None:
     try:
         from . import _C
 
-        return _C.Direct(Tensor, torch.nn.Parameter)
+        return _C.Direct(Tensor, Parameter)
     except (ImportError, AttributeError, ValueError):
         return None
 
@@ -40,24 +42,38 @@ def _open() -> object | None:
 _direct = _open()
 
 
-def open_to(input: Tensor) -> bool:
-    """Whether a call with this input may take the short way: nothing wants to see an op."""
+def _unseen() -> bool:
+    """Whether nothing wants to see an op."""
     return not (
-        is_grad_enabled()
-        or is_compiling()
-        or _direct is None
-        or type(input) is not Tensor
-        or input.dtype not in _DTYPES
-        or gpu.on_gpu(input)
-        or _is_any_autocast_enabled()
+        is_compiling()
         or _len_torch_dispatch_stack()
         or _len_torch_function_stack()
         or _are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or _get_tracing_state() is not None
         or profiler._is_profiler_enabled
+    )
+
+
+def open_to(input: Tensor) -> bool:
+    """Whether a call with this input may go from the module to the kernels for the CPU."""
+    return not (
+        is_grad_enabled()
+        or _direct is None
+        or type(input) is not Tensor
+        or input.dtype not in _DTYPES
+        or gpu.on_gpu(input)
+        or _is_any_autocast_enabled()
+        or not _unseen()
         or not dispatch.on_kernels()
     )
+
+
+def op(name: str, input: Tensor) -> Callable:
+    """The op, or in a call with this input on a GPU the function behind it, where that may be."""
+    if dispatch.in_python(input) and type(input) in (Tensor, Parameter) and _unseen():
+        return dispatch.ON_LOOPS[name]
+    return getattr(torch.ops.fastrnn, name).default
 
 
 def stack(

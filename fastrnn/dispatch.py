@@ -46,8 +46,8 @@ def load(library: torch.library.Library) -> None:
         warnings.warn(f"{_not_built}: fastrnn runs on the reference path", stacklevel=5)
         for name in OPS:
             library.impl(name, getattr(reference_ops, name), "CPU")
-    for name in OPS:
-        library.impl(name, _on_loops(name), "CUDA")
+    for name, function in ON_LOOPS.items():
+        library.impl(name, function, "CUDA")
 
 
 def _kernels(input: Tensor) -> str | None:
@@ -73,7 +73,13 @@ def _on_loops(name: str) -> Callable:
     return call
 
 
+ON_LOOPS = {name: _on_loops(name) for name in OPS}  # behind the ops on a GPU
 _override: torch.library.Library | None = None
+
+
+def in_python(input: Tensor) -> bool:
+    """Whether an op with this input comes to `ON_LOOPS`."""
+    return input.is_cuda or (_override is not None and input.is_cpu)
 
 
 def _set_override(on: bool) -> None:
@@ -83,8 +89,8 @@ def _set_override(on: bool) -> None:
         _override = torch.library.Library("fastrnn", "IMPL")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "[\\s\\S]*Overriding a previously registered kernel")
-            for name in OPS:
-                _override.impl(name, _on_loops(name), "CPU", allow_override=True)
+            for name, function in ON_LOOPS.items():
+                _override.impl(name, function, "CPU", allow_override=True)
     elif not on and _override is not None:
         _override._destroy()
         _override = None

@@ -8,10 +8,12 @@ raise RuntimeError where it does. Nothing here waits for the device.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference, reference_ops
@@ -45,6 +47,12 @@ Tensors = dict[str, Tensor | None]
 def on_gpu(tensor: Tensor) -> bool:
     """Whether a tensor is where kernels for GPUs, ours or PyTorch's, may take it."""
     return not (tensor.is_cpu or tensor.is_meta)
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a CUDA device, for which PyTorch takes 3 us each time."""
+    return torch.cuda.get_device_capability(device)
 
 
 def precision(dtype: torch.dtype) -> str:
@@ -109,11 +117,16 @@ class _Layer:
         self.cell, self.input = CELLS[cell], _dense(input)
         self.h0, self.c0 = _dense(h0), _dense(c0)
         D, k = size.D, size.per_direction
-        stacks = [weights[i : i + 1] if D == 1 else (weights[i], weights[i + k]) for i in range(k)]
-        stacked = [_dense(w[0][None]) if D == 1 else torch.stack(w) for w in stacks]
-        self.w_ih, self.w_hh = stacked[0].flatten(0, 1), stacked[1]
-        self.b_ih, self.b_hh = (stacked[2].flatten(), stacked[3]) if bias else (None, None)
-        self.w_hr = stacked[-1] if k % 2 else None
+        if D == 1:
+            weights = [_dense(w) for w in weights]
+        else:
+            weights = [torch.stack((weights[i], weights[i + k])) for i in range(k)]
+            weights[0] = weights[0].flatten(0, 1)
+            if bias:
+                weights[2] = weights[2].flatten()
+        self.w_ih, self.w_hh = weights[0], weights[1].view(D, -1, size.P)
+        self.b_ih, self.b_hh = weights[2:4] if bias else (None, None)
+        self.w_hr = weights[-1].view(D, size.P, size.H) if k % 2 else None
         self.reset, self.lengths, self.offsets = _dense(reset), _dense(lengths), None
         self.earlier = slice(0, size.rows - size.N)
         if batch_sizes is not None:
@@ -157,10 +170,7 @@ def _forward(loops: Loops, call: _Layer, save: bool) -> tuple[Tensor | None, ...
     D, N, H, P, rows = size.D, size.N, size.H, size.P, size.rows
     projected = call.w_hr is not None
     x = call.input.reshape(rows, call.input.size(-1))
-    if call.b_ih is None:
-        x = torch.mm(x, call.w_ih.t())
-    else:
-        x = torch.addmm(call.b_ih, x, call.w_ih.t())
+    x = F.linear(x, call.w_ih, call.b_ih)
     kept = {"c": call.c0, "h": call.h0, "": None}[cell.keeps]
     kept = None if kept is None else kept.to(_kept_dtype(x), copy=True)
     tensors = {
@@ -336,5 +346,6 @@ def _weight_gradients(call: _Layer, d: int, dx: Tensor, du: Tensor, y: Tensor) -
         torch.addmm(w_hh, after.t(), before),
     ]
     if call.b_ih is not None:
-        grads += [dx.sum(0), du.sum(0)]
+        b_hh = du.sum(0)
+        grads += [dx.sum(0) if call.cell.split else b_hh.clone(), b_hh]
     return grads

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import autograd, cudnn, dispatch, gpu, reference, reference_ops
+from . import autograd, cudnn, direct, dispatch, gpu, reference, reference_ops
 from .dispatch import Options
 
 # Not keyword-only, which torch.library gives no derivative to when they are tensors.
@@ -200,7 +200,11 @@ def layer(
         return whole(input, batch_sizes, h0, c0, weights, cell, bias)
     if wants_grad and not compiling:
         return autograd.Layer.apply(input, batch_sizes, h0, c0, cell, bias, options, *weights)
-    op = _forward if wants_grad or (options is not None and options.trace) else _inference
+    saves = wants_grad or (options is not None and options.trace)
+    if compiling:
+        op = _forward if saves else _inference
+    else:
+        op = direct.op("layer_forward" if saves else "layer_inference", input)
     if options is None:
         results = op(input, batch_sizes, h0, c0, weights, cell, bias)
         return results[:3] if wants_grad else results

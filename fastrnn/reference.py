@@ -111,7 +111,7 @@ def sizes(
     kind = CELLS[cell]
 
     def expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        if tuple(tensor.shape) != shape:
+        if tensor.shape != shape:
             raise RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
     rank = 3 if batch_sizes is None else 2
@@ -127,14 +127,13 @@ def sizes(
     projected = per_direction > plain
     H = weights[plain].size(-1) if projected else P
     GH, I = kind.gates * H, input.size(-1)
-    shapes = {"w_ih": (GH, I), "w_hh": (GH, P)}
+    shapes = [("w_ih", (GH, I)), ("w_hh", (GH, P))]
     if bias:
-        shapes |= {"b_ih": (GH,), "b_hh": (GH,)}
+        shapes += [("b_ih", (GH,)), ("b_hh", (GH,))]
     if projected:
-        shapes |= {"w_hr": (P, H)}
-    for k, weight in enumerate(weights):
-        name = list(shapes)[k % per_direction]
-        expect(name, weight, shapes[name])
+        shapes.append(("w_hr", (P, H)))
+    for (name, shape), weight in zip(shapes * D, weights, strict=True):
+        expect(name, weight, shape)
     if kind.has_cell != (c0 is not None):
         raise RuntimeError(f"{cell} {'needs' if kind.has_cell else 'has no'} initial cell state")
     if c0 is not None:

@@ -361,7 +361,7 @@ def test_reasons(monkeypatch):
     assert cuda.obstacle(torch.empty(0)) == "tensors are on cpu; move them and the module to 'cuda'"
     gpu_tensor = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.float32)
     capability = (7, 5)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(gpu, "capability", lambda _: capability)
     assert "the GPU has compute capability (7, 5), the kernels need (8, 0)" in cuda.obstacle(
         gpu_tensor
     )

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fastrnn
-from fastrnn import cuda, dispatch, triton
+from fastrnn import cuda, dispatch, gpu, triton
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA GPU here")
 
@@ -347,7 +347,7 @@ def test_errors(backend):
 @pytest.mark.parametrize("backend", OURS)
 def test_a_gpu_that_is_too_old(backend, monkeypatch):
     module, x = module_of("GRU"), example("plain", torch.float32)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr(gpu, "capability", lambda _: (7, 5))
     with (
         fastrnn.backend(backend),
         pytest.raises(RuntimeError, match=rf"'{backend}' cannot run: .*\(7, 5\)"),

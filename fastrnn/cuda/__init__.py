@@ -7,6 +7,7 @@ import importlib
 import torch
 from torch import Tensor
 
+from .. import gpu
 from ..gpu import Cell, Tensors
 from ..reference import Sizes
 
@@ -44,7 +45,7 @@ def obstacle(input: Tensor) -> str | None:
     if not input.is_cuda:
         return f"tensors are on {input.device}; move them and the module to 'cuda'"
     if not torch.compiler.is_compiling():
-        capability = torch.cuda.get_device_capability(input.device)
+        capability = gpu.capability(input.device)
         if capability < CAPABILITY:
             return (
                 f"the GPU has compute capability {capability}, the kernels need {CAPABILITY}; "

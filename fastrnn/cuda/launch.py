@@ -8,6 +8,7 @@ torch's current stream, and a chain of launches that repeats is replayed as a gr
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -34,13 +35,16 @@ def pitch(columns: int, itemsize: int) -> int:
     return -(-columns // pack) * pack
 
 
-def choose(products: list[tuple[int, int, int]], size: Sizes, how: str, device) -> Plan:
+@functools.lru_cache(1024)
+def choose(
+    products: tuple[tuple[int, int, int], ...], N: int, D: int, how: str, device: torch.device
+) -> Plan:
     """The plan for steps that make these products, each (planes, units, depth)."""
     processors, major = 132, 9  # without a GPU
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         processors, major = properties.multi_processor_count, properties.major
-    return Plan(*_C.cuda_choose(products, size.N, size.D, how, processors, major))
+    return Plan(*_C.cuda_choose(list(products), N, D, how, processors, major))
 
 
 def _rows(*shape: int, like: Tensor) -> Tensor:
@@ -49,9 +53,10 @@ def _rows(*shape: int, like: Tensor) -> Tensor:
 
 
 def _padded(matrix: Tensor) -> Tensor:
-    """The matrices with rows that are `pitch` long, the ends zero; they themselves if they are."""
-    if matrix.is_contiguous() and matrix.size(-1) == pitch(matrix.size(-1), matrix.itemsize):
-        return matrix
+    """The matrices dense, with rows that are `pitch` long, the ends zero; they themselves if they
+    are."""
+    if matrix.size(-1) == pitch(matrix.size(-1), matrix.itemsize):
+        return matrix.contiguous()
     rows = _rows(*matrix.shape, like=matrix)
     rows[..., : matrix.size(-1)] = matrix
     return rows
@@ -78,10 +83,10 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     """As `gpu.Loops` says."""
     x, w_hh, w_hr = tensors["x"], tensors["w_hh"], tensors["w_hr"]
     D, N, H, P, G = size.D, size.N, size.H, size.P, cell.gates
-    products = [(G, H, P)] + [(1, P, H)] * (w_hr is not None)
-    plan = choose(products, size, precision(x.dtype), x.device)
-    h, m = _rows(2, D, N, P, like=x), None
-    h[..., :P] = tensors["h_n"]
+    products = ((G, H, P),) + ((1, P, H),) * (w_hr is not None)
+    how = precision(x.dtype)
+    plan = choose(products, N, D, how, x.device)
+    h, m = _padded(tensors["h_n"].expand(2, D, N, P)), None
     if w_hr is not None:
         m = _rows(D, N, H, like=x)
     memory = tensors | {"h": h, "m": m}
@@ -89,7 +94,7 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
         memory["sums"] = sums = _sums(x, D * N * G * H, D * N * P)
     else:
         memory["w_hh"], memory["w_hr"] = _padded(w_hh), None if w_hr is None else _padded(w_hr)
-    loop = _Loop(KERNELS.CudaForward, cell, size, plan, memory, {}, ())
+    loop = _Loop("CudaForward", cell, size, plan, how, memory, {})
 
     def with_library(stream: int) -> None:
         for i in range(size.T):
@@ -108,8 +113,9 @@ def backward(
     """As `gpu.Loops` says."""
     du, w_hh, w_hr = tensors["du"], tensors["w_hh"], tensors["w_hr"]
     D, N, H, P, K = size.D, size.N, size.H, size.P, cell.gates * size.H
-    products = [(1, P, K)] + [(1, H, P)] * (w_hr is not None)
-    plan = choose(products, size, precision(du.dtype), du.device)
+    products = ((1, P, K),) + ((1, H, P),) * (w_hr is not None)
+    how = precision(du.dtype)
+    plan = choose(products, N, D, how, du.device)
     sent, sent_state = _rows(2, D, N, K, like=du), None
     if w_hr is not None:
         sent_state = _rows(D, N, P, like=du)
@@ -122,7 +128,7 @@ def backward(
             None if w_hr is None else _padded(w_hr.mT),
         )
     numbers = {"detach_every": detach_every}
-    loop = _Loop(KERNELS.CudaBackward, cell, size, plan, memory, numbers, (float(grad_clip),))
+    loop = _Loop("CudaBackward", cell, size, plan, how, memory, numbers, float(grad_clip))
 
     def with_library(stream: int) -> None:
         for i in reversed(range(size.T)):
@@ -140,16 +146,28 @@ class _Loop:
     """The kernels of a loop, which know its memory by address."""
 
     def __init__(
-        self, make, cell: Cell, size: Sizes, plan: Plan, memory: Tensors, numbers: dict, more: tuple
+        self,
+        kind: str,
+        cell: Cell,
+        size: Sizes,
+        plan: Plan,
+        how: str,
+        memory: Tensors,
+        numbers: dict[str, int],
+        *more: float,
     ):
-        x = memory["y"]
         values = {name: t.data_ptr() for name, t in memory.items() if t is not None}
-        values |= {"T": size.T, "N": size.N, "rows": size.rows, "H": size.H, "P": size.P}
-        values |= {"D": size.D, "G": cell.gates} | numbers
-        how = precision(x.dtype)
-        self.memory, self.device, self.plan = memory, x.device, plan
-        self.kernels = make(cell.name, how, *plan, values, *more)
-        self.chain = (make, cell.name, how, plan, *values.items(), *more, x.device)
+        values["T"], values["N"], values["rows"], values["D"] = size.T, size.N, size.rows, size.D
+        values["H"], values["P"], values["G"] = size.H, size.P, cell.gates
+        values |= numbers
+        self.memory, self.device, self.plan = memory, memory["y"].device, plan
+        self.kind, self.arguments = kind, (cell.name, how, *plan, values, *more)
+        self.chain = (kind, cell.name, how, plan, *values.items(), *more, self.device)
+
+    @functools.cached_property
+    def kernels(self):
+        """Not needed where a graph of theirs is replayed."""
+        return getattr(KERNELS, self.kind)(*self.arguments)
 
     def run(self, with_library: Callable[[int], None]) -> None:
         """Runs all steps; `with_library` does in the library schedule."""

@@ -14,6 +14,8 @@ from importlib import metadata
 import torch
 from torch import Tensor
 
+from .. import gpu
+
 MINIMUM = (3, 6)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -53,7 +55,7 @@ def obstacle(input: Tensor) -> str | None:
     if input.device.type != DEVICE:
         return f"tensors are on {input.device}; move them and the module to 'cuda'"
     if input.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling():
-        capability = torch.cuda.get_device_capability(input.device)
+        capability = gpu.capability(input.device)
         if capability < (8, 0):
             return f"the GPU has compute capability {capability}; Triton needs (8, 0)"
     if input.dtype not in (torch.float16, torch.bfloat16, torch.float32):
