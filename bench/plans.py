@@ -4,8 +4,8 @@ of `choose.h` come from.
     python -m bench.plans --out FILE.csv [--seconds 60] [--workers 12]
 
 A layer of one direction, input as wide as h, over a grid of hidden sizes and batches. A row is one
-call, as it is or replayed from a CUDA graph: the median of groups of calls between CUDA events, each
-call with a cold L2 (`bench.cuda`); `host_us` is what the call takes until it returns. `cuda` and
+call, as it is or replayed from a CUDA graph: the median of groups of calls between CUDA events,
+each with a cold L2 (`bench.cuda`); `host_us` is what the call takes until it returns. `cuda` and
 `triton` take the schedule that they choose; what follows `cuda` names one. The grid is in the order
 of its value and ends when the time does. Triton's kernels are compiled before, by several processes
 at once.
@@ -97,7 +97,8 @@ def contenders(size: Size) -> Iterator[tuple[str, object, contextlib.AbstractCon
     yield "torch.nn", torch.nn, contextlib.nullcontext()
     yield "cuda few", fastrnn, forced((False, 0))
     if size.dtype != "float32":
-        yield "cuda many", fastrnn, forced((False, 1))
+        yield "cuda held", fastrnn, forced((False, 1))
+        yield "cuda tall", fastrnn, forced((False, 2))
     yield "cuda library", fastrnn, forced((True, 0))
     yield "cuda", fastrnn, fastrnn.backend("cuda")
     yield "triton", fastrnn, fastrnn.backend("triton")

@@ -98,7 +98,9 @@ py::dict cuda_tile(int tile, const std::array<int64_t, 3>& product, int64_t batc
   facts["unit_tiles"] = cuda::unit_tiles(shape, size);
   facts["threads"] = cuda::threads_of(shape);
   facts["blocks"] = cuda::blocks_of(shape, size, batch, directions);
-  facts["shared"] = cuda::shared_bytes(shape, planes, dtype == "float64" ? 8 : 4);
+  const bool wide = dtype == "float64", narrow = dtype == "float16" || dtype == "bfloat16";
+  const int64_t depth = size.depth * (wide ? 8 : narrow ? 2 : 4);
+  facts["shared"] = cuda::shared_bytes(shape, planes, wide ? 8 : 4, depth);
   return facts;
 }
 

@@ -124,7 +124,8 @@ class _Layer:
             weights[0] = weights[0].flatten(0, 1)
             if bias:
                 weights[2] = weights[2].flatten()
-        self.w_ih, self.w_hh = weights[0], weights[1].view(D, -1, size.P)
+        self.w_ih = weights[0]
+        self.w_hh = weights[1].view(D, self.cell.gates * size.H, size.P)
         self.b_ih, self.b_hh = weights[2:4] if bias else (None, None)
         self.w_hr = weights[-1].view(D, size.P, size.H) if k % 2 else None
         self.reset, self.lengths, self.offsets = _dense(reset), _dense(lengths), None

@@ -48,18 +48,14 @@ def test_every_plan_can_run(device):
                 rows, units = facts["rows"], facts["units"]
                 assert facts["unit_tiles"] * units >= step[1] > (facts["unit_tiles"] - 1) * units
                 assert facts["blocks"] == D * facts["unit_tiles"] * -(-N // rows)
-    assert {plan for how, plan in plans if how == "bfloat16"} == {0, 1, "library"}
-    assert {plan for how, plan in plans if how == "tf32"} == {0, 1, "library"}
-    # without tensor cores there is no tile of many rows
-    assert {plan for how, plan in plans if how in ("float32", "float64")} == {0, "library"}
+    assert {plan for _, plan in plans} == {0, "library"}  # the others were never timed
 
 
 def test_plans():
-    few, many, library = (False, 0), (False, 1), (True, 0)
+    few, library = (False, 0), (True, 0)
     # many blocks, so that all processors stream the weights
     assert choose(1024, 1) == choose(1024, 16) == choose(512, 64) == few
     assert choose(512, 64, backward=True) == choose(256, 256, backward=True) == few
-    assert choose(256, 256) == many
     # sizes at which the library's larger tiles win
     assert choose(1024, 64) == choose(1024, 64, "tf32") == choose(512, 256) == library
     assert choose(512, 64, "tf32", backward=True) == library

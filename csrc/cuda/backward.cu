@@ -14,7 +14,7 @@ void launch_step(const Loop& loop, const Backward& backward, int64_t i, Part par
         return step.pointwise(backward_state_pointwise<T>, "backward_state_pointwise", units);
       return with_tile<kDtype>(plan.tile, [&]<int kTile>() {
         step.template tiles<Operand, kTile, 1>(backward_state<Operand, kTile>, "backward_state",
-                                               units);
+                                               units, backward.size.planes * backward.size.hidden);
       });
     }
     with_cell(loop.cell, [&]<class Cell>() {
@@ -22,8 +22,9 @@ void launch_step(const Loop& loop, const Backward& backward, int64_t i, Part par
       if (plan.library)
         return step.pointwise(backward_cell_pointwise<Cell, T>, "backward_cell_pointwise", units);
       with_tile<kDtype>(plan.tile, [&]<int kTile>() {
+        const int64_t depth = backward.projected ? backward.size.state : Cell::kGates * units;
         step.template tiles<Operand, kTile, 1>(backward_cell<Cell, Operand, kTile>, "backward_cell",
-                                               units);
+                                               units, depth);
       });
     });
   });

@@ -26,7 +26,7 @@ void launch_step(const Loop& loop, const Forward& forward, int64_t i, Part part,
         return step.pointwise(forward_state_pointwise<T>, "forward_state_pointwise", units);
       return with_tile<kDtype>(plan.tile, [&]<int kTile>() {
         step.template tiles<Operand, kTile, 1>(forward_state<Operand, kTile>, "forward_state",
-                                               units);
+                                               units, forward.size.hidden);
       });
     }
     with_cell(loop.cell, [&]<class Cell>() {
@@ -34,8 +34,8 @@ void launch_step(const Loop& loop, const Forward& forward, int64_t i, Part part,
       if (plan.library)
         return step.pointwise(forward_cell_pointwise<Cell, T>, "forward_cell_pointwise", units);
       with_tile<kDtype>(plan.tile, [&]<int kTile>() {
-        step.template tiles<Operand, kTile, Cell::kGates>(forward_cell<Cell, Operand, kTile>,
-                                                          "forward_cell", units);
+        step.template tiles<Operand, kTile, Cell::kGates>(
+            forward_cell<Cell, Operand, kTile>, "forward_cell", units, forward.size.state);
       });
     });
   });

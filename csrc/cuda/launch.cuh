@@ -64,15 +64,16 @@ struct StepLaunch {
   bool overlaps;
   void* stream;
 
-  // A kernel whose blocks make tiles of a product with `units` columns in each of kPlanes planes.
+  // A kernel whose blocks make tiles of a product with `units` columns in each of kPlanes planes,
+  // each the sum of `depth` terms.
   template <class Operand, int kTile, int kPlanes>
-  void tiles(void (*kernel)(Steps, int64_t), const char* name, int64_t units) const {
+  void tiles(void (*kernel)(Steps, int64_t), const char* name, int64_t units, int64_t depth) const {
     using P = Product<Operand, kTile, kPlanes>;
     const Sizes& s = steps.size;
     const int blocks = grid(blocks_of(P::kShape, {kPlanes, units, 0}, s.batch, s.directions));
     if (blocks == 0) return;
-    launch(kernel, {blocks, P::kThreads, P::kSharedBytes, 1, overlaps, false, name}, stream, steps,
-           i);
+    const size_t shared = P::shared(depth);
+    launch(kernel, {blocks, P::kThreads, shared, 1, overlaps, false, name}, stream, steps, i);
   }
   void pointwise(void (*kernel)(Steps, int64_t), const char* name, int64_t units) const {
     const Sizes& s = steps.size;

@@ -147,24 +147,32 @@ class Product {
   static constexpr Tile kShape = kTiles[kTile];
   static constexpr int kRows = kShape.rows, kUnits = units_of(kShape, kPlanes);
   static constexpr int kThreads = threads_of(kShape);
-  static constexpr size_t kSharedBytes = shared_bytes(kShape, kPlanes, sizeof(Sum));
+
+  // Of shared memory, for rows of `depth` elements.
+  static size_t shared(int64_t depth) {
+    return shared_bytes(kShape, kPlanes, sizeof(Sum), depth * static_cast<int64_t>(sizeof(T)));
+  }
 
   // b [planes, units, depth] of the direction; the block has the units from `first`. `depth` is the
   // pitch of a and b.
   FASTRNN_DEVICE Product(const void* b, int64_t units, int first, int64_t depth)
       : depth_(static_cast<int>(depth)),
         stages_((depth_ + kDepth - 1) / kDepth),
-        b_planes_(kRowsApart / kUnits * units * depth) {
+        b_apart_((kPlanes == 1 ? kRowsApart : kRowsApart / kUnits * units) * depth) {
     const int column = thread() / kChunks, unit = first + column % kUnits;
-    b_inside_ = unit < units;
-    const int64_t row = b_inside_ ? column / kUnits * units + unit : 0;
+    const int64_t row = unit < units ? column / kUnits * units + unit : 0;
+    units_left_ = static_cast<int>(units - unit);
     b_ = static_cast<const T*>(b) + row * depth;
   }
 
-  // Begins to copy the first stages of the weights.
+  // Begins to copy the first stages of the weights, or all that the block holds.
   FASTRNN_DEVICE void start_weights() {
-    FASTRNN_UNROLL
-    for (int s = 0; s < kAhead; ++s) copy_weights(s);
+    if constexpr (kShape.holds) {
+      for (int s = 0; s < stages_; ++s) copy_weights(s);
+    } else {
+      FASTRNN_UNROLL
+      for (int s = 0; s < kAhead; ++s) copy_weights(s);
+    }
   }
 
   // Row r of the block is row row_of(r) of `a`, or zeros where that is negative.
@@ -199,15 +207,13 @@ class Product {
     for (int s = 0; s < stages_; ++s) {
       copies_wait<kAhead - 1>();
       block_barrier();  // stage s is there, and what held stage s - 1 is free
-      copy_weights(s + kAhead);
+      if constexpr (!kShape.holds) copy_weights(s + kAhead);
       copy_rows(s + kAhead);
       copies_commit();
-      const char* const stage = shared_memory() + s % kShape.stages * kStageBytes;
-      FASTRNN_ROLLED  // a second set of fragments would not fit into the registers
-          for (int k = 0; k < kShape.steps; ++k) {
-        const char* const a = stage + (part * kShape.steps + k) * 32;
-        sums.add(a + row * kPitch, a + (kRows + column) * kPitch, kPitch);
-      }
+      const char* const a = rows_of(s) + row * kPitch + part * kShape.steps * 32;
+      const char* const b = weights_of(s) + column * kPitch + part * kShape.steps * 32;
+      FASTRNN_UNROLL
+      for (int k = 0; k < kShape.steps; ++k) sums.add(a + k * 32, b + k * 32, kPitch);
     }
     copies_wait<0>();
     block_barrier();
@@ -230,45 +236,51 @@ class Product {
   static constexpr int kAhead = kShape.stages - 1;
   static constexpr int kDepth = depth_of(kShape) / static_cast<int>(sizeof(T));
   // A thread copies the same 16 bytes of each stage, of rows that lie kRowsApart apart; of b those
-  // are the same unit of other planes.
+  // are the same unit of other planes, or other units where there is one plane.
   static constexpr int kChunks = depth_of(kShape) / 16, kRowsApart = kThreads / kChunks;
   static constexpr int kCopiesA = kRows / kRowsApart;
   static constexpr int kCopiesB = (kColumns + kRowsApart - 1) / kRowsApart;
   static_assert(kThreads % kChunks == 0 && kRows % kRowsApart == 0);
-  static_assert(kRowsApart % kUnits == 0 || kCopiesB == 1);
+  static_assert(kRowsApart % kUnits == 0 || kPlanes == 1 || kCopiesB == 1);
 
   FASTRNN_DEVICE static Sum* parts() { return reinterpret_cast<Sum*>(shared_memory()); }
 
-  // Where this thread copies to, in row 0 of stage s, and from, in elements.
-  FASTRNN_DEVICE static char* to(int s) {
-    return shared_memory() + s % kShape.stages * kStageBytes + thread() / kChunks * kPitch +
-           thread() % kChunks * 16;
+  // Where the factors of stage s lie.
+  FASTRNN_DEVICE static char* rows_of(int s) {
+    return shared_memory() + s % kShape.stages * kStageBytes;
   }
+  FASTRNN_DEVICE static char* weights_of(int s) {
+    return kShape.holds ? shared_memory() + kShape.stages * kStageBytes + s * (kColumns * kPitch)
+                        : rows_of(s) + kRows * kPitch;
+  }
+  // Where this thread copies to, behind these, and from, in elements.
+  FASTRNN_DEVICE static int to() { return thread() / kChunks * kPitch + thread() % kChunks * 16; }
   FASTRNN_DEVICE static int from(int s) { return s * kDepth + thread() % kChunks * kPack<T>; }
 
   FASTRNN_DEVICE void copy_rows(int s) {
     const bool inside = from(s) < depth_;
     FASTRNN_UNROLL
     for (int i = 0; i < kCopiesA; ++i)
-      copy_async(to(s) + i * kRowsApart * kPitch, a_[i] + (inside ? from(s) : 0),
+      copy_async(rows_of(s) + to() + i * kRowsApart * kPitch, a_[i] + (inside ? from(s) : 0),
                  inside && a_inside_[i]);
   }
   FASTRNN_DEVICE void copy_weights(int s) {
-    const bool inside = b_inside_ && from(s) < depth_;
     FASTRNN_UNROLL
     for (int i = 0; i < kCopiesB; ++i) {
+      const bool inside = (kPlanes == 1 ? i * kRowsApart : 0) < units_left_ && from(s) < depth_;
       // the columns of some tiles do not divide evenly
       if (kColumns % kRowsApart == 0 || thread() / kChunks + i * kRowsApart < kColumns)
-        copy_async(to(s) + (kRows + i * kRowsApart) * kPitch,
-                   b_ + (inside ? i * b_planes_ + from(s) : 0), inside);
+        copy_async(weights_of(s) + to() + i * kRowsApart * kPitch,
+                   b_ + (inside ? i * b_apart_ + from(s) : 0), inside);
     }
   }
 
   const int depth_, stages_;
-  const int64_t b_planes_;  // from one of this thread's rows of b to the next
+  const int64_t b_apart_;  // from one of this thread's rows of b to the next
   const T* a_[kCopiesA];
   const T* b_;
-  bool a_inside_[kCopiesA], b_inside_;
+  bool a_inside_[kCopiesA];
+  int units_left_;  // in the plane, from this thread's unit on
 };
 
 }  // namespace fastrnn::cuda
