@@ -2,6 +2,7 @@
 of `choose.h` come from.
 
     python -m bench.plans --out FILE.csv [--seconds 60] [--workers 12]
+    python -m bench.plans --table FILE.csv      # what bench/README.md shows of the rows
 
 A layer of one direction, input as wide as h, over a grid of hidden sizes and batches. A row is one
 call, as it is or replayed from a CUDA graph: the median of groups of calls between CUDA events,
@@ -136,14 +137,49 @@ def sizes_key(size: Size) -> int:
     return next(k for k, s in enumerate(sizes()) if s._replace(N=0) == size)
 
 
+def table(path: Path) -> str:
+    """Markdown: how many times faster than torch.nn, as it is and from a graph, the better of the
+    two schedules that `choose.h` knows."""
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["us"]:
+                key = tuple(row[name] for name in ("launch", "mode", "dtype", "cell", "N", "H"))
+                found.setdefault(key, {})[row["contender"]] = float(row["us"])
+
+    def ratio(*key: str) -> str:
+        rows = found.get(key, {})
+        ours = [rows[name] for name in ("cuda few", "cuda library") if name in rows]
+        return f"{rows['torch.nn'] / min(ours):.1f}" if ours and "torch.nn" in rows else "-"
+
+    hidden = sorted({int(key[-1]) for key in found})
+    lines = ["| mode | precision | cell | N | " + " | ".join(f"H = {H}" for H in hidden) + " |"]
+    lines.append("|---" * (4 + len(hidden)) + "|")
+    for mode, dtype, cell in itertools.product(MODES, DTYPES, CELLS):
+        for N in sorted({int(key[4]) for key in found if key[1:4] == (mode, dtype, cell)}):
+            cells = (
+                "{} / {}".format(
+                    *(ratio(how, mode, dtype, cell, str(N), str(H)) for how in ("eager", "graph"))
+                )
+                for H in hidden
+            )
+            lines.append(f"| {mode} | {dtype} | {cell} | {N} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--out", type=Path, metavar="FILE", help="time, and write the rows there")
+    what.add_argument("--table", type=Path, metavar="FILE", help="show these rows")
     parser.add_argument("--seconds", type=float, default=60, help="in all (%(default)s)")
     parser.add_argument("--compile", type=float, default=40, help="of which for Triton")
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--warm", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args(words)
+    if chosen.table:
+        print(table(chosen.table))
+        return
     if chosen.warm is not None:
         warm(chosen.warm, chosen.workers)
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import cuda, gpu
+from bench import cuda, gpu, plans
 from bench.gpu import Stage
 
 ROOT = Path(__file__).parent.parent
@@ -165,3 +165,29 @@ def test_names_of_kernels():
     events = [("short", 1.0), ("long", 5.0), ("short", 1.0)]
     assert cuda.summary(events) == "1x long; 2x short"
     assert cuda.summary(events, 1) == "1x long; 1 others"
+
+
+def test_the_grid_of_schedules():
+    sizes = plans.sizes()
+    assert len(set(sizes)) == len(sizes) == 300
+    late = [size.cell == "RNN" or size.dtype == "float32" or size.H > 1024 for size in sizes]
+    assert not any(late[:20]) and all(late[-20:])
+    assert [name for name, _, _ in plans.contenders(sizes[0])][0] == "torch.nn"
+
+
+def test_the_table_of_schedules(tmp_path):
+    """That of the readme is of the rows that are kept."""
+    folder = ROOT / "bench" / "results"
+    (kept,) = folder.glob("*-plans.csv")
+    assert plans.table(kept) in (ROOT / "bench" / "README.md").read_text()
+    path = tmp_path / "rows.csv"
+    first = ("gpu", "torch", "cudnn", "GRU", "tf32", "64", "16", "100", "training")
+    rows = [
+        plans.COLUMNS,
+        (*first, "eager", "torch.nn", "30", "1", "ok"),
+        (*first, "eager", "cuda few", "20", "1", "ok"),
+        (*first, "eager", "cuda library", "10", "1", "ok"),
+        (*first, "any", "triton", "", "", "broken"),
+    ]
+    path.write_text("\n".join(",".join(row) for row in rows))
+    assert plans.table(path).splitlines()[-1] == "| training | tf32 | GRU | 16 | 3.0 / - |"

@@ -323,6 +323,17 @@ def test_auto_is_not_slower_than_torch_nn_by_construction():
         assert dispatch.choose(name.lower(), x, x) == "cudnn"
 
 
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_auto_takes_what_was_faster(cell):
+    """Where it was measured: on a GPU of compute capability 9 with compiled kernels."""
+    module = getattr(fastrnn, cell)(I, 128, device=DEVICE, dtype=torch.bfloat16)
+    x = torch.randn(50, 3, I).bfloat16().to(DEVICE)
+    hopper = torch.cuda.get_device_capability()[0] == 9
+    h0 = x.new_zeros(1, 3, 128)
+    assert dispatch.choose(cell.lower(), x, h0) == ("cuda" if hopper else "cudnn")
+    assert_all_match(run(module, x), expected(module, x))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backward_in_eval_mode(backend):
     module, x = module_of("LSTM", num_layers=2, dropout=0.5).eval(), example("plain", torch.float32)
