@@ -61,11 +61,11 @@ void set_isa(const std::string& name) {
   throw py::value_error("instruction set '" + name + "' is not offered here, only " + offered);
 }
 
-std::pair<int64_t, int64_t> split_step(int64_t batch, int64_t outputs, int64_t depth,
-                                       int64_t itemsize, int64_t threads, int64_t most_units) {
+std::array<int64_t, 3> split_step(int64_t batch, int64_t outputs, int64_t depth, int64_t itemsize,
+                                  int64_t threads, int64_t most_units) {
   const auto split =
       fastrnn::cpu::split_step({batch, outputs, depth, itemsize}, threads, most_units);
-  return {split.rows, split.units};
+  return {split.rows, split.units, split.slices};
 }
 
 // The plan of csrc/cuda/choose.h, (library, tile); products are (planes, units, depth).
@@ -117,9 +117,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", &fastrnn::cpu::isa_current, "The instruction set that the CPU kernels use.");
   m.def("split_step", &split_step, py::arg("batch"), py::arg("outputs"), py::arg("depth"),
         py::arg("itemsize"), py::arg("threads"), py::arg("most_units"),
-        "How threads share a step: (pieces of the batch, pieces of the units). A step makes "
-        "`outputs` "
-        "sums of `depth` terms for each row of the batch; the units can be cut into most_units.");
+        "How threads share a step: (pieces of the batch, pieces of the units, slices of each of "
+        "these). A step makes `outputs` sums of `depth` terms for each row of the batch; the units "
+        "can be cut into most_units.");
   fastrnn::bind_stream(m);
   fastrnn::bind_direct(m);
   m.def("cuda_choose", &cuda_choose, py::arg("products"), py::arg("batch"), py::arg("directions"),

@@ -30,8 +30,8 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def split(N: int, G: int, H: int, count: int, itemsize: int = 4) -> tuple[int, int]:
-    return KERNELS.split_step(N, G * H, H, itemsize, count, -(-H // 32))
+def split(N: int, G: int, H: int, count: int, itemsize: int = 4) -> tuple[int, int, int]:
+    return tuple(KERNELS.split_step(N, G * H, H, itemsize, count, -(-H // 32)))
 
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
@@ -41,23 +41,24 @@ def test_split_is_one_of_two(G, itemsize):
         [1, 2, 3, 7, 20, 64, 500], [1, 10, 64, 256, 650, 2048], [1, 2, 3, 16, 64]
     )
     for N, H, count in sizes:
-        rows, units = split(N, G, H, count, itemsize)
-        assert 1 in (rows, units)
+        rows, units, slices = split(N, G, H, count, itemsize)
+        assert 1 in (rows, units) and slices in (1, 4) and (slices == 1 or rows == 1)
         assert 1 <= rows <= max(1, N // 2)
         assert 1 <= units <= -(-H // 32)
         assert max(rows, units) <= count
 
 
 def test_split_of_known_shapes():
-    """One row of large weights, or weights beyond the caches, by units; else by rows."""
-    assert split(1, 4, 256, 1) == (1, 1)
-    assert split(1, 4, 256, 2) == (1, 2)
-    assert split(1, 4, 64, 2) == (1, 1)
-    assert split(20, 4, 650, 2) == (1, 2)
-    assert split(32, 4, 256, 2) == (2, 1)
-    assert split(64, 4, 256, 2) == (2, 1)
-    assert split(64, 4, 1024, 2) == (2, 1)
-    assert split(1, 4, 256, 64) == (1, 8)
+    """One row of large weights, or weights beyond the caches, by units, in slices where a step is
+    long; else by rows."""
+    assert split(1, 4, 256, 1) == (1, 1, 1)
+    assert split(1, 4, 256, 2) == (1, 2, 1)
+    assert split(1, 4, 64, 2) == (1, 1, 1)
+    assert split(20, 4, 650, 2) == (1, 2, 4)
+    assert split(32, 4, 256, 2) == (2, 1, 1)
+    assert split(64, 4, 256, 2) == (2, 1, 1)
+    assert split(64, 4, 1024, 2) == (2, 1, 1)
+    assert split(1, 4, 256, 64) == (1, 8, 1)
 
 
 def everything(case: Case, **limits) -> list[torch.Tensor]:
@@ -139,6 +140,20 @@ def test_a_block_of_rows_that_ends_early(cell, D, dtype):
     for count in (2, 2 * D + 1, 2 * D):
         with threads(count):
             assert all(map(torch.equal, wanted, everything_of(args)))
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_slices_change_no_bit(cell):
+    """Steps so long that a thread that is done helps at once; more slices than panels have units,
+    sums of panels that are cut in depth."""
+    N, H = {"lstm": (3, 650), "gru": (3, 650)}.get(cell, (5, 1290))
+    assert split(N, GATES[cell], H, 3)[1:] == (3, 4)
+    case = Case(cell, T=6, N=N, I=3, H=H, D=1)
+    with threads(1):
+        wanted = everything(case)
+    for count in (2, 3, 16):
+        with threads(count):
+            assert all(map(torch.equal, wanted, everything(case)))
 
 
 def test_more_threads_than_cores():

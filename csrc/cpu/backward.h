@@ -83,7 +83,7 @@ class BackwardPass : Layer<Cell, Stored> {
         ld_y_(round_up(P, kGrain<O>)),
         chunk_(this->chunk(N, 0, kOuterDepth)),
         direction_{make(0), make(1)},
-        teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
+        teams_{{split.units, split.slices}, {split.units, split.slices}},
         zero_(kWidth<T, kWide>),
         zero_state_(max(ld_state, ld_cell)) {}
 
@@ -182,7 +182,7 @@ class BackwardPass : Layer<Cell, Stored> {
     const Range all{0, N};
     const int64_t done = s.steps - steps.last, base = done + done / chunk_;  // of phases
     teams_[d].run(member, base, base + steps.count() + 1, [&](int64_t phase, int64_t slice) {
-      const Range panels = piece(w.hh.count(), slice, split.units, 1);
+      const Range panels = piece(w.hh.count(), slice, teams_[d].slices(), 1);
       const Range units{min(H, panels.first * Plain::kUnits), min(H, panels.last * Plain::kUnits)};
       const int64_t step = steps.last - 1 - (phase - base);
       if (step + 1 < steps.last) {

@@ -33,7 +33,7 @@ class ForwardPass : Layer<Cell, Stored> {
     Buffer<O> h_operand;   // the same where kRounds, zero beyond P
     Buffer<T> c;           // [N, ld_cell]
     Buffer<O> m;           // [N, ld_cell] o tanh(c), before the projection; zero beyond H
-    Buffer<T> partial;     // [split.units, N, kLd] sums of a panel that is cut in depth
+    Buffer<T> partial;     // [slices, N, kLd] sums of a panel that is cut in depth
   };
 
   const int64_t chunk_;  // time steps
@@ -45,6 +45,7 @@ class ForwardPass : Layer<Cell, Stored> {
     const bool used = d < D;
     const fastrnn::Weights<Stored>& w = f.weights[used ? d : 0];
     const int64_t panels = ceil_div(H, Gated::kUnits);
+    const int64_t cut = panel_depth<O, kGated>(P, N) < P ? split.units * split.slices : 0;
     return {Gated(w.w_ih, I, H, used),
             Gated(w.w_hh, P, H, used),
             Projection(w.w_hr, H, P, used),
@@ -55,7 +56,7 @@ class ForwardPass : Layer<Cell, Stored> {
             Buffer<O>(used && kRounds ? 2 * N * ld_state : 0),
             Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
             Buffer<O>(used && s.projected ? N * ld_cell : 0),
-            Buffer<T>(used && panel_depth<O, kGated>(P, N) < P ? split.units * N * kLd : 0)};
+            Buffer<T>(used ? cut * N * kLd : 0)};
   }
 
  public:
@@ -64,7 +65,7 @@ class ForwardPass : Layer<Cell, Stored> {
         chunk_(this->chunk(ceil_div(N, split.rows), kRowBlock<O>,
                            kChunkBytes / (G * H * int64_t{sizeof(T)}))),
         direction_{make(0), make(1)},
-        teams_{fastrnn::cpu::Team(split.units), fastrnn::cpu::Team(split.units)},
+        teams_{{split.units, split.slices}, {split.units, split.slices}},
         zero_(kWidth<T, kWide>) {}
 
   void operator()() {
@@ -250,7 +251,7 @@ class ForwardPass : Layer<Cell, Stored> {
     this->each_chunk(chunk_, [&](Range steps) {
       const int64_t base = phases + 1 - steps.first;  // phase of step 0
       const auto phase = [&](int64_t at, int64_t slice) {
-        const Range own = panels(split.units, slice);
+        const Range own = panels(teams_[d].slices(), slice);
         if (at < base + steps.first) return input_product(d, all, steps, own, gathered);
         const int64_t step = at - base, before = row(d, step) - rows_of(d, steps).first;
         recurrent_product(this->at(d, step, all, before, slice * N), step, own);

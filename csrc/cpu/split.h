@@ -15,7 +15,8 @@ struct StepWork {
 };
 
 struct Split {
-  int64_t rows, units;  // pieces; one of the two is 1
+  int64_t rows, units;  // pieces, one for each thread; one of the two is 1
+  int64_t slices = 1;   // that each thread's units are cut into, for others to help with
 };
 
 // Nanoseconds of a step on the busiest of `pieces` threads, each with all weights or all rows. From
@@ -33,6 +34,10 @@ inline double step_time(const StepWork& w, Split split) {
          (split.units > 1 ? kMeeting + kEachMember * split.units : 0);
 }
 
+// Nanoseconds from which on a thread that is late costs more than the weights of a slice that moves
+// to another core.
+constexpr double kLongStep = 50'000;
+
 // The better of the two for up to `threads` threads, where units can be cut into `most_units`
 // pieces. Rows go in pairs at least. They win unless units are faster by a tenth, since threads
 // that never meet do not wait for one that has lost its core.
@@ -40,8 +45,10 @@ inline Split split_step(const StepWork& w, int64_t threads, int64_t most_units) 
   const auto at_least_1 = [](int64_t n) { return n < 1 ? 1 : n; };
   const int64_t pairs = w.batch / 2;
   const Split rows{at_least_1(threads < pairs ? threads : pairs), 1};
-  const Split units{1, at_least_1(threads < most_units ? threads : most_units)};
-  return step_time(w, units) * 1.1 < step_time(w, rows) ? units : rows;
+  Split units{1, at_least_1(threads < most_units ? threads : most_units)};
+  const double time = step_time(w, units);
+  if (time > kLongStep) units.slices = 4;
+  return time * 1.1 < step_time(w, rows) ? units : rows;
 }
 
 }  // namespace fastrnn::cpu
