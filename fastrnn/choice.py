@@ -15,8 +15,8 @@ TRIED: frozenset[tuple[str, int]] = frozenset({("cuda", 9), ("triton", 9)})
 
 
 class Row(NamedTuple):
-    """Calls in which a backend was faster than PyTorch's own kernels, with gradients and without.
-    Bounds are inclusive."""
+    """Calls in which a backend was faster than PyTorch's own kernels, with gradients and without,
+    in one direction and without a projection. Bounds are inclusive."""
 
     backend: str  # "cuda" or "triton"
     major: int  # of the GPU's compute capability

@@ -184,11 +184,12 @@ def choose(
     h0: Tensor,
     options: Options | None = None,
     packed: bool = False,
-    projected: bool = False,
+    plain: bool = True,
     layers: int = 1,
     compiling: bool = False,
 ) -> str:
-    """The backend for a layer, one of `layers` of a stack; h0 is (..., N, P) of any layer.
+    """The backend for a layer, one of `layers` of a stack; h0 is (..., N, P) of any layer. plain:
+    one direction, no projection.
 
     Raises RuntimeError if one was forced that cannot take the call.
     """
@@ -203,7 +204,7 @@ def choose(
     order = ["cudnn"]
     if (kernels := _tried(input)) is not None:
         # compiled graphs run PyTorch's own forward twice
-        first = compiling or (not projected and _faster(kernels, cell, input, h0, packed, layers))
+        first = compiling or (plain and _faster(kernels, cell, input, h0, packed, layers))
         order.insert(0 if first else 1, kernels)
     for name in order:
         if obstacle(name, input, h0, compiling, options) is None:

@@ -101,8 +101,8 @@ def _whole(
     if torch.compiler.is_compiling() or not (gpu.on_gpu(input) or dispatch.chosen() == "cudnn"):
         return False
     packed = batch_sizes is not None
-    projected = c0 is not None and c0.size(-1) != h0.size(-1)
-    return dispatch.choose(cell, input, h0, None, packed, projected, num_layers) == "cudnn"
+    plain = h0.size(0) == num_layers and (c0 is None or c0.size(-1) == h0.size(-1))
+    return dispatch.choose(cell, input, h0, None, packed, plain, num_layers) == "cudnn"
 
 
 def _run(

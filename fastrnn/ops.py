@@ -189,8 +189,8 @@ def layer(
     compiling = torch.compiler.is_compiling()
     wants_grad = requires_grad and torch.is_grad_enabled()
     packed = batch_sizes is not None
-    projected = c0 is not None and c0.size(-1) != h0.size(-1)
-    name = dispatch.choose(cell, input, h0, options, packed, projected, layers, compiling)
+    plain = h0.size(0) == 1 and (c0 is None or c0.size(-1) == h0.size(-1))
+    name = dispatch.choose(cell, input, h0, options, packed, plain, layers, compiling)
     if name == "reference":
         if dtype is torch.bfloat16 and asked == "auto" and not gpu.on_gpu(input):
             return _in_float32(input, batch_sizes, h0, c0, weights, cell, bias, options)

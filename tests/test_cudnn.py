@@ -356,7 +356,7 @@ def test_choice_of_kernels(monkeypatch, hopper):
     monkeypatch.setattr(choice, "TRIED", {("triton", 9)})
     assert dispatch.choose("gru", x, h, layers=2) == "triton"
     assert dispatch.choose("gru", x, h, layers=3) == "cudnn"
-    assert dispatch.choose("gru", x, h, projected=True) == "cudnn"
+    assert dispatch.choose("gru", x, h, plain=False) == "cudnn"
     assert dispatch.choose("gru", x, h, packed=True) == "cudnn"
     assert dispatch.choose("gru", x[:4], h) == "cudnn"  # too few steps
     assert dispatch.choose("gru", x.float(), h.float()) == "cudnn"
@@ -368,11 +368,15 @@ def test_choice_of_kernels(monkeypatch, hopper):
 
 
 def test_stacks_go_where_the_choice_says(monkeypatch, hopper):
-    """A projected LSTM is none of those measured, whatever the width of its h."""
+    """A projected LSTM is none of those measured, whatever the width of its h, nor are two
+    directions."""
     monkeypatch.setattr(choice, "TRIED", {("triton", 9)})
     monkeypatch.setattr(choice, "FASTER", (ROW._replace(cells=frozenset({"lstm"})),))
     monkeypatch.setattr(gpu, "on_gpu", lambda _: True)
     x, h = torch.empty(5, 8, 4, dtype=torch.float16), torch.empty(1, 8, 256, dtype=torch.float16)
     assert not functional._whole("lstm", x, h, h, 1, None)
     assert functional._whole("lstm", x, h, torch.empty(1, 8, 300), 1, None)
+    both = torch.cat((h, h))
+    assert functional._whole("lstm", x, both, both, 1, None)
+    assert not functional._whole("lstm", x, both, both, 2, None)
     assert functional._whole("lstm", x, h, h, 3, None)
