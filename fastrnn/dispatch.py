@@ -259,10 +259,12 @@ def report() -> list[tuple[str, str]]:
     else:
         major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
         usable = [n for n in _KERNELS if status(n) is None and (n, major) in choice.TRIED]
+        first = usable[0] if usable else "reference"
+        measured = any(row[:2] == (first, major) for row in choice.FASTER)
         on_gpu = "; ".join(
             [
-                f"cudnn{f', {usable[0]} where measured faster' if usable else ''}",
-                f"what torch.nn lacks: {usable[0] if usable else 'reference'}",
+                f"cudnn{f', {first} where measured faster' if measured else ''}",
+                f"what torch.nn lacks: {first}",
                 *(
                     f"not {name}: {status(name) or 'not yet tried on such a GPU'}"
                     for name in _KERNELS

@@ -222,6 +222,8 @@ def test_report(monkeypatch):
         "such a GPU"
     )
     monkeypatch.setattr(choice, "TRIED", {("triton", 0)})
+    assert dispatch.report()[1][1].startswith("cudnn; what torch.nn lacks: triton;")
+    monkeypatch.setattr(choice, "FASTER", (ROW._replace(major=0),))
     assert dispatch.report()[1][1] == (
         "cudnn, triton where measured faster; what torch.nn lacks: triton; not cuda: broken"
     )
