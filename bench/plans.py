@@ -121,20 +121,16 @@ def timed(call: Callable[[], object]) -> tuple[float, float]:
 
 
 def warm(part: int, parts: int) -> None:
-    """Compiles Triton's kernels for every `parts`th size from `part`, one batch after another of a
-    hidden size, which often share them."""
-    every = sorted({size._replace(N=0) for size in sizes()}, key=sizes_key)
-    for group in every[part::parts]:
+    """Compiles Triton's kernels for every `parts`th cell, dtype and hidden size from `part`, of
+    which the batches often share them."""
+    groups = list(dict.fromkeys(size._replace(N=0) for size in sizes()))
+    for group in groups[part::parts]:
         for N in BATCH:
             for mode in MODES:
                 with contextlib.suppress(RuntimeError), fastrnn.backend("triton"):
                     call_of(fastrnn, group._replace(N=N), mode)()
                     torch.cuda.synchronize()
         print(group, flush=True)
-
-
-def sizes_key(size: Size) -> int:
-    return next(k for k, s in enumerate(sizes()) if s._replace(N=0) == size)
 
 
 def table(path: Path) -> str:

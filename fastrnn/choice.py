@@ -1,7 +1,7 @@
 """What "auto" knows of the kernels for GPUs: where they were tried, and where they are faster.
 
-Both tables hold what was measured and nothing else. Beyond them "auto" takes PyTorch's own kernels
-for all that these can do, and the reference for the rest.
+Both tables hold what was measured; how far that was carried is said beside it. Beyond them "auto"
+takes PyTorch's own kernels for all that these can do, and the reference for the rest.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ LSTM, GRU = frozenset({"lstm"}), frozenset({"gru"})
 BF16, FP16, TF32 = frozenset({"bfloat16"}), frozenset({"float16"}), frozenset({"tf32"})
 
 # Of bench/results/nvidia-h200-plans.csv: T = 100, H = 128, 256, 512, 1024, N = 1, 16, 64, input as
-# wide as h. What differs in a shorter call is the share of what it takes besides its steps, about
-# 0.4 ms more than PyTorch's own; at T = 50 that costs half of what was gained at most. In float16
-# cuDNN has a persistent LSTM kernel for batches that are multiples of 8, and in all dtypes but
-# bfloat16 one for small layers; these are faster.
+# wide as h. Other T, other inputs, and sizes between these are not measured: `steps` ends where a
+# call of ours would, by those rows, still take less, for each step gains and only what a call takes
+# besides is lost. In float16 PyTorch lets cuDNN use a persistent LSTM kernel for batches that are
+# multiples of 8, and in all dtypes but bfloat16 one for small layers; these are faster.
 _hopper = partial(Row, "cuda", 9, packed=False, layers=(1, 1), steps=(50, 10_000))
 FASTER: tuple[Row, ...] = (
     _hopper(LSTM | GRU, BF16, batch=(1, 64), hidden=(128, 512), captured=True),

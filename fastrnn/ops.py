@@ -37,8 +37,6 @@ for _name, _schema in _SCHEMAS.items():
 
 dispatch.load(_library)
 
-_inference = torch.ops.fastrnn.layer_inference.default
-_forward = torch.ops.fastrnn.layer_forward.default
 torch.library.register_autograd(
     "fastrnn::layer_forward", autograd.op_backward, setup_context=autograd.op_setup_context
 )
@@ -201,10 +199,8 @@ def layer(
     if wants_grad and not compiling:
         return autograd.Layer.apply(input, batch_sizes, h0, c0, cell, bias, options, *weights)
     saves = wants_grad or (options is not None and options.trace)
-    if compiling:
-        op = _forward if saves else _inference
-    else:
-        op = direct.op("layer_forward" if saves else "layer_inference", input)
+    which = "layer_forward" if saves else "layer_inference"
+    op = getattr(torch.ops.fastrnn, which).default if compiling else direct.op(which, input)
     if options is None:
         results = op(input, batch_sizes, h0, c0, weights, cell, bias)
         return results[:3] if wants_grad else results

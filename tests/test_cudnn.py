@@ -7,14 +7,14 @@ import contextlib
 
 import pytest
 import torch
-from conftest import KERNELS, assert_matches
+from conftest import assert_matches
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 from torch.utils._pytree import tree_leaves
 from torch_pairs import cells, everything, layers, pair, state
 
 import fastrnn
-from fastrnn import choice, cuda, cudnn, dispatch, functional, gpu, ops, triton
+from fastrnn import cudnn, dispatch, functional, gpu, ops
 
 
 @pytest.fixture(autouse=True)
@@ -212,23 +212,6 @@ def test_reasons_without_a_gpu(monkeypatch):
     assert dispatch.report()[1] == ("cuda tensors", "none: there is no GPU that torch can use")
 
 
-def test_report(monkeypatch):
-    monkeypatch.setattr(dispatch, "status", lambda name: "broken" if name == "cuda" else None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    on_cpu, on_gpu = (text for _, text in dispatch.report())
-    assert on_cpu == "cpu" if KERNELS else on_cpu.startswith("reference; not cpu: fastrnn._C")
-    assert on_gpu == (
-        "cudnn; what torch.nn lacks: reference; not cuda: broken; not triton: not yet tried on "
-        "such a GPU"
-    )
-    monkeypatch.setattr(choice, "TRIED", {("triton", 0)})
-    assert dispatch.report()[1][1].startswith("cudnn; what torch.nn lacks: triton;")
-    monkeypatch.setattr(choice, "FASTER", (ROW._replace(major=0),))
-    assert dispatch.report()[1][1] == (
-        "cudnn, triton where measured faster; what torch.nn lacks: triton; not cuda: broken"
-    )
-
-
 def test_bad_calls_raise():
     h, w = torch.zeros(2, 2, 3), [torch.zeros(9, 4), torch.zeros(9, 3)]
     x, upper = torch.zeros(5, 2, 4), [torch.zeros(9, 3), torch.zeros(9, 3)]
@@ -308,77 +291,3 @@ def test_opcheck(cell, packed):
     for tensor in (args[0], args[2], *args[4]):
         tensor.requires_grad_()
     torch.library.opcheck(torch.ops.fastrnn.torch_layer, args)
-
-
-ROW = choice.Row(
-    "triton", 9, frozenset({"gru"}), frozenset({"float16"}), False, (1, 2), (5, 9), (8, 64),
-    (256, 512), False,
-)  # fmt: skip
-CALL = ("triton", 9, "gru", "float16", False, 1, 5, 8, 512, False)
-
-
-def test_measured(monkeypatch):
-    monkeypatch.setattr(choice, "FASTER", ())
-    assert not choice.faster(*CALL)
-    monkeypatch.setattr(choice, "FASTER", (ROW,))
-    assert choice.faster(*CALL)
-    others = ("cuda", 8, "lstm", "tf32", True, 3, 4, 65, 255, True)
-    for k, other in enumerate(others):
-        assert not choice.faster(*CALL[:k], other, *CALL[k + 1 :])
-    monkeypatch.setattr(choice, "FASTER", (ROW._replace(captured=True),))
-    assert choice.faster(*CALL) and choice.faster(*CALL[:-1], True)
-
-
-def test_faster_only_where_tried():
-    for row in choice.FASTER:
-        assert (row.backend, row.major) in choice.TRIED
-        assert all(least <= most for least, most in row[5:9])
-
-
-@pytest.fixture
-def hopper(monkeypatch):
-    """A GPU of compute capability 9 with the Triton kernels, as far as the choice can see."""
-    monkeypatch.setattr(dispatch, "_kernels", lambda _: "triton")
-    monkeypatch.setattr(triton, "obstacle", lambda *_: None)
-    monkeypatch.setattr(cuda, "obstacle", lambda *_: None)
-    monkeypatch.setattr(cudnn, "capability", lambda _: 9)
-    monkeypatch.setattr(choice, "FASTER", (ROW,))
-    monkeypatch.setattr(choice, "TRIED", set())
-
-
-def test_choice_of_kernels(monkeypatch, hopper):
-    """They come first where they are faster, second to none where torch.nn can do nothing, and
-    nowhere before they were tried."""
-    x, h = torch.empty(5, 8, 4, dtype=torch.float16), torch.empty(1, 8, 256, dtype=torch.float16)
-    lengths = dispatch.Options(lengths=torch.tensor([1]))
-    assert dispatch.choose("gru", x, h, layers=2) == "cudnn"
-    assert dispatch.choose("gru", x, h, lengths) == "reference"
-    monkeypatch.setattr(choice, "TRIED", {("triton", 8), ("cuda", 9)})
-    assert dispatch.choose("gru", x, h, lengths) == "reference"
-    monkeypatch.setattr(choice, "TRIED", {("triton", 9)})
-    assert dispatch.choose("gru", x, h, layers=2) == "triton"
-    assert dispatch.choose("gru", x, h, layers=3) == "cudnn"
-    assert dispatch.choose("gru", x, h, plain=False) == "cudnn"
-    assert dispatch.choose("gru", x, h, packed=True) == "cudnn"
-    assert dispatch.choose("gru", x[:4], h) == "cudnn"  # too few steps
-    assert dispatch.choose("gru", x.float(), h.float()) == "cudnn"
-    assert dispatch.choose("lstm", x, h) == "cudnn"
-    assert dispatch.choose("gru", x, h, lengths) == "triton"
-    assert dispatch.choose("lstm", x, h, compiling=True) == "triton"
-    monkeypatch.setattr(dispatch, "_kernels", lambda _: "cuda")
-    assert dispatch.choose("gru", x, h) == "cudnn"
-
-
-def test_stacks_go_where_the_choice_says(monkeypatch, hopper):
-    """A projected LSTM is none of those measured, whatever the width of its h, nor are two
-    directions."""
-    monkeypatch.setattr(choice, "TRIED", {("triton", 9)})
-    monkeypatch.setattr(choice, "FASTER", (ROW._replace(cells=frozenset({"lstm"})),))
-    monkeypatch.setattr(gpu, "on_gpu", lambda _: True)
-    x, h = torch.empty(5, 8, 4, dtype=torch.float16), torch.empty(1, 8, 256, dtype=torch.float16)
-    assert not functional._whole("lstm", x, h, h, 1, None)
-    assert functional._whole("lstm", x, h, torch.empty(1, 8, 300), 1, None)
-    both = torch.cat((h, h))
-    assert functional._whole("lstm", x, both, both, 1, None)
-    assert not functional._whole("lstm", x, both, both, 2, None)
-    assert functional._whole("lstm", x, h, h, 3, None)

@@ -185,8 +185,11 @@ def test_compile():
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     x = torch.randn(2, 3, 3, device=DEVICE, requires_grad=True)
     results = [f(x)[0] for f in (module, compiled)]
-    assert_matches(*results)  # not bit by bit: a library chooses its products by addresses, too
-    assert_matches(*(torch.autograd.grad(y.sum(), x)[0] for y in results))
+    assert torch.equal(*results)
+    grads = [torch.autograd.grad(y.sum(), x)[0] for y in results]
+    assert_matches(*grads)
+    if DEVICE == "cpu":  # on an H200 two products of cuBLAS differed
+        assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -1,4 +1,4 @@
-// Threads that go through a loop in step with one another, each with a slice of every phase.
+// Threads that go through a loop in step with one another, each with slices of every phase.
 //
 // A thread takes its own slices first, in order, so the same core meets the same ones, and the
 // weights in them, phase after phase. Who is done goes on with those of the others that these have

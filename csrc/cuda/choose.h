@@ -77,12 +77,11 @@ constexpr size_t shared_bytes(const Tile& tile, int planes, size_t sum_size, int
   const size_t sums = sum_size * tile.warp_depth * tile.rows * sums_pitch(tile, planes);
   return stages > sums ? stages : sums;
 }
-// The least that a block can have on any GPU of compute capability 8.0 or above, less what the
-// system takes of it.
+// What a block can have on any GPU of compute capability 8.0 or above.
 constexpr size_t kLeastShared = 99 << 10;
 static_assert(shared_bytes(kTiles[0], 4, 8, 0) <= kLeastShared);
 
-// Without tensor cores only few rows: for many the library is better in any case.
+// Without tensor cores only the first.
 constexpr bool has_tile(Dtype dtype, int tile) {
   return tile == 0 || (dtype != Dtype::kFloat && dtype != Dtype::kDouble);
 }
