@@ -2,11 +2,14 @@
 
 On one thread all contenders share this process and its memory. On several, each gets a process:
 the thread pools of different libraries keep spinning for a while after their work is done, and
-would take the cores from whoever comes next. The processes then take turns, one at work at a time.
-Another checkout of fastrnn needs a process in any case, since one process imports one fastrnn.
+would take the cores from whoever comes next. The processes then take turns, and those whose turn
+it is not are stopped. Another checkout of fastrnn needs a process in any case, since one process imports one fastrnn.
 """
 
+import atexit
 import multiprocessing
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -23,8 +26,6 @@ from bench.jobs import find
 from bench.timing import Clock, Turn, latencies, no_garbage_collection, sample, warm_up
 from bench.verify import WrongResult, verified
 
-# A pool that has finished spins for a few milliseconds before it sleeps.
-SETTLE_SECONDS = 0.02
 MISSING = "not installed"
 
 
@@ -104,7 +105,9 @@ class Local:
 
 
 class Remote:
-    """The same in a process of its own, for contenders listed in JOBS: those of this name."""
+    """The same in a process of its own, for contenders listed in JOBS: those of this name. It is
+    stopped as a whole while nothing is asked of it, in the middle of whatever its threads do: some
+    pools spin for a tenth of a second before they sleep."""
 
     def __init__(self, name: str, checkout: Path | None = None):
         context = multiprocessing.get_context("spawn")
@@ -113,13 +116,22 @@ class Remote:
         self.process = context.Process(target=serve, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
+        # A process that is stopped does not end when multiprocessing tells it to, at exit.
+        atexit.register(self.signal, signal.SIGCONT)
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.process.is_alive():
+            os.kill(self.process.pid, number)
 
     def ask(self, verb: str, *arguments: object):
+        self.signal(signal.SIGCONT)
         try:
             self.connection.send((verb, arguments))
             reply = self.connection.recv()
         except (EOFError, OSError) as error:
             raise Unfit("failed: its process died") from error
+        finally:
+            self.signal(signal.SIGSTOP)
         if isinstance(reply, str):
             raise Unfit(reply)
         return reply
@@ -128,7 +140,6 @@ class Remote:
         return self.ask("open", spec)
 
     def sample(self, repeats: int) -> Turn:
-        time.sleep(SETTLE_SECONDS)
         return self.ask("sample", repeats)
 
     def peak(self) -> float | None:
@@ -139,7 +150,9 @@ class Remote:
 
     def close(self) -> None:
         self.connection.close()
+        self.signal(signal.SIGCONT)
         self.process.join()
+        atexit.unregister(self.signal)
 
 
 def serve(connection: Connection, name: str, checkout: Path | None = None) -> None:

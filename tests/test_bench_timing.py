@@ -2,9 +2,12 @@
 injected: no test depends on how fast anything runs."""
 
 import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from multiprocessing import Pipe
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -173,10 +176,22 @@ def test_a_contender_in_a_process_of_its_own():
     spec = replace(SPEC, threads=2)
     row = measure(spec, {BASELINE.name: session}, seconds=0.01, memory=True)[0]
     assert row.status == "ok" and row.peak_mib is not None
+    state, deadline = Path(f"/proc/{session.process.pid}/stat"), time.monotonic() + 10
+    while state.read_text().rpartition(")")[2].split()[0] != "T":  # stopped, and takes no core
+        assert time.monotonic() < deadline
     session.process.kill()
     with pytest.raises(Unfit, match="its process died"):
         session.open(spec)
     session.close()
+
+
+def test_a_process_that_is_stopped_ends_with_its_parent():
+    program = """
+import signal
+from bench.sessions import Remote
+Remote("torch.nn").signal(signal.SIGSTOP)
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=90).returncode == 0
 
 
 def test_a_checkout_of_another_commit(tmp_path):

@@ -124,6 +124,18 @@ def test_a_single_step_is_the_same_each_time(cell, dtype, isa):
     assert all(map(torch.equal, first, second)) and all(map(torch.equal, first, third))
 
 
+@pytest.mark.parametrize("D", [1, 2])
+@pytest.mark.parametrize("cell", GATES)
+def test_a_single_step_of_large_weights_is_shared(cell, D):
+    """Few multiplications, but weights of more than a megabyte."""
+    case = Case(cell, H=130, N=1, T=1, I=2800 // GATES[cell], D=D)
+    with threads(1):
+        wanted = everything(case)
+    for count in (2, 3, 5):
+        with threads(count):
+            assert all(map(torch.equal, wanted, everything(case)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("cell", GATES)
 @pytest.mark.parametrize("D", [1, 2])

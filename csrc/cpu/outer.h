@@ -95,11 +95,10 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
           const int64_t rows = min(kRows, block_rows - r);
           T* const out = c + (block + r) * ldc + p * kLd;
           const bool keep = add || from > 0, whole = rows == kRows && columns == kLd;
-          if (keep)  // the next tile of c
-            for (int64_t i = rows; i < min(rows + kRows, block_rows - r); ++i) {
-              prefetch(out + i * ldc);
-              prefetch(out + i * ldc + columns - 1);
-            }
+          for (int64_t i = rows; i < min(rows + kRows, block_rows - r); ++i) {  // the next tile
+            prefetch(out + i * ldc);
+            prefetch(out + i * ldc + columns - 1);
+          }
           micro<O, kRegisters, kRows, !kTiled<O>>(
               arranged ? left + r * most : a + from * lda + block + r,
               kTiled<O>  ? most

@@ -21,7 +21,8 @@ template <class O>
 inline constexpr int64_t kRowBlock = kTiled<O> ? 8 * kLanes<O> : 120;
 // A forward chunk's pre-activations take half of a second-level cache, if they are not fewer rows.
 inline constexpr int64_t kChunkBytes = 256 * 1024;
-// Below this many multiplications a layer runs on one thread: waking another costs as much.
+// Below this many multiplications, or weights that are far, a layer runs on one thread: waking
+// another costs as much.
 inline constexpr int64_t kThreadWork = 1 << 19;
 
 template <class F>
@@ -110,9 +111,14 @@ struct Layer {
         ld_cell(round_up(H, kWidth<T, kWide>) + kPad),
         ld_state(round_up(P, kWidth<T, kWide>) + kPad),
         ld_gates(round_up(G * H, kPad) + kPad),
-        parallel{total * G * H * (I + P) < kThreadWork ? 1 : threads.threads, threads.run},
+        parallel{worth_threads() ? threads.threads : 1, threads.run},
         split(fastrnn::cpu::split_step({N, G * H, P, sizeof(O)}, ceil_div(parallel.threads, D),
                                        uniform() ? ceil_div(H, kWidth<T, kWide>) : 1)) {}
+
+  bool worth_threads() const {
+    const int64_t weights = D * G * H * (I + P), bytes = weights * int64_t{sizeof(Stored)};
+    return total * weights / D >= kThreadWork || bytes > kNearBytes;
+  }
 
   // Whether all steps have all rows, and a step is one product and a cell: only then do threads
   // share the units.
