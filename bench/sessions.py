@@ -3,7 +3,8 @@
 On one thread all contenders share this process and its memory. On several, each gets a process:
 the thread pools of different libraries keep spinning for a while after their work is done, and
 would take the cores from whoever comes next. The processes then take turns, and those whose turn
-it is not are stopped. Another checkout of fastrnn needs a process in any case, since one process imports one fastrnn.
+it is not are stopped. Another checkout of fastrnn needs a process in any case, since one process
+imports one fastrnn.
 """
 
 import atexit
