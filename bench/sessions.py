@@ -107,8 +107,8 @@ class Local:
 
 class Remote:
     """The same in a process of its own, for contenders listed in JOBS: those of this name. It is
-    stopped as a whole while nothing is asked of it, in the middle of whatever its threads do: some
-    pools spin for a tenth of a second before they sleep."""
+    stopped as a whole while nothing is asked of it, in the middle of whatever its threads do:
+    onnxruntime's spin for longer than 20 ms after their work."""
 
     def __init__(self, name: str, checkout: Path | None = None):
         context = multiprocessing.get_context("spawn")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,7 +129,7 @@ def test_a_single_step_is_the_same_each_time(cell, dtype, isa):
 
 @pytest.mark.parametrize("D", [1, 2])
 @pytest.mark.parametrize("cell", GATES)
-def test_a_single_step_of_large_weights_is_shared(cell, D):
+def test_a_shared_single_step_changes_no_bit(cell, D):
     """Few multiplications, but weights of more than a megabyte."""
     case = Case(cell, H=130, N=1, T=1, I=2800 // GATES[cell], D=D)
     with threads(1):
@@ -134,6 +137,24 @@ def test_a_single_step_of_large_weights_is_shared(cell, D):
     for count in (2, 3, 5):
         with threads(count):
             assert all(map(torch.equal, wanted, everything(case)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux to count threads")
+@pytest.mark.parametrize(("H", "more"), [(128, 0), (256, 2)])
+def test_a_single_step_of_large_weights_is_shared(H, more):
+    """The first call that more than one thread works on starts the others."""
+    program = f"""
+import os, torch, fastrnn
+torch.set_num_threads(1)
+model, input = fastrnn.LSTM(128, {H}), torch.zeros(1, 1, 128)
+torch.set_num_threads(3)
+before = len(os.listdir("/proc/self/task"))
+with torch.inference_mode():
+    model(input)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout.split() == [str(more)], run.stderr
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
