@@ -82,7 +82,7 @@ def call_of(library, size: Size, mode: str) -> Callable[[], object]:
 @contextlib.contextmanager
 def forced(plan: tuple[bool, int]) -> Iterator[None]:
     """The schedule of the CUDA C++ kernels."""
-    from fastrnn.cuda import launch
+    from fastrnn.dispatch.cuda import launch
 
     before = launch.choose
     launch.choose = lambda *_: launch.Plan(*plan)

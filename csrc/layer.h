@@ -21,8 +21,11 @@ namespace fastrnn {
 struct CellInfo {
   const char* name;
   int64_t gates, saved;
-  bool has_c;
+  char keeps;  // what a unit keeps for itself from step to step: 'c', 'h' or 0
+  bool split;  // whether the gradients of its input part and of its hidden part differ
 };
+int cell_count();
+const CellInfo& cell_at(int position);
 // Its position in the list, or -1.
 int find_cell(const char* name, CellInfo& info);
 
@@ -47,30 +50,31 @@ struct Sizes {
   const int64_t* order;                                    // [N] or null
 };
 
+// The weights of a direction, or the gradients of them.
 template <class T>
 struct Weights {
-  const T* w_ih;  // [G H, I]
-  const T* w_hh;  // [G H, P]
-  const T* b_ih;  // [G H] or null
-  const T* b_hh;  // [G H] or null
-  const T* w_hr;  // [P, H] or null
+  T* w_ih;  // [G H, I]
+  T* w_hh;  // [G H, P]
+  T* b_ih;  // [G H] or null
+  T* b_hh;  // [G H] or null
+  T* w_hr;  // [P, H] or null
 };
 
 template <class T>
 struct Forward {
   Sizes size;
-  Weights<T> weights[2];  // per direction
-  const T* x;             // [rows, I]
-  const T* h0;            // [D, N, P]
-  const T* c0;            // [D, N, H] or null
-  const bool* reset;      // [rows] or null: whether the state is zeroed before that row's step
-  T* y;                   // [rows, D P]
-  T* h_n;                 // [D, N, P]
-  T* c_n;                 // [D, N, H] or null
-  bool save;              // whether the three below are written, for backward
-  T* gates;               // [D, rows, S, H]
-  T* cells;               // [D, rows, H] or null
-  T* hidden;              // [D, rows, H] o tanh(c) before the projection, or null
+  Weights<const T> weights[2];  // per direction
+  const T* x;                   // [rows, I]
+  const T* h0;                  // [D, N, P]
+  const T* c0;                  // [D, N, H] or null
+  const bool* reset;  // [rows] or null: whether the state is zeroed before that row's step
+  T* y;               // [rows, D P]
+  T* h_n;             // [D, N, P]
+  T* c_n;             // [D, N, H] or null
+  bool save;          // whether the three below are written, for backward
+  T* gates;           // [D, rows, S, H]
+  T* cells;           // [D, rows, H] or null
+  T* hidden;          // [D, rows, H] o tanh(c) before the projection, or null
 };
 
 template <class T>
@@ -83,9 +87,7 @@ struct Backward {
   T* dx;               // [rows, I] or null, which means not wanted
   T* dh0;              // [D, N, P] or null
   T* dc0;              // [D, N, H] or null
-  struct {
-    T *w_ih, *w_hh, *b_ih, *b_hh, *w_hr;  // as Weights
-  } dweights[2];
+  Weights<T> dweights[2];
   bool need_weights;
   int64_t detach_every;  // the gradient of a state does not go from step t = k detach_every to
                          // t - 1, k > 0, nor back in the reverse direction; 0 for never

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -59,6 +60,16 @@ void set_isa(const std::string& name) {
   std::string offered;
   for (const std::string& each : cpu_features()) offered += (offered.empty() ? "" : ", ") + each;
   throw py::value_error("instruction set '" + name + "' is not offered here, only " + offered);
+}
+
+// (name, gates, saved, keeps, split) of each cell, as in fastrnn/table.py.
+std::vector<std::tuple<std::string, int64_t, int64_t, std::string, bool>> cells() {
+  std::vector<std::tuple<std::string, int64_t, int64_t, std::string, bool>> list;
+  for (int i = 0; i < fastrnn::cell_count(); ++i) {
+    const fastrnn::CellInfo& c = fastrnn::cell_at(i);
+    list.emplace_back(c.name, c.gates, c.saved, c.keeps ? std::string(1, c.keeps) : "", c.split);
+  }
+  return list;
 }
 
 std::array<int64_t, 3> split_step(int64_t batch, int64_t outputs, int64_t depth, int64_t itemsize,
@@ -115,6 +126,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_features,
         "The instruction sets that this CPU offers and kernels were compiled for, best first.");
   m.def("isa", &fastrnn::cpu::isa_current, "The instruction set that the CPU kernels use.");
+  m.def("cells", &cells, "(name, gates, saved, keeps, split) of each cell: fastrnn/table.py.");
   m.def("split_step", &split_step, py::arg("batch"), py::arg("outputs"), py::arg("depth"),
         py::arg("itemsize"), py::arg("threads"), py::arg("most_units"),
         "How threads share a step: (pieces of the batch, pieces of the units, slices of each of "

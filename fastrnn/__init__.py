@@ -5,7 +5,7 @@ from importlib import metadata
 from . import functional
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, patch, to_torch
-from .dispatch import backend, backends
+from .dispatch import backend, backends, set_backend
 from .features import States
 from .modules import GRU, LSTM, RNN, RNNBase
 from .streamer import Streamer
@@ -30,5 +30,6 @@ __all__ = [
     "convert",
     "functional",
     "patch",
+    "set_backend",
     "to_torch",
 ]

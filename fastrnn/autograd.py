@@ -8,118 +8,140 @@ from __future__ import annotations
 
 import torch
 
-from . import direct, reference
+from . import dispatch
+from .call import Call
+from .dispatch import Backend, reference
+from .dispatch.reference import definition
+from .results import Cotangents, Gradients, Needs, Results, Saved
+from .torch_private import below_autograd
 
-_DEFAULTS = (None, None, 0, 0.0)  # reset, lengths, detach_every and grad_clip of the schema
 
-
-def _save(ctx, inputs, output):
-    input, batch_sizes, h0, c0, weights, ctx.cell, ctx.bias = inputs[:7]
-    y, _, _, gates, cells, hidden = output
-    masks, ctx.features = (), _DEFAULTS
-    if len(inputs) > 7:
-        # The dispatcher drops trailing arguments that are the schema's defaults.
-        reset, lengths, *limits = inputs[7:] + _DEFAULTS[len(inputs) - 7 :]
-        # Each place in what is saved, None or not, takes 2 us of a call.
-        masks = [mask for mask in (reset, lengths) if mask is not None]
-        ctx.features = (reset is not None, lengths is not None, *limits)
-    ctx.save_for_backward(input, batch_sizes, h0, c0, y, gates, cells, hidden, *weights, *masks)
+def _save(ctx, call: Call, results: Results) -> None:
+    # Each place in what is saved takes 2 us of a call, whatever is in it.
+    optional = (call.batch_sizes, call.c0, call.reset, call.lengths)
+    kept = (bool(call.kind.saved), call.kind.has_c, call.projected)
+    ctx.given = [tensor is not None for tensor in optional] + [*kept]
+    ctx.kind, ctx.rest = call.kind, (*call[5:7], *call[9:])
+    ctx.save_for_backward(
+        call.input,
+        call.h0,
+        results.output,
+        *(tensor for tensor in optional if tensor is not None),
+        *(tensor for tensor, is_kept in zip(results[3:], kept, strict=True) if is_kept),
+        *call.weights,
+    )
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx, grads, need_input: bool, need_state: bool, need_weights: bool):
-    """Gradients of input, h0, c0 and the weights; None for those not needed.
-
-    grads: of output, h_n, c_n and cells.
-    """
-    input, batch_sizes, h0, c0, output, gates, cells, hidden, *weights = ctx.saved_tensors
-    has_reset, has_lengths, *limits = ctx.features
-    lengths = weights.pop() if has_lengths else None
-    reset = weights.pop() if has_reset else None
-    if c0 is None:
-        grads = (*grads[:2], None, None)  # c_n and cells are empty
-    if all(grad is None for grad in grads):
-        return None, None, None, [None] * len(weights)
-    arguments = (ctx.cell, ctx.bias)
-    features = (reset, lengths, *limits)
-    if torch.is_grad_enabled():
-        return _differentiable_gradients(
-            grads, input, batch_sizes, h0, c0, weights, *arguments, *features
-        )
-    grad_input, grad_h0, grad_c0, grad_weights = direct.op("layer_backward", input)(
-        *grads, input, batch_sizes, h0, c0, weights, output, gates, cells, hidden,
-        *arguments, need_input, need_state, need_weights, *features,
-    )  # fmt: skip
-    return (
-        grad_input if need_input else None,
-        grad_h0 if need_state else None,
-        grad_c0 if need_state and c0 is not None else None,
-        grad_weights if need_weights else [None] * len(weights),
+def _saved(ctx) -> tuple[Call, Saved]:
+    """The call, and what it left for backward."""
+    input, h0, output, *rest = ctx.saved_tensors
+    tensors = iter(rest)
+    batch_sizes, c0, reset, lengths, *kept = (
+        next(tensors) if given else None for given in ctx.given
     )
+    cell, names, *limits = ctx.rest
+    call = Call(input, batch_sizes, h0, c0, list(tensors), cell, names, reset, lengths, *limits)
+    if not all(ctx.given[4:]):
+        empty = input.new_empty(0)
+        kept = [empty if tensor is None else tensor for tensor in kept]
+    return call, Saved(output, *kept)
 
 
-def _differentiable_gradients(grads, input, batch_sizes, h0, c0, weights, *arguments):
+def _gradients(
+    ctx, backend: Backend, cotangents: Cotangents, needs: Needs
+) -> tuple[Call, Gradients | None]:
+    """The call and its gradients, of the things needed; None if nothing comes in."""
+    call, saved = _saved(ctx)
+    if call.c0 is None:
+        cotangents = Cotangents(*cotangents[:2], None, None)  # c_n and cells are empty
+    if all(grad is None for grad in cotangents):
+        return call, None
+    if torch.is_grad_enabled():
+        return call, _differentiable_gradients(call, cotangents)
+    return call, dispatch.run_backward(backend, call, cotangents, saved, needs)
+
+
+def _differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
     """The same under `create_graph=True`: through the reference, which can be derived again.
 
     With grad_clip a second backward clamps twice, what comes through these gradients and what comes
     through the layer's results, where the reference by itself would clamp their sum.
     """
-    wanted = [k for k, grad in zip((0, 1, 2, 4), grads, strict=True) if grad is not None]
+    positions = (0, 1, 2, 4)  # of what cotangents belong to, in `Results`
+    wanted = [k for k, grad in zip(positions, cotangents, strict=True) if grad is not None]
 
-    def layer(input, h0, *rest):
-        c, w = (None, rest) if c0 is None else (rest[0], rest[1:])
-        results = reference.in_float32(reference.layer)(
-            input, batch_sizes, h0, c, w, *arguments, trace=4 in wanted
-        )
+    def layer(*tensors):
+        results = reference.in_float32(definition.layer)(call.with_tensors(tensors), 4 in wanted)
         return tuple(results[k] for k in wanted)
 
-    primals = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
-    _, vjp = torch.func.vjp(layer, *primals)
-    grad_input, grad_h0, *rest = vjp(tuple(grad for grad in grads if grad is not None))
-    grad_c0 = None if c0 is None else rest.pop(0)
-    return grad_input, grad_h0, grad_c0, rest
+    _, vjp = torch.func.vjp(layer, *call.tensors())
+    grads = vjp(tuple(grad for grad in cotangents if grad is not None))
+    found = call.with_tensors(grads)
+    return Gradients(found.input, found.h0, found.c0, found.weights)
 
 
 class Layer(torch.autograd.Function):
-    """`ops.layer` in eager mode: (input, batch_sizes, h0, c0, cell, bias, options, *weights)."""
+    """`ops.layer` in eager mode: (backend, traced, call, *call.tensors()).
+
+    Gives the first three results, with `traced` five, of which the gates have no gradient.
+    """
 
     @staticmethod
-    def forward(ctx, input, batch_sizes, h0, c0, cell, bias, options, *weights):
-        arguments = (input, batch_sizes, h0, c0, weights, cell, bias)
-        if options is not None:
-            arguments += options[:4]
-        with torch._C._AutoDispatchBelowAutograd():
-            results = direct.op("layer_forward", input)(*arguments)
-        _save(ctx, arguments, results)
-        if options is None or not options.trace:
+    def forward(ctx, backend, traced, call, *tensors):
+        with below_autograd():
+            results = dispatch.run(backend, call, save=True)
+        _save(ctx, call, results)
+        ctx.backend = backend
+        if not traced:
             return results[:3]
-        ctx.mark_non_differentiable(results[3])
+        ctx.mark_non_differentiable(results.gates)
         return results[:5]
 
     @staticmethod
     def backward(ctx, *grads):
-        need_input, _, need_h0, need_c0, _, _, _, *need_weights = ctx.needs_input_grad
-        grad_input, grad_h0, grad_c0, grad_weights = _gradients(
-            ctx,
-            (*grads[:3], grads[4] if len(grads) > 3 else None),
-            need_input,
-            need_h0 or need_c0,
-            any(need_weights),
+        need_input, need_h0, *need_rest = ctx.needs_input_grad[3:]
+        has_c = ctx.kind.has_c
+        need_state = need_h0 or (has_c and need_rest[0])
+        need_weights = any(need_rest[1:] if has_c else need_rest)
+        cotangents = Cotangents(*grads[:3], grads[4] if len(grads) > 3 else None)
+        needs = Needs(need_input, need_state, need_weights)
+        call, found = _gradients(ctx, ctx.backend, cotangents, needs)
+        if found is None:
+            return (None,) * len(ctx.needs_input_grad)
+        c0 = (found.c0 if need_state else None,) if has_c else ()
+        return (
+            None,
+            None,
+            None,
+            found.input if need_input else None,
+            found.h0 if need_state else None,
+            *c0,
+            *(found.weights if need_weights else (None,) * len(call.weights)),
         )
-        return grad_input, None, grad_h0, grad_c0, None, None, None, *grad_weights
 
 
 def op_setup_context(ctx, inputs, output):
     """Saves for `op_backward` what layer_forward was given and gave."""
-    _save(ctx, inputs, output)
-    ctx.mark_non_differentiable(output[3], output[5])
+    results = Results(*output)
+    _save(ctx, Call(*inputs), results)
+    ctx.mark_non_differentiable(results.gates, results.hidden)
 
 
 def op_backward(ctx, *grads):
     """The derivative of layer_forward, with respect to each of its arguments."""
-    need_input, _, need_h0, need_c0, need_weights, *_ = ctx.needs_input_grad
-    grad_input, grad_h0, grad_c0, grad_weights = _gradients(
-        ctx, (*grads[:3], grads[4]), need_input, need_h0 or need_c0, any(need_weights)
+    need_input, _, need_h0, need_c0, need_weights, *others = ctx.needs_input_grad
+    needs = Needs(need_input, need_h0 or need_c0, any(need_weights))
+    cotangents = Cotangents(*grads[:3], grads[4])
+    call, found = _gradients(ctx, dispatch.cpu, cotangents, needs)
+    weights = [None] * len(call.weights)
+    if found is None:
+        found = Gradients(None, None, None, weights)
+    return (
+        found.input if needs.input else None,
+        None,
+        found.h0 if needs.state else None,
+        found.c0 if needs.state and call.c0 is not None else None,
+        found.weights if needs.weights else weights,
+        *(None for _ in others),
     )
-    others = [None] * (len(ctx.needs_input_grad) - 5)
-    return grad_input, None, grad_h0, grad_c0, grad_weights, *others

@@ -1,29 +1,23 @@
-"""The short ways: past the dispatcher where nothing wants to see an op.
+"""The short way of a call on a CPU that records nothing: from the module to the kernels at once.
 
-A layer of one time step takes less time than the dispatcher and the Python above it. A call on a
-CPU that records nothing needs neither and goes from the module to the kernels at once. On a GPU the
-ops are Python themselves and need no dispatcher to be found. All other calls take the long way,
-which can do everything and has the error messages.
+A layer of one time step takes less time than the dispatcher and the Python above it. All other
+calls take the long way, which can do everything and has the error messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _is_any_autocast_enabled,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch.autograd import forward_ad, profiler
-from torch.compiler import is_compiling
 from torch.nn import Parameter
 
-from . import dispatch, gpu
+from . import dispatch
+from .dispatch import gpu
+from .features import Asked, states_of
+from .results import Results
+from .table import CELLS, weight_names
+from .torch_private import is_any_autocast_enabled, unseen
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -42,19 +36,6 @@ def _open() -> object | None:
 _direct = _open()
 
 
-def _unseen() -> bool:
-    """Whether nothing wants to see an op."""
-    return not (
-        is_compiling()
-        or _len_torch_dispatch_stack()
-        or _len_torch_function_stack()
-        or _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _get_tracing_state() is not None
-        or profiler._is_profiler_enabled
-    )
-
-
 def open_to(input: Tensor) -> bool:
     """Whether a call with this input may go from the module to the kernels for the CPU."""
     return not (
@@ -63,21 +44,18 @@ def open_to(input: Tensor) -> bool:
         or type(input) is not Tensor
         or input.dtype not in _DTYPES
         or gpu.on_gpu(input)
-        or _is_any_autocast_enabled()
-        or not _unseen()
+        or is_any_autocast_enabled()
+        or not unseen()
         or not dispatch.on_kernels()
     )
 
 
-def op(name: str, input: Tensor) -> Callable:
-    """The op, or in a call with this input on a GPU the function behind it, where that may be."""
-    if dispatch.in_python(input) and type(input) in (Tensor, Parameter) and _unseen():
-        return dispatch.ON_LOOPS[name]
-    return getattr(torch.ops.fastrnn, name).default
-
-
 def stack(
-    module: torch.nn.RNNBase, input: Tensor, hx, batch_sizes: Tensor | None = None
+    module: torch.nn.RNNBase,
+    input: Tensor,
+    hx,
+    batch_sizes: Tensor | None = None,
+    asked: Asked | None = None,
 ) -> tuple | None:
     """What `module(input, hx)` returns in eval mode, or None if that takes the long way.
 
@@ -85,38 +63,74 @@ def stack(
         input: (T, N, input_size), (N, T, input_size) if the module is `batch_first`, or the data
             (rows, input_size) of a PackedSequence with its `batch_sizes`.
         hx: None, or the initial states in the form that the module takes for such input.
+        asked: features of the call, for input that is not packed.
     """
     if not open_to(input) or (module.training and module.dropout and module.num_layers > 1):
         return None
-    mode = module.mode
-    transposed = module.batch_first and batch_sizes is None
+    cell, layers, batch_first = module.mode.lower(), module.num_layers, module.batch_first
+    directions, hidden = 2 if module.bidirectional else 1, module.hidden_size
+    width = module.proj_size or hidden
+    transposed = batch_first and batch_sizes is None
     if transposed:
         input = input.transpose(0, 1)
-    directions = 2 if module.bidirectional else 1
-    planes, hidden = module.num_layers * directions, module.hidden_size
-    width = module.proj_size or hidden
+    if not input.is_contiguous():
+        input = input.contiguous()
+    reset = lengths = None
+    if asked is not None:
+        if batch_sizes is not None or type(asked.lengths) not in (type(None), Tensor):
+            return None
+        asked.check_limits()
+        reset, lengths = asked.reset, asked.lengths
+        if reset is not None:
+            if type(reset) is not Tensor or reset.dim() != 2:
+                return None
+            reset = (reset.t() if transposed else reset).contiguous()
+    new_empty = input.new_empty
     if batch_sizes is None:
         steps, batch, _ = input.shape
-        output = input.new_empty(steps, batch, directions * width)
+        shape = steps, batch, directions * width
     else:
         batch = int(batch_sizes[0]) if len(batch_sizes) else 0
-        output = input.new_empty(input.size(0), directions * width)
+        shape = input.size(0), directions * width
     h0, c0, c_n = hx, None, None
-    if mode == "LSTM":
+    if cell == "lstm":
         if hx is not None:
             if len(hx) != 2:
                 return None
             h0, c0 = hx
-        c_n = input.new_empty(planes, batch, hidden)
-    h_n = input.new_empty(planes, batch, width)
+        c_n = new_empty(layers * directions, batch, hidden)
+    h_n = new_empty(layers * directions, batch, width)
+    ys, saved = [new_empty(shape)], []
+    states = asked is not None and (asked.return_states or asked.return_gates)
+    if states:
+        ys += [new_empty(shape) for _ in range(layers - 1)]
+        saved = _room_for_states(new_empty, cell, layers, (directions, shape[0] * batch), module)
+    names = weight_names(module.bias, module.proj_size > 0)
     if not _direct.run(
-        mode.lower(), input, batch_sizes, h0, c0, module._parameters, module._flat_weights_names,
-        output, h_n, c_n,
+        cell, names, directions, input, batch_sizes, h0, c0, module._parameters,
+        module._flat_weights_names, reset, lengths, ys, h_n, c_n, saved,
     ):  # fmt: skip
         return None
-    if transposed:
-        output = output.transpose(0, 1)
-    return output, h_n if c_n is None else (h_n, c_n)
+    output = ys[-1].transpose(0, 1) if transposed else ys[-1]
+    state = h_n if c_n is None else (h_n, c_n)
+    if not states:
+        return output, state
+    results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]
+    of = states_of(CELLS[cell], directions, batch_first, asked.return_gates, results)
+    return output, state, of
+
+
+def _room_for_states(new_empty, cell: str, layers: int, rows: tuple[int, int], module) -> list:
+    """Gates, cells and hidden of each layer, for the kernels to write; rows: (D, rows)."""
+    kind, hidden = CELLS[cell], module.hidden_size
+    room = []
+    for _ in range(layers):
+        room += [
+            new_empty(*rows, kind.saved, hidden),
+            new_empty((*rows, hidden) if kind.has_c else 0),
+            new_empty((*rows, hidden) if module.proj_size else 0),
+        ]
+    return room
 
 
 def step(
@@ -134,6 +148,9 @@ def step(
     c = torch.empty_like(h) if cell == "lstm" else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     names = _CELL_WEIGHTS if module.bias else _CELL_WEIGHTS[:2]
-    if not _direct.run(cell, input, None, h0, c0, module._parameters, names, h, h, c):
+    if not _direct.run(
+        cell, weight_names(module.bias, False), 1, input, None, h0, c0, module._parameters, names,
+        None, None, (h,), h, c, (),
+    ):  # fmt: skip
         return None
     return (h,) if c is None else (h, c)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops, reference, reference_ops
+from .call import Stack, check_lengths
+from .results import Results
+from .table import Cell
 
 
 class States(NamedTuple):
@@ -30,59 +32,77 @@ class States(NamedTuple):
     gates: tuple[Tensor, ...] | None
 
 
-class Request(NamedTuple):
-    """The features of one call of a stack; `options` is what concerns each layer."""
+class Asked(NamedTuple):
+    """The features of a call, as the user gives them: described at `functional.lstm`."""
 
-    options: ops.Options
-    states: bool
-    gates: bool
+    reset: Tensor | None = None
+    lengths: Tensor | None = None
+    return_states: bool = False
+    return_gates: bool = False
+    detach_every: int | None = None
+    grad_clip: float | None = None
 
+    def any(self) -> bool:
+        """Whether there is one."""
+        reset, lengths, states, gates, detach_every, grad_clip = self
+        given = not (reset is lengths is detach_every is grad_clip is None)
+        return given or bool(states or gates)
 
-def request(
-    cell: str,
-    input: Tensor,
-    bidirectional: bool,
-    batch_first: bool,
-    batch_sizes: Tensor | None,
-    reset: Tensor | None,
-    lengths: Tensor | None,
-    return_states: bool,
-    return_gates: bool,
-    detach_every: int | None,
-    grad_clip: float | None,
-) -> Request:
-    """Checks the features, described at `functional.lstm`, and brings tensors into the op's form.
+    def of(self, stack: Stack) -> Stack:
+        """The stack with the features, which are checked and brought into the form of `Call`.
 
-    Waits for no device, but for lengths on one when the input is on the CPU.
-    """
-    if batch_sizes is not None:
-        raise ValueError(
-            "reset, lengths, return_states, return_gates, detach_every and grad_clip need padded "
-            "input, got packed"
+        Waits for no device, but for lengths on one when the input is on the CPU.
+
+        Raises:
+            ValueError, RuntimeError: as `functional.lstm` says.
+        """
+        reset, lengths, states, gates, detach_every, grad_clip = self
+        input, batch_first = stack.call.input, stack.batch_first
+        if stack.call.batch_sizes is not None:
+            raise ValueError(
+                "reset, lengths, return_states, return_gates, detach_every and grad_clip need "
+                "padded input, got packed"
+            )
+        self.check_limits()
+        if reset is not None:
+            if stack.directions == 2:
+                raise ValueError("reset needs a network of one direction: one is bidirectional")
+            if reset.dtype != torch.bool:
+                raise ValueError(f"reset: expected bool, got {reset.dtype}")
+            _check_size("reset", reset, tuple(input.shape[:2]))
+            reset = reset.t() if batch_first else reset
+        if lengths is not None:
+            if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+                raise ValueError(f"lengths: expected an integer dtype, got {lengths.dtype}")
+            T, N = (1, 0) if batch_first else (0, 1)
+            _check_size("lengths", lengths, (input.size(N),))
+            lengths = _on_device_of(input, lengths, input.size(T))
+        call = stack.call._replace(
+            reset=reset,
+            lengths=lengths,
+            detach_every=detach_every or 0,
+            grad_clip=grad_clip or 0.0,
         )
-    if detach_every is not None and not (isinstance(detach_every, int) and detach_every >= 1):
-        raise ValueError(f"detach_every must be an integer of at least 1, got {detach_every!r}")
-    if grad_clip is not None and not grad_clip > 0:
-        raise ValueError(f"grad_clip must be greater than 0, got {grad_clip!r}")
-    if reset is not None:
-        if bidirectional:
-            raise ValueError("reset needs a network of one direction: one is bidirectional")
-        if reset.dtype != torch.bool:
-            raise ValueError(f"reset: expected bool, got {reset.dtype}")
-        _check_size("reset", reset, tuple(input.shape[:2]))
-        reset = reset.t() if batch_first else reset
-    if lengths is not None:
-        if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-            raise ValueError(f"lengths: expected an integer dtype, got {lengths.dtype}")
-        T, N = (1, 0) if batch_first else (0, 1)
-        _check_size("lengths", lengths, (input.size(N),))
-        lengths = _on_device_of(input, lengths, input.size(T))
-    # h is the output; the cells and the gates have to be saved.
-    trace = (return_states or return_gates) and (
-        cell == "lstm" or (return_gates and reference.CELLS[cell].saved > 0)
-    )
-    options = ops.Options(reset, lengths, detach_every or 0, grad_clip or 0.0, trace)
-    return Request(options, return_states or return_gates, return_gates)
+        return stack._replace(call=call, states=states or gates, gates=gates)
+
+    def check_limits(self) -> None:
+        """ValueError if detach_every or grad_clip is out of its range."""
+        k, v = self.detach_every, self.grad_clip
+        if k is not None and not (isinstance(k, int) and k >= 1):
+            raise ValueError(f"detach_every must be an integer of at least 1, got {k!r}")
+        if v is not None and not v > 0:
+            raise ValueError(f"grad_clip must be greater than 0, got {v!r}")
+
+    def of_one_row(self, batch_dim: int) -> Asked:
+        """The same for input that came without a batch and was given one of one row."""
+        if self.lengths is not None:
+            raise ValueError("lengths need batched input, got unbatched")
+        if self.reset is None:
+            return self
+        if self.reset.dim() != 1:
+            rank = self.reset.dim()
+            raise RuntimeError(f"For unbatched input, reset should be 1-D but got {rank}-D")
+        return self._replace(reset=self.reset.unsqueeze(batch_dim))
 
 
 def _check_size(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
@@ -94,18 +114,14 @@ def _on_device_of(input: Tensor, lengths: Tensor, T: int) -> Tensor:
     """lengths as the ops take them. Those that leave the CPU are checked: the ops then do not."""
     if lengths.device == input.device:
         return lengths.to(torch.int64)
-    reference_ops.check_lengths(lengths, T)
+    check_lengths(lengths, T)
     return lengths.to(input.device, torch.int64, non_blocking=not input.is_cpu)
 
 
 def states_of(
-    cell: str, layers: list[tuple[Tensor, ...]], directions: int, batch_first: bool, gates: bool
+    kind: Cell, directions: int, batch_first: bool, with_gates: bool, layers: list[Results]
 ) -> States:
-    """The states of a call, as views.
-
-    layers: of each what `ops.layer` returned: output (T, N, D*P), two final states and, where
-        traced, gates (D, T*N, S, H) and cells (D, T*N, H).
-    """
+    """The states of a call, as views of what its layers gave, traced if `Stack.traced`."""
 
     def by_time(rows: Tensor, output: Tensor) -> Tensor:
         """(D, T*N, ...) as (T, N, D, ...), or (N, T, D, ...)."""
@@ -113,14 +129,14 @@ def states_of(
         return planes.transpose(0, 1) if batch_first else planes
 
     h, c, activated = [], [], []
-    for output, _, _, *traced in layers:
+    for results in layers:
+        output = results.output
         user = output.transpose(0, 1) if batch_first else output
         h.append(user.unflatten(-1, (directions, -1)))
-        if cell == "lstm":
-            c.append(by_time(traced[1], output))
-        if gates and traced:
-            count = reference.CELLS[cell].gates
-            activated.append(by_time(traced[0][:, :, :count], output))
-        elif gates:
+        if kind.has_c:
+            c.append(by_time(results.cells, output))
+        if with_gates and kind.saved:
+            activated.append(by_time(results.gates[:, :, : kind.gates], output))
+        elif with_gates:
             activated.append(h[-1].detach().unsqueeze(-2))
-    return States(tuple(h), tuple(c) or None, tuple(activated) if gates else None)
+    return States(tuple(h), tuple(c) or None, tuple(activated) if with_gates else None)

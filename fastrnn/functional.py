@@ -1,4 +1,4 @@
-"""The stack: layers on top of each other with dropout between them, over flat lists of weights.
+"""LSTM, GRU and RNN as functions over flat lists of weights.
 
 Weights are listed as `torch.nn` orders them: per layer, per direction: w_ih (G*H, in), w_hh
 (G*H, P), then b_ih and b_hh (G*H,) if `bias`, then w_hr (P, H) if an LSTM is projected. Here
@@ -11,19 +11,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
-from . import cudnn, dispatch, features, gpu, ops
-from .features import Request
+from . import dispatch, ops, stack
+from .call import Call, Stack
+from .features import Asked
+from .table import names_in
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
 
-_CAST = (torch.float16, torch.bfloat16, torch.float32)
 
-
-def _stack(
+def _run(
     cell: str,
     input: Tensor,
     h0: Tensor,
@@ -36,129 +34,19 @@ def _stack(
     bidirectional: bool,
     batch_first: bool,
     batch_sizes: Tensor | None,
-    request: Request | None = None,
+    *asked,
 ) -> tuple[Tensor, ...]:
-    """(output, h_n, c_n) of all layers, and States if the request wants them."""
-    directions = 2 if bidirectional else 1
-    options = None if request is None else request.options
-    if request is None and _whole(cell, input, h0, c0, num_layers, batch_sizes):
-        if not torch.is_autocast_enabled(input.device.type):
-            ops.raise_mixed(input, (h0, *weights) if c0 is None else (h0, c0, *weights))
-        return cudnn.stack(
-            cell, input, h0, c0, weights, bias, num_layers, dropout, training, bidirectional,
-            batch_first, batch_sizes,
-        )  # fmt: skip
-    if batch_sizes is None:
-        if batch_first:
-            input = input.transpose(0, 1)
-        if input.size(0) == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-
-    if num_layers == 1:
-        if h0.size(0) != directions:
-            raise RuntimeError(f"h0 must have {directions} states, got {h0.size(0)}")
-        results = ops.layer(input, batch_sizes, h0, c0, weights, cell, bias, options)
-        output, h_n, c_n = results if options is None else results[:3]
-        layers = (results,)
-    else:
-        if h0.size(0) != num_layers * directions or len(weights) % num_layers:
-            raise RuntimeError(
-                f"{num_layers} layers of {directions} directions cannot take {h0.size(0)} "
-                f"initial states and {len(weights)} weights"
-            )
-        h0s = h0.split(directions)
-        c0s = (None,) * num_layers if c0 is None else c0.split(directions)
-        count = len(weights) // num_layers
-        output, layers = input, []
-        for k, (h, c) in enumerate(zip(h0s, c0s, strict=True)):
-            if k and training and dropout:
-                output = F.dropout(output, dropout)
-            layer_weights = weights[k * count : (k + 1) * count]
-            results = ops.layer(
-                output, batch_sizes, h, c, layer_weights, cell, bias, options, num_layers
-            )
-            output = results[0]
-            layers.append(results)
-        h_n, c_n = (torch.cat([results[k] for results in layers]) for k in (1, 2))
-
-    if batch_first and batch_sizes is None:
-        output = output.transpose(0, 1)
-    if request is None or not request.states:
-        return output, h_n, c_n
-    states = features.states_of(cell, layers, directions, batch_first, request.gates)
-    return output, h_n, c_n, states
-
-
-def _whole(
-    cell: str,
-    input: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    num_layers: int,
-    batch_sizes: Tensor | None,
-) -> bool:
-    """Whether PyTorch's own kernels compute the stack, in one call. A graph takes it by layers."""
-    if torch.compiler.is_compiling() or not (gpu.on_gpu(input) or dispatch.chosen() == "cudnn"):
-        return False
-    packed = batch_sizes is not None
-    plain = h0.size(0) == num_layers and (c0 is None or c0.size(-1) == h0.size(-1))
-    return dispatch.choose(cell, input, h0, None, packed, plain, num_layers) == "cudnn"
-
-
-def _run(
-    cell: str,
-    input: Tensor,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    *options,
-    keep_dtype: bool = False,
-) -> tuple[Tensor, ...]:
-    """The stack; under autocast it computes in float32, and in float64 what is float64.
-
-    It then returns the dtypes of `torch.nn` on the CPU: LSTM and RNN the autocast dtype; GRU, or
-    any cell with `keep_dtype`, that of the initial state. On a GPU everything returns the autocast
-    dtype, in which all but the reference compute: `torch.nn` too, but for bfloat16 on cuDNN, of
-    which it makes float16 (torch 2.11).
-    """
-    if not _autocast(input):
-        return _stack(cell, input, h0, c0, weights, *options)
-    device = input.device.type
-    dtype = compute = torch.get_autocast_dtype(device)
-    if gpu.on_gpu(input):
-        # num_layers, batch_sizes and request
-        layers, packed, request = options[1], options[6], (*options, None)[7]
-        # PyTorch's own rule for cuDNN casts to float16, whatever autocast's dtype is.
-        if request is None and (dtype is torch.float16 or not input.is_cuda):
-            x = _cast(input, dtype) if input.is_cuda else input
-            if _whole(cell, x, h0, c0, layers, packed):
-                return _stack(cell, x, h0, c0, weights, *options)
-        asked = None if request is None else request.options
-        if dispatch.choose(cell, input, h0, asked, compiling=True) == "reference":
-            compute = torch.float32
-    else:
-        compute = torch.float32
-        dtype = h0.dtype if keep_dtype or cell == "gru" else dtype
-    with torch.autocast(device, enabled=False):
-        tensors = [_cast(t, compute) for t in (input, h0, *weights)]
-        c0 = None if c0 is None else _cast(c0, compute)
-        results = _stack(cell, tensors[0], tensors[1], c0, tensors[2:], *options)
-    if results[0].dtype == torch.float64:
-        return results
-    return tree_map_only(Tensor, lambda result: result.to(dtype), tuple(results))
-
-
-def _autocast(input: Tensor) -> bool:
-    return (
-        torch._C._is_any_autocast_enabled()
-        and not input.is_meta
-        and torch.is_autocast_enabled(input.device.type)
-    )
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the dtype if it is one that autocast changes."""
-    return tensor.to(dtype) if tensor.dtype in _CAST else tensor
+    """What the functions share: the stack described, and run."""
+    D = 2 if bidirectional else 1
+    names = names_in(cell, bias, len(weights) // (num_layers * D))
+    call = Call(input, batch_sizes, h0, c0, weights, cell, names)
+    whole = Stack(call, num_layers, D, dropout if training else 0.0, batch_first)
+    asked = Asked(*asked)
+    if asked.any():
+        whole = asked.of(whole)
+    output, h_n, c_n, states = stack.run(whole)
+    results = (output, h_n, c_n) if c0 is not None else (output, h_n)
+    return results if states is None else (*results, states)
 
 
 def step(
@@ -174,20 +62,21 @@ def step(
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit.
     """
-    if dispatch.takes_torch_step(cell, input, h):
-        if not _autocast(input):
-            ops.raise_mixed(input, (h, *weights) if c is None else (h, c, *weights))
+    names = names_in(cell, bias, len(weights))
+    c_1 = None if c is None else c.unsqueeze(0)
+    call = Call(input.unsqueeze(0), None, h.unsqueeze(0), c_1, weights, cell, names)
+    autocast = stack.is_autocast(input)
+    if dispatch.takes_torch_step(call):
+        if not autocast:
+            call.check_alike()
         results = getattr(torch, f"{cell}_cell")(input, h if c is None else (h, c), *weights)
         return (results,) if c is None else results
-    input, h = input.unsqueeze(0), h.unsqueeze(0)
-    c = None if c is None else c.unsqueeze(0)
-    if _autocast(input):
-        options = (bias, 1, 0.0, False, False, False, None)
-        results = _run(cell, input, h, c, weights, *options, keep_dtype=cell == "lstm")
+    if autocast:
+        results = stack.run(Stack(call, 1, 1, 0.0, False), keep_dtype=cell == "lstm")
     else:
-        results = ops.layer(input, None, h, c, weights, cell, bias)
-    _, h_n, c_n = results
-    return (h_n.squeeze(0),) if c is None else (h_n.squeeze(0), c_n.squeeze(0))
+        results = ops.layer(call)
+    h_n = results[1].squeeze(0)
+    return (h_n,) if c is None else (h_n, results[2].squeeze(0))
 
 
 def lstm(
@@ -242,16 +131,10 @@ def lstm(
     """
     if len(hx) != 2:
         raise RuntimeError("lstm expects two hidden states")
-    request = None
-    plain = reset is lengths is detach_every is grad_clip is None
-    if not plain or return_states or return_gates:
-        request = features.request(
-            "lstm", input, bidirectional, batch_first, batch_sizes, reset, lengths, return_states,
-            return_gates, detach_every, grad_clip,
-        )  # fmt: skip
     return _run(
-        "lstm", input, hx[0], hx[1], weights, bias, num_layers, dropout, training, bidirectional,
-        batch_first, batch_sizes, request,
+        "lstm", input, *hx, weights, bias, num_layers, dropout, training, bidirectional,
+        batch_first, batch_sizes, reset, lengths, return_states, return_gates, detach_every,
+        grad_clip,
     )  # fmt: skip
 
 
@@ -275,21 +158,11 @@ def _without_cell_state(cell: str, title: str):
         detach_every: int | None = None,
         grad_clip: float | None = None,
     ) -> tuple[Tensor, ...]:
-        request = None
-        if (
-            not (reset is lengths is detach_every is grad_clip is None)
-            or return_states
-            or return_gates
-        ):
-            request = features.request(
-                cell, input, bidirectional, batch_first, batch_sizes, reset, lengths, return_states,
-                return_gates, detach_every, grad_clip,
-            )  # fmt: skip
-        results = _run(
+        return _run(
             cell, input, h0, None, weights, bias, num_layers, dropout, training, bidirectional,
-            batch_first, batch_sizes, request,
+            batch_first, batch_sizes, reset, lengths, return_states, return_gates, detach_every,
+            grad_clip,
         )  # fmt: skip
-        return results[:2] + results[3:]
 
     function.__name__ = function.__qualname__ = cell
     function.__doc__ = f"""A stack of {title} layers: (output, h_n).

@@ -10,9 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_map_only
 
-from . import direct, functional
+from . import direct, stack
+from .call import Call, Stack
+from .features import Asked
+from .table import weight_names
+from .trees import map_tensors
 
 __all__ = ["GRU", "LSTM", "RNN", "RNNBase"]
 
@@ -34,19 +37,7 @@ LSTM, torch.compile(fullgraph=True), a bidirectional that is not a bool.
 Under autocast on the CPU they compute in float32, and return the dtypes of torch.nn.
 """
 
-_FUNCTIONS = {name.upper(): getattr(functional, name) for name in functional.__all__}
 _PROJ_SIZE = "proj_size argument is only supported for LSTM, not RNN or GRU"
-
-
-def _unsqueeze_features(asked: dict, batch_dim: int) -> None:
-    """Makes what came with unbatched input fit the batch of one."""
-    reset = asked["reset"]
-    if asked["lengths"] is not None:
-        raise ValueError("lengths need batched input, got unbatched")
-    if reset is not None:
-        if reset.dim() != 1:
-            raise RuntimeError(f"For unbatched input, reset should be 1-D but got {reset.dim()}-D")
-        asked["reset"] = reset.unsqueeze(batch_dim)
 
 
 class RNNBase(torch.nn.RNNBase):
@@ -79,22 +70,17 @@ class RNNBase(torch.nn.RNNBase):
     def _squeeze_state(self, hx: Tensor) -> Tensor:
         return hx.squeeze(1)
 
-    def _run(self, input: Tensor, hx: Tensor, batch_sizes: Tensor | None, asked: dict | None):
+    def _run(self, input: Tensor, hx, batch_sizes: Tensor | None, asked: Asked | None):
         """(output, state) of the stack, and States if asked for."""
-        function = _FUNCTIONS[self.mode]
-        arguments = (
-            input,
-            hx,
-            self._flat_weights,
-            self.bias,
-            self.num_layers,
-            self.dropout,
-            self.training,
-            self.bidirectional,
-            self.batch_first,
-            batch_sizes,
-        )
-        return function(*arguments) if asked is None else function(*arguments, **asked)
+        self._update_flat_weights()
+        h0, c0 = hx if self.mode == "LSTM" else (hx, None)
+        names = weight_names(self.bias, self.proj_size > 0)
+        call = Call(input, batch_sizes, h0, c0, self._flat_weights, self.mode.lower(), names)
+        directions, dropout = 2 if self.bidirectional else 1, self.dropout if self.training else 0.0
+        whole = Stack(call, self.num_layers, directions, dropout, self.batch_first)
+        output, h_n, c_n, states = stack.run(whole if asked is None else asked.of(whole))
+        state = h_n if c0 is None else (h_n, c_n)
+        return (output, state) if states is None else (output, state, states)
 
     def forward(
         self,
@@ -134,14 +120,7 @@ class RNNBase(torch.nn.RNNBase):
         asked = None
         plain = reset is lengths is detach_every is grad_clip is None
         if not plain or return_states or return_gates:
-            asked = {
-                "reset": reset,
-                "lengths": lengths,
-                "return_states": return_states,
-                "return_gates": return_gates,
-                "detach_every": detach_every,
-                "grad_clip": grad_clip,
-            }
+            asked = Asked(reset, lengths, return_states, return_gates, detach_every, grad_clip)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, asked)
         rank = input.dim()
@@ -155,25 +134,23 @@ class RNNBase(torch.nn.RNNBase):
         batch_dim = 0 if self.batch_first else 1
         if not batched:
             input = input.unsqueeze(batch_dim)
-            if asked:
-                _unsqueeze_features(asked, batch_dim)
+            asked = asked and asked.of_one_row(batch_dim)
         if hx is not None:
             self._check_state_rank(hx, batched)
             if not batched:
                 hx = self._unsqueeze_state(hx)
-        results = direct.stack(self, input, hx) if asked is None else None
+        results = direct.stack(self, input, hx, None, asked)
         if results is None:
             if hx is None:
                 self.check_input(input, None)
                 hx = self._zero_state(input, input.size(batch_dim))
             else:
                 self.check_forward_args(input, hx, None)
-            self._update_flat_weights()
             results = self._run(input, hx, None, asked)
         if batched:
             return results
         output, state, *states = results
-        states = tree_map_only(Tensor, lambda each: each.squeeze(batch_dim), states)
+        states = map_tensors(lambda each: each.squeeze(batch_dim), states)
         return output.squeeze(batch_dim), self._squeeze_state(state), *states
 
     def step(self, input: Tensor, state=None, reset: Tensor | None = None):
@@ -202,17 +179,16 @@ class RNNBase(torch.nn.RNNBase):
         output, state = self(input.unsqueeze(time), state, reset=reset)
         return output.squeeze(time), state
 
-    def _forward_packed(self, packed: PackedSequence, hx, asked: dict | None):
+    def _forward_packed(self, packed: PackedSequence, hx, asked: Asked | None):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         if hx is not None:
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
-        results = direct.stack(self, input, hx, batch_sizes) if asked is None else None
+        results = direct.stack(self, input, hx, batch_sizes, asked)
         if results is None:
             if hx is None:
                 self.check_input(input, batch_sizes)
                 hx = self._zero_state(input, int(batch_sizes[0]))
-            self._update_flat_weights()
             results = self._run(input, hx, batch_sizes, asked)
         output, state = results
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
@@ -389,13 +365,3 @@ class LSTM(RNNBase):
 
     def _squeeze_state(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return hx[0].squeeze(1), hx[1].squeeze(1)
-
-    def _run(
-        self,
-        input: Tensor,
-        hx: tuple[Tensor, Tensor],
-        batch_sizes: Tensor | None,
-        asked: dict | None,
-    ):
-        results = super()._run(input, hx, batch_sizes, asked)
-        return results[0], results[1:3], *results[3:]

@@ -1,41 +1,99 @@
-"""The custom ops: schemas, fake kernels, and `layer`, which calls them.
+"""The custom ops, and `layer`, which runs one layer on the backend that was chosen.
 
-The extension `fastrnn._C` registers kernels for the three ops on import; `dispatch` registers what
-else they run on.
+The extension `fastrnn._C` registers kernels for CPU tensors under the ops' schemas. What else the
+ops run on is registered here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
 
 import torch
-from torch import Tensor
 
-from . import autograd, cudnn, direct, dispatch, gpu, reference, reference_ops
-from .dispatch import Options
+from . import autograd, dispatch
+from .call import SCHEMA, Call
+from .dispatch import Backend, cpu, cudnn, reference
+from .dispatch.cudnn import graph  # noqa: F401  (its ops)
+from .results import Cotangents, Needs, Results, Saved, empty_results
 
-# Not keyword-only, which torch.library gives no derivative to when they are tensors.
-_FEATURES = "Tensor? reset=None, Tensor? lengths=None, int detach_every=0, float grad_clip=0."
-_ARGUMENTS = (
-    "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, "
-    f"Tensor[] weights, str cell, bool bias, {_FEATURES}"
-)
 _SCHEMAS = {
-    "layer_inference": f"({_ARGUMENTS}) -> (Tensor output, Tensor h_n, Tensor c_n)",
-    "layer_forward": f"({_ARGUMENTS}) -> "
+    "layer_inference": f"({SCHEMA}) -> (Tensor output, Tensor h_n, Tensor c_n)",
+    "layer_forward": f"({SCHEMA}) -> "
     "(Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor hidden)",
     "layer_backward": "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
-    "Tensor? grad_cells, Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, "
-    "Tensor[] weights, Tensor output, Tensor gates, Tensor cells, Tensor hidden, str cell, "
-    f"bool bias, bool need_input, bool need_state, bool need_weights, {_FEATURES}) -> "
+    "Tensor? grad_cells, Tensor output, Tensor gates, Tensor cells, Tensor hidden, "
+    f"bool need_input, bool need_state, bool need_weights, {SCHEMA}) -> "
     "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
 }
 
-_library = torch.library.Library("fastrnn", "DEF")
-for _name, _schema in _SCHEMAS.items():
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
 
-dispatch.load(_library)
+def backward_arguments(arguments: tuple) -> tuple[Call, Cotangents, Saved, Needs]:
+    """What `layer_backward` was given."""
+    call = Call(*arguments[11:])
+    return call, Cotangents(*arguments[:4]), Saved(*arguments[4:8]), Needs(*arguments[8:11])
+
+
+# What the ops run on in Python: kernels for GPUs, and the reference without any.
+
+
+def _loops_for(call: Call):
+    """The kernels for GPUs that take a call, or None. RuntimeError if forced ones do not."""
+    loops, chosen = dispatch.loops_for(call), dispatch.chosen()
+    if loops is None and chosen in ("cuda", "triton"):
+        raise dispatch.cannot_run(chosen, dispatch.BACKENDS[chosen].obstacle(call))
+    return loops
+
+
+def _inference(*arguments) -> tuple:
+    call = Call(*arguments)
+    run = getattr(_loops_for(call), "run", reference.run_detached)
+    return tuple(run(call, False)[:3])
+
+
+def _forward(*arguments) -> tuple:
+    call = Call(*arguments)
+    return tuple(getattr(_loops_for(call), "run", reference.run_detached)(call, True))
+
+
+def _backward(*arguments) -> tuple:
+    call, *rest = backward_arguments(arguments)
+    return tuple((_loops_for(call) or reference).run_backward(call, *rest))
+
+
+_IN_PYTHON = {"layer_inference": _inference, "layer_forward": _forward, "layer_backward": _backward}
+
+
+def _register() -> torch.library.Library:
+    library = torch.library.Library("fastrnn", "DEF")
+    for name, schema in _SCHEMAS.items():
+        library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(name, _IN_PYTHON[name], "CUDA")
+        if cpu.not_built:
+            library.impl(name, _IN_PYTHON[name], "CPU")
+    if cpu.not_built:
+        warnings.warn(f"{cpu.not_built}: fastrnn runs on the reference path", stacklevel=5)
+    return library
+
+
+_library = _register()
+_override: torch.library.Library | None = None
+
+
+def _set_override(on: bool) -> None:
+    """Puts the kernels for GPUs in front of those for the CPU, for their tests without a GPU."""
+    global _override
+    if on and _override is None:
+        _override = torch.library.Library("fastrnn", "IMPL")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "[\\s\\S]*Overriding a previously registered kernel")
+            for name, function in _IN_PYTHON.items():
+                _override.impl(name, function, "CPU", allow_override=True)
+    elif not on and _override is not None:
+        _override._destroy()
+        _override = None
+
+
+dispatch.on_cpu_override(_set_override)
 
 torch.library.register_autograd(
     "fastrnn::layer_forward", autograd.op_backward, setup_context=autograd.op_setup_context
@@ -46,181 +104,66 @@ torch.library.register_autograd(
 
 
 @torch.library.register_fake("fastrnn::layer_inference")
-def _(
-    input,
-    batch_sizes,
-    h0,
-    c0,
-    weights,
-    cell,
-    bias,
-    reset=None,
-    lengths=None,
-    detach_every=0,
-    grad_clip=0.0,
-):
-    size = reference.sizes(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
-    return (
-        input.new_empty(size.output(batch_sizes)),
-        input.new_empty(size.D, size.N, size.P),
-        input.new_empty((size.D, size.N, size.H) if c0 is not None else 0),
-    )
+def _(*arguments):
+    return tuple(empty_results(Call(*arguments), save=False)[:3])
 
 
 @torch.library.register_fake("fastrnn::layer_forward")
-def _(
-    input,
-    batch_sizes,
-    h0,
-    c0,
-    weights,
-    cell,
-    bias,
-    reset=None,
-    lengths=None,
-    detach_every=0,
-    grad_clip=0.0,
-):
-    size = reference.sizes(input, batch_sizes, h0, c0, weights, cell, bias, reset, lengths)
-    per_row = (size.D, size.rows, size.H)
-    projected = c0 is not None and size.per_direction % 2
-    return (
-        input.new_empty(size.output(batch_sizes)),
-        input.new_empty(size.D, size.N, size.P),
-        input.new_empty((size.D, size.N, size.H) if c0 is not None else 0),
-        input.new_empty(size.D, size.rows, reference.CELLS[cell].saved, size.H),
-        input.new_empty(per_row if c0 is not None else 0),
-        input.new_empty(per_row if projected else 0),
-    )
+def _(*arguments):
+    return tuple(empty_results(Call(*arguments), save=True))
 
 
 @torch.library.register_fake("fastrnn::layer_backward")
-def _(
-    grad_output,
-    grad_h_n,
-    grad_c_n,
-    grad_cells,
-    input,
-    batch_sizes,
-    h0,
-    c0,
-    weights,
-    output,
-    gates,
-    cells,
-    hidden,
-    cell,
-    bias,
-    need_input,
-    need_state,
-    need_weights,
-    reset=None,
-    lengths=None,
-    detach_every=0,
-    grad_clip=0.0,
-):
+def _(*arguments):
+    call, _, _, needs = backward_arguments(arguments)
+    empty = call.input.new_empty
     return (
-        input.new_empty(input.shape if need_input else 0),
-        input.new_empty(h0.shape if need_state else 0),
-        input.new_empty(c0.shape if need_state and c0 is not None else 0),
-        [w.new_empty(w.shape) for w in weights] if need_weights else [],
+        empty(call.input.shape if needs.input else 0),
+        empty(call.h0.shape if needs.state else 0),
+        empty(call.c0.shape if needs.state and call.c0 is not None else 0),
+        [empty(w.shape) for w in call.weights] if needs.weights else [],
     )
 
 
-def raise_mixed(input: Tensor, tensors: Sequence[Tensor]) -> None:
-    """RuntimeError if the tensors do not share one dtype and one device."""
-    for tensor in tensors:
-        if tensor.dtype != input.dtype:
-            raise RuntimeError(
-                f"input, hx and weights must have the same dtype, but got "
-                f"{input.dtype} and {tensor.dtype}"
-            )
-        if tensor.device != input.device:
-            raise RuntimeError(
-                "Expected all tensors to be on the same device, but found at least two "
-                f"devices, {input.device} and {tensor.device}!"
-            )
+def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> Results:
+    """One layer in all its directions, on the backend, or on the one that is chosen for it alone.
 
-
-def layer(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    h0: Tensor,
-    c0: Tensor | None,
-    weights: Sequence[Tensor],
-    cell: str,
-    bias: bool,
-    options: Options | None = None,
-    layers: int = 1,
-) -> tuple[Tensor, ...]:
-    """One layer in all its directions, on the backend chosen: (output, h_n, c_n).
-
-    Arguments and results as in `reference.layer`; all tensors but batch_sizes share one device,
-    and all but it, reset and lengths one dtype. float16 and bfloat16 on the CPU are computed in
-    float32, which the states keep between the steps of a layer; a product may take h and gradients
-    rounded to bfloat16, where the CPU multiplies these. With `options.trace` gates, detached, and
-    cells follow. Differentiable, and to any order but on PyTorch's own kernels for GPUs. layers: of
-    the stack that this one belongs to, which the choice looks at.
+    All tensors but batch_sizes share one device, and all but it, reset and lengths one dtype.
+    float16 and bfloat16 on the CPU are computed in float32, which the states keep between the steps
+    of a layer; a product may take h and gradients rounded to bfloat16, where the CPU multiplies
+    these. With `traced` the results have gates, detached, and cells. Differentiable, and to any
+    order but on PyTorch's own kernels for GPUs.
 
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit, the backend that was forced
             cannot run, or, on the CPU, a length is not in [0, T].
     """
-    dtype = input.dtype
-    on_cpu, requires_grad = True, False
-    tensors = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
-    for tensor in tensors:
-        if tensor.dtype is not dtype:
-            raise_mixed(input, tensors)
-        on_cpu = on_cpu and tensor.is_cpu
-        requires_grad = requires_grad or tensor.requires_grad
-    if options is not None:
-        for tensor in options[:2]:
-            if tensor is not None and tensor.device != input.device:
-                raise_mixed(input, [tensor.to(dtype)])
-    if not on_cpu:
-        raise_mixed(input, tensors)
-
-    asked = dispatch.chosen()
-    if dtype is torch.float16 and asked in ("auto", "cpu") and not gpu.on_gpu(input):
-        return _in_float32(input, batch_sizes, h0, c0, weights, cell, bias, options)
+    attached = call.attached()
+    if backend is None:
+        backend = dispatch.choose(call, traced=traced)
+    if dispatch.widens(backend, call.input):
+        return _in_float32(call, traced)
     compiling = torch.compiler.is_compiling()
-    wants_grad = requires_grad and torch.is_grad_enabled()
-    packed = batch_sizes is not None
-    plain = h0.size(0) == 1 and (c0 is None or c0.size(-1) == h0.size(-1))
-    name = dispatch.choose(cell, input, h0, options, packed, plain, layers, compiling)
-    if name == "reference":
-        if dtype is torch.bfloat16 and asked == "auto" and not gpu.on_gpu(input):
-            return _in_float32(input, batch_sizes, h0, c0, weights, cell, bias, options)
-        return _by_reference(input, batch_sizes, h0, c0, weights, cell, bias, options)
-    if name == "cudnn":
-        whole = torch.ops.fastrnn.torch_layer.default if compiling else cudnn.layer
-        return whole(input, batch_sizes, h0, c0, weights, cell, bias)
-    if wants_grad and not compiling:
-        return autograd.Layer.apply(input, batch_sizes, h0, c0, cell, bias, options, *weights)
-    saves = wants_grad or (options is not None and options.trace)
-    which = "layer_forward" if saves else "layer_inference"
-    op = getattr(torch.ops.fastrnn, which).default if compiling else direct.op(which, input)
-    if options is None:
-        results = op(input, batch_sizes, h0, c0, weights, cell, bias)
-        return results[:3] if wants_grad else results
-    results = op(input, batch_sizes, h0, c0, weights, cell, bias, *options[:4])
-    return results[: 5 if options.trace else 3]
+    if backend is reference:
+        results = backend.run(call, traced)
+        return results._replace(gates=results.gates.detach()) if traced else results
+    if backend is cudnn:
+        return (
+            Results(*torch.ops.fastrnn.torch_layer.default(*call))
+            if compiling
+            else (cudnn.run(call, False))
+        )
+    save = traced or attached
+    if compiling:
+        return cpu.run(call, save)  # the op, of any device
+    if attached:
+        return Results(*autograd.Layer.apply(backend, traced, call, *call.tensors()))
+    return dispatch.run(backend, call, save)
 
 
-def _in_float32(input, batch_sizes, h0, c0, weights, *rest) -> tuple[Tensor, ...]:
-    """`layer` of half-precision tensors: only what goes in and comes out is rounded to theirs."""
-    c0 = None if c0 is None else c0.float()
-    weights = [weight.float() for weight in weights]
-    results = layer(input.float(), batch_sizes, h0.float(), c0, weights, *rest)
-    return tuple(result.to(input.dtype) for result in results)
-
-
-def _by_reference(*arguments) -> tuple[Tensor, ...]:
-    """`layer` on the reference."""
-    *arguments, options = arguments
-    if options is None:
-        return reference.layer(*arguments)
-    reference_ops.check_lengths(options.lengths, len(arguments[0]))
-    results = reference.layer(*arguments, *options[:4], trace=options.trace)
-    return (*results[:3], results[3].detach(), results[4]) if options.trace else results
+def _in_float32(call: Call, traced: bool) -> Results:
+    """`layer` of half precision: only what goes in and comes out is rounded to it."""
+    wide = call.with_tensors([tensor.float() for tensor in call.tensors()])
+    results = layer(wide, None, traced)
+    dtype = call.input.dtype
+    return Results(*(None if r is None else r.to(dtype) for r in results))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .dispatch import backends
 from .modules import RNNBase
+from .table import weight_names
 
 State = Tensor | tuple[Tensor, Tensor]
 
@@ -91,8 +92,7 @@ class Streamer:
             module.input_size,
             module.hidden_size,
             width,
-            module.bias,
-            module.proj_size > 0,
+            weight_names(module.bias, module.proj_size > 0),
             [weight.data_ptr() for weight in weights],
             self._h.data_ptr(),
             0 if self._c is None else self._c.data_ptr(),

@@ -9,7 +9,11 @@ import pytest
 import torch
 from conftest import KERNELS
 
-from fastrnn import choice, cuda, cudnn, dispatch, functional, gpu, triton
+from fastrnn import dispatch
+from fastrnn.call import Call
+from fastrnn.dispatch import choice, cuda, cudnn, gpu, reference, triton
+from fastrnn.dispatch.choice import Question
+from fastrnn.table import weight_names
 
 RESULTS = Path(__file__).parent.parent / "bench" / "results"
 
@@ -17,19 +21,19 @@ ROW = choice.Row(
     "triton", 9, frozenset({"gru"}), frozenset({"float16"}), False, (1, 2), (5, 9), (8, 64),
     (256, 512), False,
 )  # fmt: skip
-CALL = ("triton", 9, "gru", "float16", False, 1, 5, 8, 512, False)
+CALL = Question("triton", 9, "gru", "float16", False, 1, 5, 8, 512, False)
 
 
 def test_measured(monkeypatch):
     monkeypatch.setattr(choice, "FASTER", ())
-    assert not choice.faster(*CALL)
+    assert not choice.faster(CALL)
     monkeypatch.setattr(choice, "FASTER", (ROW,))
-    assert choice.faster(*CALL)
+    assert choice.faster(CALL)
     others = ("cuda", 8, "lstm", "tf32", True, 3, 4, 65, 255, True)
     for k, other in enumerate(others):
-        assert not choice.faster(*CALL[:k], other, *CALL[k + 1 :])
+        assert not choice.faster(Question(*CALL[:k], other, *CALL[k + 1 :]))
     monkeypatch.setattr(choice, "FASTER", (ROW._replace(captured=True),))
-    assert choice.faster(*CALL) and choice.faster(*CALL[:-1], True)
+    assert choice.faster(CALL) and choice.faster(CALL._replace(captured=True))
 
 
 @pytest.mark.parametrize("row", choice.FASTER, ids=range(len(choice.FASTER)))
@@ -47,9 +51,9 @@ def test_faster_only_where_it_was_measured(row, monkeypatch):
     modes = set()
     for (launch, mode, cell, precision, *sizes), times in found.items():
         T, N, H = map(int, sizes)
-        call = ("cuda", 9, cell.lower(), precision, False, 1, T, N, H, launch == "graph")
+        call = Question("cuda", 9, cell.lower(), precision, False, 1, T, N, H, launch == "graph")
         ours = [times[name] for name in ("cuda few", "cuda library") if name in times]
-        if choice.faster(*call) and ours and "torch.nn" in times:
+        if choice.faster(call) and ours and "torch.nn" in times:
             assert min(ours) < times["torch.nn"], call
             modes.add((launch, mode))
     assert len(modes) == (4 if row.captured else 2)
@@ -65,7 +69,7 @@ def test_faster_only_where_tried():
 def hopper(monkeypatch):
     """A GPU of compute capability 9 with the Triton kernels, as far as the choice can see."""
     monkeypatch.setattr(gpu, "on_gpu", lambda _: True)
-    monkeypatch.setattr(dispatch, "_kernels", lambda _: "triton")
+    monkeypatch.setattr(dispatch, "loops_for", lambda _: triton)
     monkeypatch.setattr(triton, "obstacle", lambda *_: None)
     monkeypatch.setattr(cuda, "obstacle", lambda *_: None)
     monkeypatch.setattr(cudnn, "capability", lambda _: 9)
@@ -73,45 +77,54 @@ def hopper(monkeypatch):
     monkeypatch.setattr(choice, "TRIED", set())
 
 
+def call(cell: str, h: int = 256, directions: int = 1, projected: bool = False, **fields) -> Call:
+    """A call of a layer of `h` units in float16, as far as the choice looks at one."""
+    given = {
+        "input": torch.empty(5, 8, 4, dtype=torch.float16),
+        "batch_sizes": None,
+        "h0": torch.empty(directions, 8, h, dtype=torch.float16),
+        "c0": None,
+        "weights": [],
+        "names": weight_names(True, projected),
+    }
+    return Call(cell=cell, **given | fields)
+
+
 def test_choice_of_kernels(monkeypatch, hopper):
     """They come first where they are faster, second to none where torch.nn can do nothing, and
     nowhere before they were tried."""
-    x, h = torch.empty(5, 8, 4, dtype=torch.float16), torch.empty(1, 8, 256, dtype=torch.float16)
-    lengths = dispatch.Options(lengths=torch.tensor([1]))
-    assert dispatch.choose("gru", x, h, layers=2) == "cudnn"
-    assert dispatch.choose("gru", x, h, lengths) == "reference"
+    gru = call("gru")
+    lengths = gru._replace(lengths=torch.tensor([1]))
+    assert dispatch.choose(gru, 1) is cudnn
+    assert dispatch.choose(lengths) is reference
     monkeypatch.setattr(choice, "TRIED", {("triton", 8), ("cuda", 9)})
-    assert dispatch.choose("gru", x, h, lengths) == "reference"
+    assert dispatch.choose(lengths) is reference
     monkeypatch.setattr(choice, "TRIED", {("triton", 9)})
-    assert dispatch.choose("gru", x, h, layers=2) == "triton"
-    assert dispatch.choose("gru", x, h, layers=3) == "cudnn"
-    assert dispatch.choose("gru", x, h, plain=False) == "cudnn"
-    assert dispatch.choose("gru", x, h, packed=True) == "cudnn"
-    assert dispatch.choose("gru", x[:4], h) == "cudnn"  # too few steps
-    assert dispatch.choose("gru", x.float(), h.float()) == "cudnn"
-    assert dispatch.choose("lstm", x, h) == "cudnn"
-    assert dispatch.choose("gru", x, h, lengths) == "triton"
-    assert dispatch.choose("lstm", x, h, compiling=True) == "triton"
-    monkeypatch.setattr(dispatch, "_kernels", lambda _: "cuda")
-    assert dispatch.choose("gru", x, h) == "cudnn"
+    assert dispatch.choose(call("gru", directions=2), 2) is triton
+    assert dispatch.choose(call("gru", directions=3), 3) is cudnn
+    assert dispatch.choose(call("gru", directions=2), 1) is cudnn
+    assert dispatch.choose(call("gru", projected=True)) is cudnn
+    assert dispatch.choose(call("gru", batch_sizes=torch.tensor([1]))) is cudnn
+    assert dispatch.choose(gru._replace(input=gru.input[:4])) is cudnn  # too few steps
+    assert dispatch.choose(gru._replace(input=gru.input.float())) is cudnn
+    assert dispatch.choose(call("lstm")) is cudnn
+    assert dispatch.choose(lengths) is triton
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert dispatch.choose(call("lstm")) is triton
+    monkeypatch.undo()
 
 
-def test_stacks_go_where_the_choice_says(monkeypatch, hopper):
-    """A projected LSTM is none of those measured, whatever the width of its h, nor are two
-    directions."""
-    monkeypatch.setattr(choice, "TRIED", {("triton", 9)})
-    monkeypatch.setattr(choice, "FASTER", (ROW._replace(cells=frozenset({"lstm"})),))
-    x, h = torch.empty(5, 8, 4, dtype=torch.float16), torch.empty(1, 8, 256, dtype=torch.float16)
-    assert not functional._whole("lstm", x, h, h, 1, None)
-    assert functional._whole("lstm", x, h, torch.empty(1, 8, 300), 1, None)
-    both = torch.cat((h, h))
-    assert functional._whole("lstm", x, both, both, 1, None)
-    assert not functional._whole("lstm", x, both, both, 2, None)
-    assert functional._whole("lstm", x, h, h, 3, None)
+def test_other_kernels_have_rows_of_their_own(monkeypatch, hopper):
+    monkeypatch.setattr(choice, "TRIED", {("triton", 9), ("cuda", 9)})
+    assert dispatch.choose(call("gru")) is triton
+    monkeypatch.setattr(dispatch, "loops_for", lambda _: cuda)
+    assert dispatch.choose(call("gru")) is cudnn
 
 
 def test_report(monkeypatch):
-    monkeypatch.setattr(dispatch, "status", lambda name: "broken" if name == "cuda" else None)
+    for each in (cudnn, triton):
+        monkeypatch.setattr(each, "status", lambda: None)
+    monkeypatch.setattr(cuda, "status", lambda: "broken")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     on_cpu, on_gpu = (text for _, text in dispatch.report())
     assert on_cpu == "cpu" if KERNELS else on_cpu.startswith("reference; not cpu: fastrnn._C")

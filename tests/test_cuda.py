@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import KERNELS, assert_matches
+from layers import on_loops, reference, reference_ops
 from test_ops import (
     AXES,
     FORWARD,
@@ -30,7 +31,8 @@ from test_ops import (
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from fastrnn import cuda, gpu, reference, reference_ops
+from fastrnn.dispatch import cuda, gpu
+from fastrnn.table import weight_names
 
 ON_GPU = cuda.status() is None
 EMULATED = Path(__file__).parents[1] / "build/emulated.so"
@@ -47,8 +49,8 @@ def emulation_loads() -> bool:
 if KERNELS is None or not (ON_GPU or emulation_loads()):
     pytest.skip("there is no GPU; `make emulated` runs the emulation", allow_module_level=True)
 
-from fastrnn.cuda import launch  # noqa: E402  (needs the compiled kernels)
-from fastrnn.cuda.launch import Plan  # noqa: E402
+from fastrnn.dispatch.cuda import launch  # noqa: E402  (needs the compiled kernels)
+from fastrnn.dispatch.cuda.launch import Plan  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 HOW = ["float32", "tf32", "float16", "bfloat16", "float64"]
@@ -96,9 +98,10 @@ def kernels():
     launch.KERNELS = before
 
 
-layer_inference = partial(gpu.layer_inference, cuda)
-layer_forward = partial(gpu.layer_forward, cuda)
-layer_backward = partial(gpu.layer_backward, cuda)
+_ops = on_loops(launch)
+layer_inference, layer_forward, layer_backward = (
+    _ops.layer_inference, _ops.layer_forward, _ops.layer_backward
+)  # fmt: skip
 
 
 def on_device(value):
@@ -186,7 +189,7 @@ def test_features(cell, which, how):
         results = forward(*args, **options)
         output, _, _, *saved = results
         needs = (True, True, True)
-        return results, back(*grads, *args[:5], output, *saved, *args[5:], *needs, **options)
+        return results, back(*grads, output, *saved, *needs, *args, **options)
 
     double = converted(args, torch.float64)
     shapes = reference_ops.layer_forward(*double, **options)
@@ -236,7 +239,7 @@ def test_depths(P, how, monkeypatch):
         h0, weights = args[2].new_ones(1, 3, P) / 2, list(args[4])
         weights[1] = weights[1][:, :1] * torch.linspace(-1, 1, P, dtype=dtype)
         weights.append(torch.linspace(-1, 1, P * H, dtype=dtype).view(P, H) / H)
-        args = (args[0], None, h0, args[3], weights, "lstm", True)
+        args = (args[0], None, h0, args[3], weights, "lstm", weight_names(True, True))
         double = converted(args, torch.float64)
         wanted = reference_ops.layer_forward(*double)
         results = layer_forward(*on_device(args))
@@ -262,7 +265,7 @@ def test_the_state_is_kept_in_float32(cell):
     else:
         h0 = torch.ones(1, 1, H)
         w_ih = torch.tensor([[0.0], [6.9], [0.0]])  # sigmoid(6.9) is 0.999
-    args = (x, None, h0, c0, [w_ih, zero(len(w_ih), H)], cell, False)
+    args = (x, None, h0, c0, [w_ih, zero(len(w_ih), H)], cell, weight_names(False, False))
     args = converted(args, torch.bfloat16)
     _, h_n, c_n = layer_inference(*on_device(args))
     _, h, c = reference.layer(*converted(args, torch.float64))
@@ -367,14 +370,14 @@ def test_reasons(monkeypatch):
     monkeypatch.setattr(cuda, "_missing", None)
     if not torch.cuda.is_available():
         assert cuda.status() == "there is no GPU that torch can use"
-    assert cuda.obstacle(torch.empty(0)) == "tensors are on cpu; move them and the module to 'cuda'"
+    on_cpu = SimpleNamespace(input=torch.empty(0))
+    assert cuda.obstacle(on_cpu) == "tensors are on cpu; move them and the module to 'cuda'"
     gpu_tensor = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.float32)
+    call = SimpleNamespace(input=gpu_tensor)
     capability = (7, 5)
     monkeypatch.setattr(gpu, "capability", lambda _: capability)
-    assert "the GPU has compute capability (7, 5), the kernels need (8, 0)" in cuda.obstacle(
-        gpu_tensor
-    )
+    assert "the GPU has compute capability (7, 5), the kernels need (8, 0)" in cuda.obstacle(call)
     capability = (9, 0)
-    assert cuda.obstacle(gpu_tensor) is None
+    assert cuda.obstacle(call) is None
     gpu_tensor.dtype = torch.complex64
-    assert cuda.obstacle(gpu_tensor).startswith("dtype is torch.complex64; convert to one of")
+    assert cuda.obstacle(call).startswith("dtype is torch.complex64; convert to one of")

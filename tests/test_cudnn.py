@@ -14,22 +14,23 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import cells, everything, layers, pair, state
 
 import fastrnn
-from fastrnn import cudnn, dispatch, functional, gpu, ops
+from fastrnn import dispatch, functional, ops
+from fastrnn.dispatch import cpu, cudnn, gpu
 
 
 @pytest.fixture(autouse=True)
 def everywhere(monkeypatch):
     """All tensors count as those of a GPU, in "auto" too, and every call is noted."""
     calls = []
-    stack = cudnn.stack
+    run_stack = cudnn.run_stack
 
-    def noted(cell, *arguments):
-        calls.append((cell, arguments[5]))  # the number of layers
-        return stack(cell, *arguments)
+    def noted(stack):
+        calls.append((stack.call.cell, stack.layers))
+        return run_stack(stack)
 
     monkeypatch.setattr(gpu, "on_gpu", lambda tensor: not tensor.is_meta)
     monkeypatch.setattr(cudnn, "status", lambda: None)
-    monkeypatch.setattr(cudnn, "stack", noted)
+    monkeypatch.setattr(cudnn, "run_stack", noted)
     return calls
 
 
@@ -139,16 +140,16 @@ def test_autocast_of_kernels(monkeypatch, everywhere):
     """Kernels for GPUs get the autocast dtype, the reference float32."""
     seen = []
 
-    def layer(input, *arguments):
-        seen.append(input.dtype)
-        return real(input, *arguments)
+    def layer(call, *arguments):
+        seen.append(call.input.dtype)
+        return real(call, *arguments)
 
     real = ops.layer
     monkeypatch.setattr(ops, "layer", layer)
     gru, x = fastrnn.GRU(4, 3), torch.randn(5, 2, 4)
     with torch.autocast("cpu", torch.bfloat16):
         gru(x, detach_every=2)
-        monkeypatch.setattr(dispatch, "choose", lambda *_, **__: "cpu")
+        monkeypatch.setattr(dispatch, "choose", lambda *_, **__: cpu)
         with contextlib.suppress(RuntimeError):  # the kernels of the CPU do not take it
             gru(x, detach_every=2)
     assert seen == [torch.float32, torch.bfloat16]
@@ -248,8 +249,8 @@ def test_backward_is_prepared_where_it_may_come(training, monkeypatch):
         seen.append((dropout, train))
         return real(input, hx, weights, bias, layers, dropout, train, *rest)
 
-    real = torch._VF.gru
-    monkeypatch.setattr(torch._VF, "gru", rnn)
+    real = torch.gru
+    monkeypatch.setattr(torch, "gru", rnn)
     gru, x = fastrnn.GRU(4, 3, num_layers=2, dropout=0.5).train(training), torch.randn(5, 2, 4)
     gru(x)
     with torch.no_grad():

@@ -216,7 +216,6 @@ def test_what_does_not_fit_takes_the_long_way(name, taken):
             assert taken == [False]
 
         long(x.as_subclass(Subclass))
-        long(x.mT.contiguous().mT)
         shape = (3, 7) if is_cell else (1, 3, 7)
         zero = torch.zeros(1).expand(shape)
         long(x, (zero, zero) if name.startswith("LSTM") else zero)
@@ -253,11 +252,42 @@ def test_dropout_takes_the_long_way_in_training(taken):
 
 
 @layers
-def test_features_take_the_long_way(name, taken):
-    module = getattr(fastrnn, name)(5, 7)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_features_change_no_bit(name, batch_first, taken):
+    """Features and strides go the short way; what the kernels do not take as it is, does not."""
+    module = getattr(fastrnn, name)(5, 7, num_layers=2, batch_first=batch_first)
+    x = (
+        torch.randn(4, 3, 5).transpose(0, 1)
+        if batch_first
+        else torch.randn(5, 4, 3).permute(1, 2, 0)
+    )
+    flags = torch.rand(x.shape[:2]) < 0.4
+    lengths = torch.tensor([2, 4, 0][: x.size(0 if batch_first else 1)])
+
+    def both(x, **asked) -> None:
+        results = tree_leaves(module(x, **asked))
+        with long_way():
+            wanted = tree_leaves(module(x, **asked))
+        for a, e in zip(results, wanted, strict=True):
+            assert a is e is None or (torch.equal(a, e) and a.stride() == e.stride())
+
     with torch.no_grad():
-        module(torch.randn(2, 3, 5), lengths=torch.tensor([2, 1, 0]))
-    assert not taken
+        for asked in (
+            {"reset": flags},
+            {"lengths": lengths},
+            {"reset": flags, "lengths": lengths, "return_gates": True},
+            {"return_states": True, "detach_every": 2, "grad_clip": 0.1},
+        ):
+            taken.clear()
+            both(x, **asked)
+            assert taken == [True, False]
+        taken.clear()
+        both(x, lengths=lengths.int())
+        both(x, reset=flags.as_subclass(Subclass))
+        assert taken == [False] * 4
+        for wrong in ({"grad_clip": -1.0}, {"reset": flags.int()}, {"lengths": lengths[:2]}):
+            with pytest.raises((ValueError, RuntimeError)):
+                module(x, **wrong)
 
 
 @pytest.mark.parametrize("enforce_sorted", [True, False])
@@ -329,8 +359,11 @@ def test_wrong_addresses_are_refused():
     y, h, c = torch.empty(2, 3, 7), torch.empty(1, 3, 7), torch.empty(1, 3, 7)
     names, parameters = module._flat_weights_names, module._parameters
 
-    def run(cell="lstm", x=x, sizes=None, h0=None, y=y, h=h, c=c, names=names) -> bool:
-        return short.run(cell, x, sizes, h0, None, parameters, names, y, h, c)
+    def run(cell="lstm", x=x, sizes=None, h0=None, y=y, h=h, c=c, names=names, D=1) -> bool:
+        kinds = "w_ih w_hh b_ih b_hh"
+        return short.run(
+            cell, kinds, D, x, sizes, h0, None, parameters, names, None, None, [y], h, c, []
+        )
 
     assert run()
     assert not run(cell="sru")
@@ -343,7 +376,7 @@ def test_wrong_addresses_are_refused():
     )
     assert not run(y=torch.empty(2, 3, 14)) and not run(y=torch.empty(2, 3, 6))
     assert not run(y=torch.empty(2, 3, 7, 1)) and not run(y=torch.empty(2, 3, 28))
-    assert not run(h=torch.empty(3, 7)) and not run(h=torch.empty(0, 3, 7))
+    assert not run(h=torch.empty(0, 3, 7)) and not run(D=2) and not run(D=0)
     assert not run(c=None) and not run(c=torch.empty(1, 3, 8)) and not run(c=y)
     assert not run(names=names[:3]) and not run(names=names[::-1]) and not run(names=[])
     assert not run(h0=h)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import assert_matches
+from layers import layer, names_of, reference, reference_ops
 from plain_loop import plain_loop
 from test_features import each_backend, using
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import LAYERS, layers, state
 
 import fastrnn
-from fastrnn import ops, reference, reference_ops
 
 FEATURES = {
     "reset": lambda T, N: {"reset": torch.arange(T * N).view(T, N) % 3 == 1},
@@ -96,7 +96,7 @@ def layer_arguments(
     reset = FEATURES["reset"](T, N)["reset"] if D == 1 else None
     lengths = (torch.arange(N) * 2 + T // 2) % (T + 1)
     args = (x, None, h0.requires_grad_(), c0 if c0 is None else c0.requires_grad_(), weights)
-    return *args, mode.lower(), True, reset, lengths, 2, 0.05
+    return *args, mode.lower(), names_of(weights, True, D), reset, lengths, 2, 0.05
 
 
 @pytest.mark.parametrize(("name", "D"), [*((name, 1) for name in CELLS), ("lstm_proj", 2)])
@@ -109,7 +109,7 @@ def test_opcheck(name, D):
     grads = [torch.randn_like(t) if t.numel() else None for t in (output, h_n, c_n, cells)]
     saved = (output, gates, cells, hidden)
     needs = (True, True, True)
-    backward = (*grads, *args[:5], *saved, *args[5:7], *needs, *args[7:])
+    backward = (*grads, *saved, *needs, *args)
     torch.library.opcheck(torch.ops.fastrnn.layer_backward, backward)
 
 
@@ -147,8 +147,7 @@ def test_ops_match_float64(name, D, sizes, dtype, isa):
             [g if g is None else g.double() for g in grads],
         ),
     ):
-        options = (*call[5:7], True, True, True, *call[7:])
-        *inputs, weights = function(*seeds, *call[:5], saved[0], *saved[3:], *options)
+        *inputs, weights = function(*seeds, saved[0], *saved[3:], True, True, True, *call)
         gradients.append([*inputs, *weights])
     for k, (a, e) in enumerate(zip(*gradients, strict=True)):
         assert_matches(a, e, f"gradient {k}")
@@ -160,11 +159,10 @@ def test_op_has_the_derivative_of_the_layer(name, traced):
     """Compiled graphs call the op, eager mode the Function, transforms the reference."""
     args = layer_arguments(name)
     inputs = [t for t in (args[0], args[2], args[3], *args[4]) if t is not None]
-    options = ops.Options(*args[7:], trace=traced)
     with using("reference"):
-        wanted = [t for t in ops.layer(*args[:7], options) if t.requires_grad]
+        wanted = [t for t in layer(*args, traced=traced) if t.requires_grad]
     with using("cpu"):
-        function = [t for t in ops.layer(*args[:7], options) if t.requires_grad]
+        function = [t for t in layer(*args, traced=traced) if t.requires_grad]
     op = torch.ops.fastrnn.layer_forward(*args)
     assert not op[3].requires_grad and not op[5].requires_grad
     op = [t for t in op[: 5 if traced else 3] if t.requires_grad and t.numel()]
@@ -203,18 +201,18 @@ def test_gradients_of_one_result_alone(name, backend):
 @pytest.mark.parametrize("name", CELLS)
 def test_second_derivatives(name, backend):
     *args, reset, lengths, _, _ = layer_arguments(name)
-    c0, cell = args[3], args[5]
+    c0, rest_of_call = args[3], args[5:]
 
-    def layer(x, h0, *rest):
+    def function(x, h0, *rest):
         c, weights = (None, rest) if c0 is None else (rest[0], rest[1:])
-        options = ops.Options(reset, lengths, trace=True)
-        y, h_n, c_n, _, cells = ops.layer(x, None, h0, c, weights, cell, True, options)
+        call = (x, None, h0, c, weights, *rest_of_call, reset, lengths)
+        y, h_n, c_n, _, cells = layer(*call, traced=True)
         return (y, h_n, c_n, cells) if c0 is not None else (y, h_n)
 
     inputs = [t for t in (args[0], args[2], c0, *args[4]) if t is not None]
     with using(backend):
-        assert torch.autograd.gradcheck(layer, inputs, fast_mode=True)
-        assert torch.autograd.gradgradcheck(layer, inputs, fast_mode=True)
+        assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 @each_backend

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import LAYERS, layers, state
 
 import fastrnn
-from fastrnn import dispatch
+from fastrnn.dispatch import cpu
 
 each_backend = pytest.mark.parametrize("backend", ["reference", "cpu"])
 
@@ -24,13 +24,13 @@ each_backend = pytest.mark.parametrize("backend", ["reference", "cpu"])
 @contextlib.contextmanager
 def using(backend: str):
     """The backend; "cpu" is the ops, in plain PyTorch where no kernels are built."""
-    not_built = dispatch._not_built
-    dispatch._not_built = None
+    not_built = cpu.not_built
+    cpu.not_built = None
     try:
         with fastrnn.backend(backend):
             yield
     finally:
-        dispatch._not_built = not_built
+        cpu.not_built = not_built
 
 
 @st.composite

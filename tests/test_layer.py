@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import KERNELS, assert_matches
+from layers import layer, reference, reference_ops
 from test_ops import SMALL, TINY, Case, arguments, backward, converted, cotangents, ops_of
 from torch import Tensor
 
 import fastrnn
-from fastrnn import dispatch, ops, reference, reference_ops
+from fastrnn import dispatch
 
 
 def leaves(args: tuple) -> list[Tensor]:
@@ -18,13 +19,13 @@ def leaves(args: tuple) -> list[Tensor]:
     return [t.requires_grad_() for t in (input, h0, c0, *weights) if t is not None]
 
 
-def layer_of(args: tuple, layer=ops.layer):
+def layer_of(args: tuple, layer=layer):
     """`layer` as a function of its differentiable arguments, of results that are not empty."""
-    _, batch_sizes, _, c0, _, cell, bias = args
+    _, batch_sizes, _, c0, _, cell, names = args
 
     def function(input, h0, *rest):
         c, weights = (None, rest) if c0 is None else (rest[0], rest[1:])
-        results = layer(input, batch_sizes, h0, c, weights, cell, bias)
+        results = layer(input, batch_sizes, h0, c, weights, cell, names)
         return results if c0 is not None else results[:2]
 
     return function
@@ -224,11 +225,11 @@ def test_meta():
     for case in SMALL:
         args = arguments(case)
         real = reference.layer(*args)
-        input, batch_sizes, h0, c0, weights, cell, bias = args
+        input, batch_sizes, h0, c0, weights, cell, names = args
         c0 = None if c0 is None else c0.to("meta")
         weights = [w.to("meta").requires_grad_() for w in weights]
-        meta = (input.to("meta"), batch_sizes, h0.to("meta"), c0, weights, cell, bias)
-        results = ops.layer(*meta)
+        meta = (input.to("meta"), batch_sizes, h0.to("meta"), c0, weights, cell, names)
+        results = layer(*meta)
         for r, e in zip(results, real, strict=True):
             assert (r.shape, r.dtype, r.device.type) == (e.shape, e.dtype, "meta")
         results[0].sum().backward()
@@ -236,17 +237,17 @@ def test_meta():
 
 
 def test_mixed_dtypes_and_devices_raise():
-    input, batch_sizes, h0, c0, weights, cell, bias = arguments(Case())
+    input, batch_sizes, h0, c0, weights, cell, names = arguments(Case())
     for change in (torch.Tensor.float, lambda t: t.to("meta")):
         mixed = [
-            (change(input), batch_sizes, h0, c0, weights, cell, bias),
-            (input, batch_sizes, change(h0), c0, weights, cell, bias),
-            (input, batch_sizes, h0, change(c0), weights, cell, bias),
-            (input, batch_sizes, h0, c0, [*weights[:-1], change(weights[-1])], cell, bias),
+            (change(input), batch_sizes, h0, c0, weights, cell, names),
+            (input, batch_sizes, change(h0), c0, weights, cell, names),
+            (input, batch_sizes, h0, change(c0), weights, cell, names),
+            (input, batch_sizes, h0, c0, [*weights[:-1], change(weights[-1])], cell, names),
         ]
         for args in mixed:
             with pytest.raises(RuntimeError, match=r"must have the same dtype|on the same device"):
-                ops.layer(*args)
+                layer(*args)
 
 
 def test_backend():
@@ -256,7 +257,7 @@ def test_backend():
     with dispatch.backend("reference"):
         assert "LayerBackward" not in repr(layer_of(args)(*leaves(args))[0].grad_fn)
         with dispatch.backend("auto"):
-            ops.layer(*args)
+            layer(*args)
     with pytest.raises(ValueError, match="unknown backend 'gpu'"), dispatch.backend("gpu"):
         pass
     if KERNELS is None:
@@ -268,15 +269,15 @@ def test_backend():
     with dispatch.backend("cpu"):
         assert "LayerBackward" in repr(layer_of(args)(*leaves(args))[0].grad_fn)
         with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot run: dtype is torch.compl"):
-            ops.layer(*converted(args, torch.complex64))
+            layer(*converted(args, torch.complex64))
         with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: tensors are on meta"):
-            input, _, h0, c0, weights, cell, bias = (
+            input, _, h0, c0, weights, cell, names = (
                 a.to("meta") if isinstance(a, Tensor) else a for a in args
             )
-            ops.layer(input, None, h0, c0, [w.to("meta") for w in weights], cell, bias)
+            layer(input, None, h0, c0, [w.to("meta") for w in weights], cell, names)
         with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: torch.func"):
-            torch.vmap(lambda x: ops.layer(x, *args[1:]))(args[0][None])
-    ops.layer(*converted(args, torch.complex64))
+            torch.vmap(lambda x: layer(x, *args[1:]))(args[0][None])
+    layer(*converted(args, torch.complex64))
 
 
 def test_backend_is_restored_after_an_error():

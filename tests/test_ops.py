@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import KERNELS, assert_matches
+from layers import names_of, reference_ops
 from torch import Tensor
 
-from fastrnn import reference, reference_ops
+from fastrnn.table import CELLS
 
 FORWARD = ["output", "h_n", "c_n", "gates", "cells", "hidden"]
 ops_of = torch.ops.fastrnn
@@ -95,7 +96,7 @@ TINY = [
 
 
 def arguments(case: Case) -> tuple:
-    """(input, batch_sizes, h0, c0, weights, cell, bias) of `case`, drawn from its own stream."""
+    """(input, batch_sizes, h0, c0, weights, cell, names) of `case`, drawn from its own stream."""
     generator = torch.Generator().manual_seed(0)
 
     def uniform(*shape: int, scale: float = 1.0) -> Tensor:
@@ -105,7 +106,7 @@ def arguments(case: Case) -> tuple:
     cell = "lstm" if case.cell == "lstm_proj" else case.cell
     T, N, I, H, D = case.T, case.N, case.I, case.H, case.D
     P = (H + 1) // 2 if case.cell == "lstm_proj" else H
-    GH = reference.CELLS[cell].gates * H
+    GH = CELLS[cell].gates * H
     batch_sizes, shape = None, (T, N, I)
     if case.packed:
         lengths = torch.randint(1, T + 1, (N,), generator=generator)
@@ -132,14 +133,14 @@ def arguments(case: Case) -> tuple:
             w_hh *= 0.1
             w_ih[:, 0] = 3 * w_ih[:, 0].sign()
     c0 = uniform(D, N, H) if cell == "lstm" else None
-    return input, batch_sizes, h0, c0, weights, cell, case.bias
+    return input, batch_sizes, h0, c0, weights, cell, names_of(weights, case.bias, D)
 
 
 def converted(args: tuple, dtype: torch.dtype) -> tuple:
     """The arguments with every tensor but batch_sizes in `dtype`."""
-    input, batch_sizes, h0, c0, weights, cell, bias = args
+    input, batch_sizes, h0, c0, weights, cell, names = args
     input, h0, c0 = (None if t is None else t.to(dtype) for t in (input, h0, c0))
-    return input, batch_sizes, h0, c0, [w.to(dtype) for w in weights], cell, bias
+    return input, batch_sizes, h0, c0, [w.to(dtype) for w in weights], cell, names
 
 
 def cotangents(results: tuple) -> list[Tensor | None]:
@@ -166,7 +167,7 @@ def expected(case: Case) -> tuple[tuple, tuple]:
 def backward(function, args: tuple, results: tuple, grads, needs=(True, True, True)) -> tuple:
     """Calls a layer_backward with what belongs to one forward call."""
     output, _, _, *saved = results
-    return function(*grads, None, *args[:5], output, *saved, *args[5:], *needs)
+    return function(*grads, None, output, *saved, *needs, *args)
 
 
 def assert_gradients(actual: tuple, wanted: tuple) -> None:
@@ -234,7 +235,7 @@ def scattered(tensor: Tensor | None) -> Tensor | None:
 
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_any_strides(case, isa):
-    input, batch_sizes, h0, c0, weights, cell, bias = args = arguments(case)
+    input, batch_sizes, h0, c0, weights, cell, names = args = arguments(case)
     if batch_sizes is not None:
         batch_sizes = torch.stack([batch_sizes, batch_sizes * 0], 1)[:, 0]
     strided = (
@@ -244,7 +245,7 @@ def test_any_strides(case, isa):
         scattered(c0),
         [scattered(w) for w in weights],
         cell,
-        bias,
+        names,
     )
     wanted, wanted_gradients = expected(case)
     results = ops_of.layer_forward(*strided)
@@ -261,10 +262,10 @@ def test_any_strides(case, isa):
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_expanded_state_and_gradients(case, isa):
     """Stride 0: an hx made by expand, and the gradient of a sum."""
-    input, batch_sizes, h0, c0, weights, cell, bias = arguments(case)
+    input, batch_sizes, h0, c0, weights, cell, names = arguments(case)
     h0 = h0[:, :1].expand_as(h0)
     c0 = None if c0 is None else c0[:, :1].expand_as(c0)
-    args = (input, batch_sizes, h0, c0, weights, cell, bias)
+    args = (input, batch_sizes, h0, c0, weights, cell, names)
     results = ops_of.layer_forward(*args)
     for actual, value in zip(results, reference_ops.layer_forward(*args), strict=True):
         assert_matches(actual, value)
@@ -349,11 +350,11 @@ def test_opcheck(case):
     results = ops_of.layer_forward(*args)
     needs = (True, True, True)
     output, _, _, *saved = results
-    backward_args = (*cotangents(results), None, *args[:5], output, *saved, *args[5:], *needs)
+    backward_args = (*cotangents(results), None, output, *saved, *needs, *args)
     torch.library.opcheck(ops_of.layer_inference, args)
     torch.library.opcheck(ops_of.layer_backward, backward_args)
-    torch.library.opcheck(ops_of.layer_backward, (*backward_args[:-3], False, True, False))
-    input, batch_sizes, h0, c0, weights, cell, bias = args
+    torch.library.opcheck(ops_of.layer_backward, (*backward_args[:8], False, True, False, *args))
+    input, batch_sizes, h0, c0, weights, cell, names = args
     wanted = [t.requires_grad_() for t in (input, h0, *weights)]
     assert all(t.is_leaf for t in wanted)
     torch.library.opcheck(ops_of.layer_forward, args)

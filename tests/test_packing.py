@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastrnn import packing
-from fastrnn.packing import Packing
+from fastrnn.dispatch.gpu import packing
+from fastrnn.dispatch.gpu.packing import Packing
 
 
 def test_rows_by_length():

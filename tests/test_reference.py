@@ -7,11 +7,13 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_matches
+from conftest import KERNELS, assert_matches
+from layers import names_of, reference, reference_ops
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from fastrnn import reference, reference_ops
+from fastrnn.dispatch.reference import definition
+from fastrnn.table import CELLS
 
 T, N, I, H = 6, 4, 5, 7
 LAYERS = {
@@ -43,7 +45,9 @@ def build(name: str, D: int, packed: bool, bias: bool) -> tuple:
     if cell == "lstm":
         c0 = torch.randn(D, N, H, dtype=torch.float64, requires_grad=True)
     hx = h0 if c0 is None else (h0, c0)
-    return module, input, hx, (data, batch_sizes, h0, c0, list(module.parameters()), cell, bias)
+    weights = list(module.parameters())
+    names = names_of(weights, bias, D)
+    return module, input, hx, (data, batch_sizes, h0, c0, weights, cell, names)
 
 
 def results_of(module: torch.nn.Module, input, hx) -> list[Tensor]:
@@ -74,7 +78,7 @@ def test_equals_torch(name, D, packed, bias):
     saved = reference_ops.layer_forward(*args)
     grads = grads if len(grads) == 3 else [*grads, None]
     grad_input, grad_h0, grad_c0, grad_weights = reference_ops.layer_backward(
-        *grads, None, *args[:5], saved[0], *saved[3:], *args[5:], True, True, True
+        *grads, None, saved[0], *saved[3:], True, True, True, *args
     )
     states = [grad_h0] if args[3] is None else [grad_h0, grad_c0]
     for a, e in zip([grad_input, *states, *grad_weights], gradients, strict=True):
@@ -94,10 +98,10 @@ def test_saves_the_planes_of_each_step(name, D, packed, bias):
     _, _, _, args = build(name, D, packed, bias)
     input, batch_sizes, h0, c0, weights, cell, _ = args
     output, _, _, gates, cells, hidden = reference_ops.layer_forward(*args)
-    kind = reference.CELLS[cell]
+    kind = CELLS[cell]
     rows = output.numel() // output.size(-1)
     assert gates.shape == (D, rows, kind.saved, H)
-    assert cells.shape == ((D, rows, H) if kind.has_cell else (0,))
+    assert cells.shape == ((D, rows, H) if kind.has_c else (0,))
     assert hidden.shape == ((D, rows, H) if name == "lstm_proj" else (0,))
 
     output = output.view(rows, D, -1).transpose(0, 1)
@@ -126,21 +130,27 @@ def test_saves_the_planes_of_each_step(name, D, packed, bias):
 
 
 def test_cells_are_described():
-    for name, cell in reference.CELLS.items():
+    assert list(CELLS) == list(definition.STEPS)
+    for name, cell in CELLS.items():
         x, h = torch.randn(2, cell.gates * H), torch.randn(2, H)
-        c = torch.randn(2, H) if cell.has_cell else None
-        h_next, c_next, saved = cell.step(x, x, h, c)
+        c = torch.randn(2, H) if cell.has_c else None
+        h_next, c_next, saved = definition.STEPS[name](x, x, h, c)
         assert h_next.shape == h.shape, name
-        assert (c_next is not None) == cell.has_cell
+        assert (c_next is not None) == cell.has_c
         assert [plane.shape for plane in saved] == [h.shape] * cell.saved
+
+
+@pytest.mark.skipif(KERNELS is None, reason="nothing is compiled")
+def test_cells_are_those_of_the_kernels():
+    assert [tuple(cell) for cell in CELLS.values()] == KERNELS.cells()
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradcheck(name):
-    _, _, _, (input, batch_sizes, h0, c0, weights, cell, bias) = build(name, 2, True, True)
+    _, _, _, (input, batch_sizes, h0, c0, weights, cell, names) = build(name, 2, True, True)
 
     def layer(input, h0, *weights):
-        results = reference.layer(input, batch_sizes, h0, c0, weights, cell, bias)
+        results = reference.layer(input, batch_sizes, h0, c0, weights, cell, names)
         return results[: 2 + (c0 is not None)]
 
     assert torch.autograd.gradcheck(

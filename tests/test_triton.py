@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-from functools import partial
 
 import pytest
 import torch
 from conftest import assert_matches
+from layers import layer, on_loops, reference, reference_ops
 from test_ops import (
     AXES,
     FORWARD,
@@ -30,9 +30,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 import fastrnn
-from fastrnn import gpu, ops, reference, reference_ops, triton
-from fastrnn.triton import cells, launch
-from fastrnn.triton.choose import Plan
+from fastrnn.dispatch import triton
+from fastrnn.dispatch.triton import cells, launch
+from fastrnn.dispatch.triton.choose import Plan
+from fastrnn.table import CELLS, weight_names
 
 # numpy warns where an exponential overflows, which the cells expect.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -124,9 +125,7 @@ def test_features(cell, which, plan):
         results = ops.layer_forward(*args, **options)
         output, _, _, *saved = results
         needs = (True, True, True)
-        return results, ops.layer_backward(
-            *grads, *args[:5], output, *saved, *args[5:], *needs, **options
-        )
+        return results, ops.layer_backward(*grads, output, *saved, *needs, *args, **options)
 
     double = converted(args, torch.float64)
     shapes = reference_ops.layer_forward(*double, **options)
@@ -205,7 +204,7 @@ def test_the_state_is_kept_in_float32(cell):
     else:
         h0 = torch.ones(1, 1, H)
         w_ih = torch.tensor([[0.0], [6.9], [0.0]])  # sigmoid(6.9) is 0.999
-    args = (x, None, h0, c0, [w_ih, zero(len(w_ih), H)], cell, False)
+    args = (x, None, h0, c0, [w_ih, zero(len(w_ih), H)], cell, weight_names(False, False))
     args = converted(args, torch.bfloat16)
     _, h_n, c_n = ops_of.layer_inference(*on_device(args))
     _, h, c = reference.layer(*converted(args, torch.float64))
@@ -230,16 +229,16 @@ def test_special_values_stay_in_their_row(cell, value):
 
 @pytest.mark.parametrize("case", [Case("lstm_proj", dtype=torch.float32, T=2, D=1)], ids=str)
 def test_any_strides(case):
-    input, _, h0, c0, weights, cell, bias = args = arguments(case)
+    input, _, h0, c0, weights, cell, names = args = arguments(case)
     strided = [scattered(t) for t in (input, h0, c0)], [scattered(w) for w in weights]
     (input, h0, c0), weights = on_device(strided)
     wanted, wanted_gradients = expected(case)
-    results = ops_of.layer_forward(input, None, h0, c0, weights, cell, bias)
+    results = ops_of.layer_forward(input, None, h0, c0, weights, cell, names)
     for name, actual, value in zip(FORWARD, results, wanted, strict=True):
         assert_matches(actual.cpu(), value, name)
     grads = on_device([scattered(g) for g in cotangents(wanted)])
     grads = [g.float() for g in grads]
-    args = (input, None, h0, c0, weights, cell, bias)
+    args = (input, None, h0, c0, weights, cell, names)
     gradients = backward(ops_of.layer_backward, args, results, grads)
     assert_gradients(tree_map_only(Tensor, Tensor.cpu, gradients), wanted_gradients)
 
@@ -257,38 +256,35 @@ def test_lengths_out_of_range():
     args = arguments(Case("gru", T=2, N=2, D=1, dtype=torch.float32))
     for lengths in ([3, 1], [-1, 1]):
         with pytest.raises(RuntimeError, match="lengths must be between 0 and 2"):
-            gpu.layer_inference(launch, *args, lengths=torch.tensor(lengths))
+            on_loops(launch).layer_inference(*args, lengths=torch.tensor(lengths))
 
 
 def test_other_backends_inside():
     args = on_device(arguments(Case("gru", T=2, dtype=torch.float64)))
     for name in ("auto", "reference"):
         with fastrnn.backend(name):
-            output = ops.layer(*args)[0]
+            output = layer(*args)[0]
         assert output.dtype == torch.float64
-    output = ops.layer(*on_device(arguments(Case("gru", T=2, dtype=torch.bfloat16))))[0]
+    output = layer(*on_device(arguments(Case("gru", T=2, dtype=torch.bfloat16))))[0]
     assert output.dtype == torch.bfloat16
 
 
 def test_what_cannot_run_says_so():
     args = arguments(Case("gru", dtype=torch.float64))
     with pytest.raises(RuntimeError, match=r"'triton' cannot run: dtype is torch.float64; convert"):
-        ops.layer(*on_device(args))
+        layer(*on_device(args))
     args = [a.to("meta") if isinstance(a, Tensor) else a for a in converted(args, torch.float32)]
     args[4] = [w.to("meta") for w in args[4]]
     with pytest.raises(RuntimeError, match=r"'triton' cannot run: tensors are on meta; move them"):
-        ops.layer(*args)
+        layer(*args)
     args = arguments(Case("gru", dtype=torch.float32))
     args = (args[0], args[1], args[2], args[3], [w.double() for w in args[4]], *args[5:])
-    with pytest.raises(RuntimeError, match="must share one dtype and one device"):
-        gpu.layer_inference(launch, *args)
+    with pytest.raises(RuntimeError, match="must have the same dtype"):
+        on_loops(launch).layer_inference(*args)
 
 
-def test_cells_are_those_of_the_reference():
-    for name, cell in gpu.CELLS.items():
-        wanted = reference.CELLS[name]
-        assert (cell.name, cell.gates, cell.saved, cell.keeps == "c") == (name, *wanted[:3])
-    assert list(gpu.CELLS) == list(cells.STEPS) == list(reference.CELLS)
+def test_cells_are_those_of_the_table():
+    assert list(cells.STEPS) == list(CELLS)
 
 
 class Concurrent:
@@ -340,10 +336,10 @@ def test_programs_exchange_states(cell, monkeypatch):
     case = Case(cell, H=33, N=3, T=4, D=1, dtype=torch.float32)
     args = on_device(arguments(case))
     wanted, wanted_gradients = expected(case)
-    results = gpu.layer_forward(launch, *args)
+    results = on_loops(launch).layer_forward(*args)
     for name, actual, value in zip(FORWARD, results, wanted, strict=True):
         assert_matches(actual.cpu(), value, name)
     grads = on_device(cotangents(wanted))
     grads = [None if g is None else g.float() for g in grads]
-    gradients = backward(partial(gpu.layer_backward, launch), args, results, grads)
+    gradients = backward(on_loops(launch).layer_backward, args, results, grads)
     assert_gradients(tree_map_only(Tensor, Tensor.cpu, gradients), wanted_gradients)

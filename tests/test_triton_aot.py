@@ -27,7 +27,7 @@ def run(*arguments: str, cache) -> str:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory) -> list[dict[str, str]]:
-    text = run("-m", "fastrnn.triton.aot", cache=tmp_path_factory.mktemp("kernels"))
+    text = run("-m", "tools.aot", cache=tmp_path_factory.mktemp("kernels"))
     return list(csv.DictReader(text.splitlines()))
 
 
@@ -55,7 +55,7 @@ KEYS = """
 import torch
 from triton.runtime.jit import create_function_from_signature
 from triton.compiler import make_backend
-from fastrnn.triton import aot
+from tools import aot
 
 for kernel in (aot.forward, aot.backward):
     backend = make_backend(aot.TARGETS["sm_90"][0])
@@ -82,7 +82,7 @@ def test_nothing_is_compiled_again_for_another_length_or_batch(tmp_path):
 # in a loop that loads what the step before stored.
 MEETING = """
 import torch
-from fastrnn.triton import aot
+from tools import aot
 
 for kernel in ("forward", "backward"):
     case = aot.Case(kernel, "lstm", 192, 16, torch.bfloat16, "ieee", "sm_90")

@@ -10,8 +10,9 @@ from collections import OrderedDict
 
 import pytest
 
-from fastrnn import graphs, triton
-from fastrnn.triton.choose import RESERVED, Device, choose, power_of_two
+from fastrnn.dispatch import triton
+from fastrnn.dispatch.gpu import graphs
+from fastrnn.dispatch.triton.choose import RESERVED, Device, choose, power_of_two
 
 A100, H100 = Device(108, 163 << 10), Device(132, 227 << 10, tall=True)
 MI300 = Device(304, 64 << 10, lanes=64)

@@ -58,7 +58,7 @@ class BackwardPass : Layer<Cell, Stored> {
 
   Direction make(int64_t d) {
     const bool used = d < D;
-    const fastrnn::Weights<Stored>& w = f.weights[used ? d : 0];
+    const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
     const int64_t rows = used ? chunk_ * N : 0;
     const int64_t weights = G * H * (I + P + 2) + (s.projected ? P * H : 0);
     return {Plain(w.w_ih, G * H, I, used && keep_ && b_.dx),

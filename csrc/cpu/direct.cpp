@@ -9,8 +9,10 @@
 
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
+#include "call.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
 
@@ -39,75 +41,66 @@ struct ExchangeApi {
   void* current_work_stream;
 };
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;
 
-// Strides of a dimension of size 1 play no part, but for the last one: a view of a complex number's
-// imaginary part, which may be stored negated, shows in it.
-struct Dense : DLTensor {
-  // On the CPU, of this shape, and lying densely.
-  bool is(std::initializer_list<int64_t> sizes) const {
-    const auto rank = static_cast<int32_t>(sizes.size());
-    if (device_type != kCpu || lanes != 1 || data == nullptr || ndim != rank) return false;
-    if (strides && strides[rank - 1] != 1) return false;
-    int64_t stride = 1;
-    for (int32_t i = rank - 1; i >= 0; --i) {
-      if (shape[i] != sizes.begin()[i]) return false;
-      if (shape[i] != 1 && strides && strides[i] != stride) return false;
-      stride *= shape[i];
-    }
-    return true;
-  }
-  bool is(uint8_t kind, uint8_t width) const { return code == kind && bits == width; }
-  int64_t last() const { return ndim > 0 ? shape[ndim - 1] : 0; }
-  template <class T>
-  T* as() const {
-    return reinterpret_cast<T*>(static_cast<char*>(data) + byte_offset);
-  }
+Type type_of(const DLTensor& t) {
+  constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4, kBool = 6;
+  const auto is = [&](uint8_t code, uint8_t bits) { return t.code == code && t.bits == bits; };
+  if (t.lanes != 1) return Type::kOther;
+  if (is(kFloat, 32)) return Type::kFloat;
+  if (is(kFloat, 64)) return Type::kDouble;
+  if (is(kBfloat, 16)) return Type::kBf16;
+  if (is(kBool, 8)) return Type::kBool;
+  return is(kInt, 64) ? Type::kInt64 : Type::kOther;
+}
+
+int64_t itemsize(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
+
+// Not fitting is no error here: the op takes the call, and says what is wrong.
+struct Misfit : std::runtime_error {
+  Misfit() : std::runtime_error("does not fit") {}
 };
 
-// What a call is made of. Layers and directions are the planes of h; P, H and widths as in layer.h.
-struct Call {
-  Dense x, h0, c0, y, h_n, c_n;
-  bool has_h0, bias;
-  std::vector<Dense> weights;      // of all layers and directions, in torch's order
+// A stack of layers, checked. Every view is of memory that the caller keeps.
+struct Layers {
+  std::vector<View> weights;       // of all layers and directions, in torch's order
   std::vector<py::object> owners;  // of the weights, which another thread may replace meanwhile
-  int64_t layers, per_direction;
-  std::vector<int64_t> active, offset;
-  Sizes size;  // of the first layer
+  std::vector<View> ys;            // the output of each layer, or of the last one alone
+  std::vector<View> saved;         // gates, cells and hidden of each layer, or nothing
+  View h_n, c_n;
+  std::vector<double> zeros;  // initial states, where none are given
+  std::vector<std::unique_ptr<Call>> calls;
 };
 
 template <class T>
-void compute(const Call& call, ForwardKernel<T>* kernel, bool has_c) {
-  const Sizes& s = call.size;
-  const int64_t h_plane = s.batch * s.state, c_plane = s.batch * s.hidden;
-  const int64_t width = s.directions * s.state, planes = call.layers * s.directions;
-  const std::vector<T> zero(call.has_h0 ? 0 : planes * (has_c ? c_plane : h_plane));
-  std::unique_ptr<T[]> below, above;  // outputs of all layers but the last
-  Forward<T> f{};
-  f.size = s;
-  f.x = call.x.as<T>();
-  for (int64_t k = 0; k < call.layers; ++k) {
-    for (int64_t d = 0; d < s.directions; ++d) {
-      const Dense* w = &call.weights[(k * s.directions + d) * call.per_direction];
-      f.weights[d] = {w[0].as<T>(), w[1].as<T>(), call.bias ? w[2].as<T>() : nullptr,
-                      call.bias ? w[3].as<T>() : nullptr,
-                      s.projected ? w[call.per_direction - 1].as<T>() : nullptr};
-    }
-    const int64_t h_at = k * s.directions * h_plane, c_at = k * s.directions * c_plane;
-    f.h0 = call.has_h0 ? call.h0.as<T>() + h_at : zero.data();
-    f.h_n = call.h_n.as<T>() + h_at;
-    if (has_c) f.c0 = call.has_h0 ? call.c0.as<T>() + c_at : zero.data();
-    if (has_c) f.c_n = call.c_n.as<T>() + c_at;
-    if (k + 1 < call.layers) {
-      above.reset(new T[s.rows * width]);
-      f.y = above.get();
+void compute(const Layers& all) {
+  std::unique_ptr<T[]> below, above;  // outputs of layers where nobody wants them
+  const size_t count = all.calls.size();
+  const T* x = nullptr;
+  for (size_t k = 0; k < count; ++k) {
+    const Call& call = *all.calls[k];
+    const Sizes& s = call.size;
+    const int64_t first = static_cast<int64_t>(k) * s.directions;
+    Forward<T> f = call.forward<T>();
+    if (k > 0) f.x = x;
+    f.h_n = static_cast<T*>(all.h_n.data) + first * s.batch * s.state;
+    if (f.c0) f.c_n = static_cast<T*>(all.c_n.data) + first * s.batch * s.hidden;
+    if (all.ys.size() == count) {
+      f.y = static_cast<T*>(all.ys[k].data);
+    } else if (k + 1 == count) {
+      f.y = static_cast<T*>(all.ys[0].data);
     } else {
-      f.y = call.y.as<T>();
+      above.reset(new T[static_cast<size_t>(s.rows * s.directions * s.state)]);
+      f.y = above.get();
     }
-    kernel(f, cpu::parallel());
+    if (!all.saved.empty()) {
+      f.save = true;
+      f.gates = static_cast<T*>(all.saved[3 * k].data);
+      f.cells = static_cast<T*>(all.saved[3 * k + 1].data);
+      f.hidden = static_cast<T*>(all.saved[3 * k + 2].data);
+    }
+    cpu::forward_kernel<T>(call.cell)(f, cpu::parallel());
+    x = f.y;
     below = std::move(above);
-    f.x = below.get();
-    f.size.input = width;
   }
 }
 
@@ -117,149 +110,181 @@ class Direct {
     const py::object capsule = types_[0].attr("__dlpack_c_exchange_api__");
     const void* api = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
     if (api == nullptr) throw py::error_already_set();
+    is_neg_ = types_[0].attr("is_neg");
     api_ = static_cast<const ExchangeApi*>(api);
     if (api_->major != 1 || api_->dltensor_from_py_object == nullptr)
       throw py::value_error("no DLPack 1 with a tensor that is borrowed");
   }
 
   // See bind_direct.
-  bool run(const std::string& cell, py::handle x, py::handle batch_sizes, py::handle h0,
-           py::handle c0, py::dict parameters, py::sequence names, py::handle y, py::handle h_n,
-           py::handle c_n) const {
-    CellInfo info;
-    const int position = find_cell(cell.c_str(), info);
-    Call call;
-    if (position < 0 || !read(x, call.x)) return false;
-    const bool is_float = call.x.is(kFloat, 32), is_bf16 = call.x.is(kBfloat, 16);
-    if (!is_float && !is_bf16 && !call.x.is(kFloat, 64)) return false;
-    if (!fill_states(call, info, h0, c0, h_n, c_n) || !fill_steps(call, batch_sizes, y) ||
-        !fill_weights(call, info, parameters, names))
+  bool run(const std::string& cell, const std::string& names, int64_t directions, py::handle x,
+           py::handle batch_sizes, py::handle h0, py::handle c0, const py::dict& parameters,
+           const py::sequence& weights, py::handle reset, py::handle lengths,
+           const py::sequence& ys, py::handle h_n, py::handle c_n,
+           const py::sequence& saved) const {
+    Layers all;
+    try {
+      for (const py::handle name : weights) {
+        const py::handle weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
+        if (!weight) throw Misfit();
+        all.weights.push_back(read(weight));
+        if (!plain(weight, all.weights.back().data)) throw Misfit();
+        all.owners.push_back(py::reinterpret_borrow<py::object>(weight));
+      }
+      for (const py::handle y : ys) all.ys.push_back(read(y));
+      for (const py::handle t : saved) all.saved.push_back(read(t));
+      all.h_n = lifted(read(h_n), 3);
+      if (!c_n.is_none()) all.c_n = lifted(read(c_n), 3);
+      for (const py::handle given : {x, h0, c0})
+        if (!given.is_none() && negated(given)) throw Misfit();
+      Given given{.cell = cell, .names = names, .input = read(x)};
+      given.batch_sizes = optional(batch_sizes, 1);
+      if (!given.batch_sizes) given.input = lifted(given.input, 3);
+      given.reset = optional(reset, 2);
+      given.lengths = optional(lengths, 1);
+      given.h0 = initial(all, h0, all.h_n);
+      if (!c_n.is_none()) {
+        if (h0.is_none() != c0.is_none()) throw Misfit();
+        given.c0 = initial(all, c0, all.c_n);
+      }
+      fill(all, given, directions);
+    } catch (const std::runtime_error&) {
       return false;
-    const Kernels& kernels = cpu::kernels();
+    }
+    const Type type = all.calls[0]->given.input.type;
     const py::gil_scoped_release unlocked;
-    if (is_float) {
-      compute<float>(call, kernels.forward_float[position], info.has_c);
-    } else if (is_bf16) {
-      compute<Bf16>(call, kernels.forward_bf16[position], info.has_c);
+    if (type == Type::kFloat) {
+      compute<float>(all);
+    } else if (type == Type::kBf16) {
+      compute<Bf16>(all);
     } else {
-      compute<double>(call, kernels.forward_double[position], info.has_c);
+      compute<double>(all);
     }
     return true;
   }
 
  private:
   // Subclasses of a tensor may be anything.
-  bool read(py::handle object, Dense& out) const {
+  View read(py::handle object) const {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-    if (type != types_[0].ptr() && type != types_[1].ptr()) return false;
-    if (api_->dltensor_from_py_object(object.ptr(), &out) == 0) return true;
-    PyErr_Clear();
-    return false;
-  }
-  bool read_like(const Call& call, py::handle object, Dense& out) const {
-    return read(object, out) && out.is(call.x.code, call.x.bits);
-  }
-
-  // The final states say how many layers, rows and units there are. Those of one layer may come
-  // without the layer.
-  bool fill_states(Call& call, const CellInfo& info, py::handle h0, py::handle c0, py::handle h_n,
-                   py::handle c_n) const {
-    if (!read_like(call, h_n, call.h_n)) return false;
-    const bool planes = call.h_n.ndim == 3;
-    if (!planes && call.h_n.ndim != 2) return false;
-    const int64_t* const shape = call.h_n.shape;
-    Sizes& s = call.size;
-    s = {};
-    call.layers = planes ? shape[0] : 1;  // and directions, which fill_steps finds
-    s.batch = shape[planes];
-    s.state = s.hidden = call.h_n.last();
-    const auto fits = [&](const Dense& t, int64_t width) {
-      return planes ? t.is({call.layers, s.batch, width}) : t.is({s.batch, width});
-    };
-    if (!fits(call.h_n, s.state)) return false;
-    if (info.has_c) {
-      if (!read_like(call, c_n, call.c_n)) return false;
-      s.hidden = call.c_n.last();
-      if (!fits(call.c_n, s.hidden)) return false;
+    if (type != types_[0].ptr() && type != types_[1].ptr()) throw Misfit();
+    DLTensor t;
+    if (api_->dltensor_from_py_object(object.ptr(), &t) != 0) {
+      PyErr_Clear();
+      throw Misfit();
     }
-    s.projected = s.hidden != s.state;
-    call.has_h0 = !h0.is_none();
-    if (!call.has_h0) return true;
-    if (!read_like(call, h0, call.h0) || !fits(call.h0, s.state)) return false;
-    return !info.has_c || (read_like(call, c0, call.c0) && fits(call.c0, s.hidden));
+    View v;
+    v.shape(t.ndim, t.shape, t.strides);
+    if (t.device_type != kCpu || !v.dense || (t.data == nullptr && v.numel() > 0)) throw Misfit();
+    v.data = static_cast<char*>(t.data) + t.byte_offset;
+    v.type = type_of(t);
+    return v;
   }
-
-  // Input and output are (T, N, ...), (rows, ...) of a packed sequence or (N, ...) of one step.
-  bool fill_steps(Call& call, py::handle batch_sizes, py::handle y) const {
-    Sizes& s = call.size;
-    const bool packed = !batch_sizes.is_none(), whole = call.x.ndim == 3;
-    if (packed ? whole : !whole && call.x.ndim != 2) return false;
-    if (packed) {
-      if (!fill_active(call, batch_sizes)) return false;
-    } else {
-      call.active.assign(static_cast<size_t>(whole ? call.x.shape[0] : 1), s.batch);
+  // Whether the numbers of a tensor are stored negated, as those of the imaginary part of a
+  // conjugate, which DLPack does not say.
+  bool negated(py::handle object) const {
+    PyObject* const answer = PyObject_CallOneArg(is_neg_.ptr(), object.ptr());
+    if (answer == nullptr) {
+      PyErr_Clear();
+      throw Misfit();
     }
-    for (const int64_t count : call.active) {
-      call.offset.push_back(s.rows);
-      s.rows += count;
-    }
-    s.steps = static_cast<int64_t>(call.active.size());
-    s.active = call.active.data();
-    s.offset = call.offset.data();
-    s.input = call.x.last();
-    if (s.rows == 0 || s.input == 0 || s.state == 0 || s.hidden == 0) return false;
-
-    if (!read_like(call, y, call.y)) return false;
-    s.directions = call.y.last() / s.state;
-    if ((s.directions != 1 && s.directions != 2) || call.layers % s.directions != 0) return false;
-    call.layers /= s.directions;
-    const auto fits = [&](const Dense& t, int64_t width) {
-      return whole ? t.is({s.steps, s.batch, width}) : t.is({s.rows, width});
-    };
-    return call.layers > 0 && fits(call.x, s.input) && fits(call.y, s.directions * s.state);
+    Py_DECREF(answer);  // True and False outlive it
+    return answer == Py_True;
   }
-
-  bool fill_active(Call& call, py::handle batch_sizes) const {
-    Dense counts;
-    if (!read(batch_sizes, counts) || counts.code != kInt || counts.bits != 64) return false;
-    if (!counts.is({counts.last()})) return false;
-    call.active.assign(counts.as<int64_t>(), counts.as<int64_t>() + counts.last());
-    int64_t before = call.size.batch;
-    for (const int64_t count : call.active) {
-      if (count < 1 || count > before) return false;
-      before = count;
-    }
-    return call.active[0] == call.size.batch;
-  }
-
-  bool fill_weights(Call& call, const CellInfo& info, const py::dict& parameters,
-                    const py::sequence& names) const {
-    const Sizes& s = call.size;
-    const int64_t planes = call.layers * s.directions, count = static_cast<int64_t>(names.size());
-    call.per_direction = count / planes;
-    call.bias = call.per_direction >= 4;
-    if (count != planes * (2 + 2 * call.bias + s.projected)) return false;
-    call.weights.resize(static_cast<size_t>(count));
-    const int64_t gated = info.gates * s.hidden;
-    for (int64_t i = 0; i < count; ++i) {
-      Dense& w = call.weights[i];
-      const py::object name = names[i];
-      const py::handle weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
-      if (!weight || !read_like(call, weight, w)) return false;
-      call.owners.push_back(py::reinterpret_borrow<py::object>(weight));
-      const int64_t which = i % call.per_direction;
-      const int64_t input =
-          i / call.per_direction < s.directions ? s.input : s.directions * s.state;
-      const bool fits = which == 0               ? w.is({gated, input})
-                        : which == 1             ? w.is({gated, s.state})
-                        : call.bias && which < 4 ? w.is({gated})
-                                                 : w.is({s.state, s.hidden});
-      if (!fits) return false;
-    }
+  // Whether a weight is not: asked once of each while it keeps its place, since asking all of them
+  // would take 2 % of the shortest call.
+  bool plain(py::handle weight, const void* data) const {
+    const auto known = plain_.find(weight.ptr());
+    if (known != plain_.end() && known->second.data == data &&
+        PyWeakref_GetObject(known->second.reference.ptr()) == weight.ptr())
+      return true;
+    if (negated(weight)) return false;
+    if (plain_.size() == kRemembered) plain_.clear();
+    plain_[weight.ptr()] = {py::weakref(weight), data};
     return true;
   }
+  // One step may come without T, the states of one layer without L*D.
+  static View lifted(View v, int dims) {
+    if (v.dims != dims - 1) return v;
+    std::copy_backward(v.size, v.size + v.dims, v.size + dims);
+    v.size[0] = 1;
+    v.dims = dims;
+    return v;
+  }
+  std::optional<View> optional(py::handle object, int dims) const {
+    if (object.is_none()) return std::nullopt;
+    return lifted(read(object), dims);
+  }
+  // The states given, or zeros like the final ones.
+  View initial(Layers& all, py::handle state, const View& like) const {
+    if (!state.is_none()) return lifted(read(state), 3);
+    View v = like;
+    if (all.zeros.empty())
+      all.zeros.resize(static_cast<size_t>(std::max(all.h_n.numel(), all.c_n.numel())));
+    v.data = all.zeros.data();
+    return v;
+  }
+
+  // The call of each layer, and that what it writes has room.
+  static void fill(Layers& all, Given given, int64_t directions) {
+    if (directions != 1 && directions != 2) throw Misfit();
+    const int64_t size = itemsize(given.input.type);
+    const auto per_layer = static_cast<size_t>(directions * WeightNames(given.names).count);
+    const size_t count = all.weights.size() / per_layer;
+    const View h0 = given.h0;
+    const std::optional<View> c0 = given.c0;
+    if (count == 0 || count * per_layer != all.weights.size()) throw Misfit();
+    if (all.ys.size() != 1 && all.ys.size() != count) throw Misfit();
+    if (!all.saved.empty() && (all.saved.size() != 3 * count || all.ys.size() != count))
+      throw Misfit();
+    const auto planes = static_cast<int64_t>(count) * directions;
+    for (size_t k = 0; k < count; ++k) {
+      if (h0.dims != 3 || h0.size[0] != planes) throw Misfit();
+      const int64_t first = static_cast<int64_t>(k) * directions;
+      given.h0 = h0.planes(first, directions, size);
+      if (c0) given.c0 = c0->planes(first, directions, size);
+      given.weights = &all.weights[k * per_layer];
+      given.weight_count = static_cast<int64_t>(per_layer);
+      const Call& call = *all.calls.emplace_back(std::make_unique<Call>(given));
+      const Sizes& s = call.size;
+      if (s.rows == 0) throw Misfit();
+      given.input.size[given.input.dims - 1] = s.directions * s.state;
+      if (all.ys.size() == count) check_output(call, all.ys[k], given.input);
+      if (!all.saved.empty()) check_saved(call, &all.saved[3 * k]);
+    }
+    const Call& last = *all.calls.back();
+    const Sizes& s = last.size;
+    if (all.ys.size() == 1) check_output(last, all.ys[0], given.input);
+    last.check("h_n", all.h_n, {planes, s.batch, s.state});
+    if (c0) {
+      last.check("c0", *c0, {planes, s.batch, s.hidden});
+      last.check("c_n", all.c_n, {planes, s.batch, s.hidden});
+    }
+  }
+  static void check_output(const Call& call, const View& y, const View& like) {
+    const View whole = lifted(y, like.dims);
+    if (whole.dims != like.dims || !std::equal(like.size, like.size + like.dims, whole.size))
+      throw Misfit();
+    call.check_type("output", y);
+  }
+  static void check_saved(const Call& call, const View* saved) {
+    const Sizes& s = call.size;
+    const int64_t per_row = s.directions * s.rows * s.hidden;
+    const int64_t counts[] = {per_row * call.info.saved, call.info.keeps == 'c' ? per_row : 0,
+                              s.projected ? per_row : 0};
+    for (int i = 0; i < 3; ++i)
+      if (saved[i].numel() != counts[i] || saved[i].type != call.given.input.type) throw Misfit();
+  }
+
+  struct Place {
+    py::object reference;  // a weak one: another object may come to the same address
+    const void* data;
+  };
+  static constexpr size_t kRemembered = 4096;
 
   py::type types_[2];
+  py::object is_neg_;
+  mutable std::unordered_map<PyObject*, Place> plain_;  // under the GIL
   const ExchangeApi* api_;
 };
 
@@ -271,13 +296,15 @@ void bind_direct(py::module_& m) {
                      "classes of a tensor and of a parameter; raises where the former has no "
                      "exchange API of DLPack 1.")
       .def(py::init<py::type, py::type>(), py::arg("tensor"), py::arg("parameter"))
-      .def("run", &Direct::run, py::arg("cell"), py::arg("x"), py::arg("batch_sizes"),
-           py::arg("h0"), py::arg("c0"), py::arg("parameters"), py::arg("names"), py::arg("y"),
-           py::arg("h_n"), py::arg("c_n"),
-           "Computes y (T, N, D*P), h_n (L*D, N, P) and c_n (L*D, N, H), which are there already, "
-           "from x (T, N, input), the initial states, zeros if None, and the named parameters; or "
-           "does nothing and returns False if any tensor does not fit. With batch_sizes x and y "
-           "have rows in the place of T, N, as in a PackedSequence. One step of one layer may come "
+      .def("run", &Direct::run, py::arg("cell"), py::arg("names"), py::arg("directions"),
+           py::arg("x"), py::arg("batch_sizes"), py::arg("h0"), py::arg("c0"),
+           py::arg("parameters"), py::arg("weights"), py::arg("reset"), py::arg("lengths"),
+           py::arg("ys"), py::arg("h_n"), py::arg("c_n"), py::arg("saved"),
+           "Computes into tensors that are there already: ys, the output of the last layer or of "
+           "each, h_n (L*D, N, P) and c_n (L*D, N, H); with `saved`, gates, cells and hidden of "
+           "each layer, too. From x, initial states, zeros if None, and `parameters`, a dict, by "
+           "the names in `weights`; `names` are those of a direction, as in fastrnn/table.py. Does "
+           "nothing and returns False if any tensor does not fit. One step of one layer may come "
            "without T and without L*D.");
 }
 

@@ -43,7 +43,7 @@ class ForwardPass : Layer<Cell, Stored> {
 
   Direction make(int64_t d) {
     const bool used = d < D;
-    const fastrnn::Weights<Stored>& w = f.weights[used ? d : 0];
+    const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
     const int64_t panels = ceil_div(H, Gated::kUnits);
     const int64_t cut = panel_depth<O, kGated>(P, N) < P ? split.units * split.slices : 0;
     return {Gated(w.w_ih, I, H, used),

@@ -1,6 +1,8 @@
 // The instruction sets that this build holds and this CPU offers, and the one in use.
 #pragma once
 
+#include <type_traits>
+
 #include "layer.h"
 
 namespace fastrnn::cpu {
@@ -32,5 +34,27 @@ const char* isa_current();
 bool isa_select(const char* name);  // false if this CPU or this build lacks it
 
 const Kernels& kernels();  // of the current one
+
+// A kernel of the current one for numbers that are stored as T, by the position of its cell.
+template <class T>
+ForwardKernel<T>* forward_kernel(int cell) {
+  const Kernels& k = kernels();
+  if constexpr (std::is_same_v<T, float>)
+    return k.forward_float[cell];
+  else if constexpr (std::is_same_v<T, double>)
+    return k.forward_double[cell];
+  else
+    return k.forward_bf16[cell];
+}
+template <class T>
+BackwardKernel<T>* backward_kernel(int cell) {
+  const Kernels& k = kernels();
+  if constexpr (std::is_same_v<T, float>)
+    return k.backward_float[cell];
+  else if constexpr (std::is_same_v<T, double>)
+    return k.backward_double[cell];
+  else
+    return k.backward_bf16[cell];
+}
 
 }  // namespace fastrnn::cpu

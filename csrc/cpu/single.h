@@ -124,7 +124,7 @@ class SingleStep : Layer<Cell, Stored> {
   // A register of units, all gates, all batch rows. Those of a block meet a gate's weights while
   // these are in the first-level cache.
   void step(int64_t d, Lane<T> lane) {
-    const fastrnn::Weights<Stored>& w = f.weights[d];
+    const fastrnn::Weights<const Stored>& w = f.weights[d];
     const auto bias = [&](const Stored* b, int64_t g) {
       return b ? lane.load_from(b + g * H) : V{};
     };

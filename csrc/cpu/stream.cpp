@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "call.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -29,18 +30,17 @@ template <class T>
 class StackOf final : public Stack {
  public:
   StackOf(StreamKernel<T>* make, int64_t layers, Sizes size, const std::vector<Address>& weights,
-          bool bias, Address h, Address c, Address y)
+          const WeightNames& names, Address h, Address c, Address y)
       : active_(size.batch), forwards_(static_cast<size_t>(layers)), between_(layers - 1) {
-    const size_t per_layer = weights.size() / forwards_.size();
+    std::vector<View> views(weights.size());
+    for (size_t i = 0; i < views.size(); ++i) views[i].data = at(weights[i]);
     for (size_t k = 0; k < forwards_.size(); ++k) {
-      const Address* const w = &weights[k * per_layer];
       Forward<T>& f = forwards_[k];
       f = {};
       f.size = size;
       f.size.active = &active_;
       f.size.offset = &offset_;
-      f.weights[0] = {at(w[0]), at(w[1]), bias ? at(w[2]) : nullptr, bias ? at(w[3]) : nullptr,
-                      size.projected ? at(w[per_layer - 1]) : nullptr};
+      f.weights[0] = names.of<const T>(&views[k * static_cast<size_t>(names.count)]);
       const int64_t n = static_cast<int64_t>(k) * size.batch;
       f.h0 = f.h_n = at(h) + n * size.state;
       if (c) f.c0 = f.c_n = at(c) + n * size.hidden;
@@ -72,8 +72,9 @@ class StackOf final : public Stack {
 
 std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64_t layers,
                                   int64_t batch, int64_t input, int64_t hidden, int64_t state,
-                                  bool bias, bool projected, const std::vector<Address>& weights,
-                                  Address h, Address c, Address y) {
+                                  const std::string& weight_names,
+                                  const std::vector<Address>& weights, Address h, Address c,
+                                  Address y) {
   CellInfo info;
   const int position = find_cell(cell.c_str(), info);
   if (position < 0) throw std::invalid_argument("unknown cell '" + cell + "'");
@@ -83,13 +84,16 @@ std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64
   size.input = input;
   size.hidden = hidden;
   size.state = state;
-  size.projected = projected;
+  const WeightNames names(weight_names);
+  size.projected = names.w_hr >= 0;
+  if (static_cast<int64_t>(weights.size()) != layers * names.count)
+    throw std::invalid_argument("a stream needs all weights of its layers");
   const Kernels& kernels = cpu::kernels();
   if (is_double)
     return std::make_unique<StackOf<double>>(kernels.stream_double[position], layers, size, weights,
-                                             bias, h, c, y);
+                                             names, h, c, y);
   return std::make_unique<StackOf<float>>(kernels.stream_float[position], layers, size, weights,
-                                          bias, h, c, y);
+                                          names, h, c, y);
 }
 
 }  // namespace

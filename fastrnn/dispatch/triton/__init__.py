@@ -1,4 +1,4 @@
-"""Kernels in Triton for GPUs: the ops of `fastrnn.ops` without a compiler at installation.
+"""The backend "triton": loops over time in Triton, with no compiler at installation.
 
 Importing this package does not import Triton; the first call does. With the environment variable
 TRITON_INTERPRET=1 of Triton set before Python starts, its interpreter runs the kernels on CPU
@@ -8,14 +8,18 @@ tensors instead: slow, for tests.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from importlib import metadata
 
 import torch
-from torch import Tensor
 
+from ...call import Call
+from ...results import Cotangents, Gradients, Needs, Results, Saved
 from .. import gpu
+from ..gpu import layer
 
+NAME = "triton"
 MINIMUM = (3, 6)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -48,8 +52,9 @@ def status() -> str | None:
     return _missing
 
 
-def obstacle(input: Tensor) -> str | None:
-    """Why the kernels cannot take a call with this input, or None."""
+def obstacle(call: Call, traced: bool = False) -> str | None:
+    """Why the kernels cannot take a call, or None."""
+    input = call.input
     if _missing is not None:
         return _missing
     if input.device.type != DEVICE:
@@ -61,3 +66,18 @@ def obstacle(input: Tensor) -> str | None:
     if input.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"dtype is {input.dtype}; convert to torch.float32, torch.bfloat16 or torch.float16"
     return None
+
+
+def _loops():
+    """What imports Triton, at the first call."""
+    return importlib.import_module("fastrnn.dispatch.triton.launch")
+
+
+def run(call: Call, save: bool) -> Results:
+    """As `dispatch.Backend` says."""
+    return layer.run(_loops(), call, save)
+
+
+def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
+    """As `dispatch.Backend` says."""
+    return layer.run_backward(_loops(), call, cotangents, saved, needs)

@@ -1,13 +1,15 @@
-"""The loops over time, `gpu.Loops`, in the schedule that `choose` names."""
+"""The loops over time, `gpu.layer.Loops`, in the schedule that `choose` names."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .. import gpu, graphs
-from ..gpu import Cell, Tensors
-from ..reference import Sizes
+from ...call import Sizes
+from ...table import Cell
+from .. import gpu
+from ..gpu import graphs
+from ..gpu.layer import Tensors
 from . import INTERPRETED
 from .backward import backward as backward_kernel
 from .cells import STEPS
@@ -16,7 +18,7 @@ from .forward import forward as forward_kernel
 
 
 def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
-    """As `gpu.Loops` says."""
+    """As `gpu.layer.Loops` says."""
     x, h0 = tensors["x"], tensors["h_n"]
     projected = tensors["w_hr"] is not None
     scratch = {
@@ -29,7 +31,7 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
 def backward(
     cell: Cell, size: Sizes, tensors: Tensors, detach_every: int, grad_clip: float
 ) -> None:
-    """As `gpu.Loops` says."""
+    """As `gpu.layer.Loops` says."""
     limits = {"detach_every": detach_every, "grad_clip": float(grad_clip), "CLIP": grad_clip > 0}
     launch(backward_kernel, cell, size, tensors, limits)
 

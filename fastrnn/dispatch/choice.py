@@ -54,28 +54,32 @@ FASTER: tuple[Row, ...] = (
 )
 
 
-def faster(
-    backend: str,
-    major: int,
-    cell: str,
-    precision: str,
-    packed: bool,
-    layers: int,
-    steps: int,
-    batch: int,
-    hidden: int,
-    captured: bool,
-) -> bool:
-    """Whether a row says so of this call; `captured`: a CUDA graph is being captured."""
+class Question(NamedTuple):
+    """A call of which a row may speak, in the terms of `Row`."""
+
+    backend: str
+    major: int
+    cell: str
+    precision: str
+    packed: bool
+    layers: int
+    steps: int
+    batch: int
+    hidden: int
+    captured: bool  # whether a CUDA graph is being captured
+
+
+def faster(asked: Question) -> bool:
+    """Whether a row says that the backend is faster in such a call."""
     return any(
-        row[:2] == (backend, major)
-        and cell in row.cells
-        and precision in row.precisions
-        and row.packed == packed
-        and row.layers[0] <= layers <= row.layers[1]
-        and row.steps[0] <= steps <= row.steps[1]
-        and row.batch[0] <= batch <= row.batch[1]
-        and row.hidden[0] <= hidden <= row.hidden[1]
-        and (row.captured or not captured)
+        row[:2] == asked[:2]
+        and asked.cell in row.cells
+        and asked.precision in row.precisions
+        and row.packed == asked.packed
+        and row.layers[0] <= asked.layers <= row.layers[1]
+        and row.steps[0] <= asked.steps <= row.steps[1]
+        and row.batch[0] <= asked.batch <= row.batch[1]
+        and row.hidden[0] <= asked.hidden <= row.hidden[1]
+        and (row.captured or not asked.captured)
         for row in FASTER
     )

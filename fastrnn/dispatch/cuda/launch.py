@@ -1,4 +1,4 @@
-"""The loops over time, `gpu.Loops`: memory between the steps, schedule, launches.
+"""The loops over time, `gpu.layer.Loops`: memory between the steps, schedule, launches.
 
 In the stepwise schedule one launch does a step, two where the layer has a projection. In the
 library schedule torch makes the products, and a launch after each does the rest. Everything is on
@@ -15,9 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _C, graphs
-from ..gpu import Cell, Tensors, precision
-from ..reference import Sizes
+from ... import _C
+from ...call import Sizes
+from ...table import Cell
+from ..gpu import graphs, precision
+from ..gpu.layer import Tensors
 
 KERNELS = _C  # has CudaForward and CudaBackward; in tests without a GPU, an emulation
 
@@ -80,7 +82,7 @@ def _multiply(a: Tensor, b: Tensor, sums: Tensor) -> None:
 
 
 def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
-    """As `gpu.Loops` says."""
+    """As `gpu.layer.Loops` says."""
     x, w_hh, w_hr = tensors["x"], tensors["w_hh"], tensors["w_hr"]
     D, N, H, P, G = size.D, size.N, size.H, size.P, cell.gates
     products = ((G, H, P),) + ((1, P, H),) * (w_hr is not None)
@@ -110,7 +112,7 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
 def backward(
     cell: Cell, size: Sizes, tensors: Tensors, detach_every: int, grad_clip: float
 ) -> None:
-    """As `gpu.Loops` says."""
+    """As `gpu.layer.Loops` says."""
     du, w_hh, w_hr = tensors["du"], tensors["w_hh"], tensors["w_hr"]
     D, N, H, P, K = size.D, size.N, size.H, size.P, cell.gates * size.H
     products = ((1, P, K),) + ((1, H, P),) * (w_hr is not None)

@@ -1,16 +1,18 @@
-"""Kernels in CUDA C++, compiled at installation: loops over time for `fastrnn.gpu`."""
+"""The backend "cuda": loops over time in CUDA C++, compiled at installation."""
 
 from __future__ import annotations
 
 import importlib
 
 import torch
-from torch import Tensor
 
+from ...call import Call
+from ...results import Cotangents, Gradients, Needs, Results, Saved
 from .. import gpu
-from ..gpu import Cell, Tensors
-from ..reference import Sizes
+from ..gpu import layer
 
+NAME = "cuda"
+DEVICE = "cuda"
 CAPABILITY = (8, 0)  # the least that the kernels are compiled for
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -38,8 +40,9 @@ def status() -> str | None:
     return _missing
 
 
-def obstacle(input: Tensor) -> str | None:
-    """Why the kernels cannot take a call with this input, or None."""
+def obstacle(call: Call, traced: bool = False) -> str | None:
+    """Why the kernels cannot take a call, or None."""
+    input = call.input
     if _missing is not None:
         return _missing
     if not input.is_cuda:
@@ -56,14 +59,16 @@ def obstacle(input: Tensor) -> str | None:
     return None
 
 
-def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
-    """As `gpu.Loops` says."""
-    importlib.import_module("fastrnn.cuda.launch").forward(cell, size, tensors)
+def _loops():
+    """What imports the compiled kernels, at the first call."""
+    return importlib.import_module("fastrnn.dispatch.cuda.launch")
 
 
-def backward(
-    cell: Cell, size: Sizes, tensors: Tensors, detach_every: int, grad_clip: float
-) -> None:
-    """As `gpu.Loops` says."""
-    launch = importlib.import_module("fastrnn.cuda.launch")
-    launch.backward(cell, size, tensors, detach_every, grad_clip)
+def run(call: Call, save: bool) -> Results:
+    """As `dispatch.Backend` says."""
+    return layer.run(_loops(), call, save)
+
+
+def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
+    """As `dispatch.Backend` says."""
+    return layer.run_backward(_loops(), call, cotangents, saved, needs)

@@ -1,6 +1,6 @@
 """Compiles kernels for GPUs that need not be there and reports what each takes.
 
-`python -m fastrnn.triton.aot` prints a table of a representative set, with names of TARGETS one of
+`python -m tools.aot` prints a table of a representative set, with names of TARGETS one of
 many more instances for these: registers of a thread, shared memory of a program, bytes of local
 memory of a thread, which is where registers are spilled to, seconds to compile (0 from Triton's
 cache), and whether it fits. Needs no GPU; TRITON_INTERPRET must not be set.
@@ -23,12 +23,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ..gpu import CELLS
-from ..reference import Sizes
-from .backward import backward
-from .choose import Device
-from .forward import forward
-from .launch import constants, options, plan_for
+from fastrnn.call import Sizes
+from fastrnn.dispatch.triton.backward import backward
+from fastrnn.dispatch.triton.choose import Device
+from fastrnn.dispatch.triton.forward import forward
+from fastrnn.dispatch.triton.launch import constants, options, plan_for
+from fastrnn.table import CELLS
 
 # Processors and shared memory of A100, H100, B200 and MI300X.
 TARGETS = {
@@ -120,7 +120,7 @@ def build(case: Case, part: int = 0):
     kernel = forward if case.kernel == "forward" else backward
     target, device = TARGETS[case.target]
     P = case.projection or case.H
-    size = Sizes(T=1, N=case.N, H=case.H, P=P, D=case.D, rows=case.N, per_direction=4)
+    size = Sizes(T=1, N=case.N, I=case.H, H=case.H, P=P, D=case.D, rows=case.N)
     cell = CELLS[case.cell]
     plan = plan_for(kernel, cell, size, P != case.H, case.dtype, case.how, device)
     if P != case.H and not plan.persistent:

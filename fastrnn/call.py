@@ -1,0 +1,300 @@
+"""A call of one layer, described once: the form in which everything below the modules takes it.
+
+A *layer* is one layer in all its directions over all time steps. `Call` holds what it is asked to
+do, in the order of the custom ops' schemas: `Call(*arguments)` is what an op was given, and
+`op(*call)` calls it.
+
+Sizes: T time steps, N batch, I inputs, H hidden units, G gates, D directions (1 or 2), P width of
+h (H, or the projection size). `rows` is T*N for padded input and sum(batch_sizes) for packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .table import CELLS, Cell, cell_named
+from .torch_private import are_transforms_active
+
+
+class Sizes(NamedTuple):
+    """The sizes of a call."""
+
+    T: int
+    N: int
+    I: int
+    H: int
+    P: int
+    D: int
+    rows: int
+
+
+class Call(NamedTuple):
+    """What one layer is asked to do.
+
+    A new feature of the loop over time is a field here, with a default that means "off".
+    """
+
+    input: Tensor  # (T, N, I), or (rows, I) of a PackedSequence
+    batch_sizes: Tensor | None  # (T,) int64 on the CPU for packed input
+    h0: Tensor  # (D, N, P)
+    c0: Tensor | None  # (D, N, H) where the cell has a c
+    weights: Sequence[Tensor]  # of each direction those that `names` says
+    cell: str  # a key of table.CELLS
+    names: str  # "w_ih w_hh b_ih b_hh w_hr", without what the layer does not have
+    # (T, N) bool, for one direction: where True, h and c are zero before the step.
+    reset: Tensor | None = None
+    # (N,) int64 in [0, T], in any order, on the device of the input. A row ends after its own
+    # length, and the reverse direction begins there. What comes later is zero in every result and
+    # is not read in the input. h_n and c_n are those of the row's last step.
+    lengths: Tensor | None = None
+    # k > 0 stops the gradient that h and c carry between steps j*k - 1 and j*k.
+    detach_every: int = 0
+    # v > 0 clamps to [-v, v] what each step sends back through h to the step before it, or to h0,
+    # before what comes from output, h_n and elsewhere is added.
+    grad_clip: float = 0.0
+
+    @property
+    def kind(self) -> Cell:
+        """The cell's line in the table."""
+        return CELLS[self.cell]
+
+    @property
+    def projected(self) -> bool:
+        """Whether h is a projection of o * tanh(c), by w_hr."""
+        return self.names.endswith("w_hr")
+
+    @property
+    def has_features(self) -> bool:
+        """Whether it asks the loop for anything that torch.nn lacks."""
+        masks = self.reset is not None or self.lengths is not None
+        return masks or bool(self.detach_every or self.grad_clip)
+
+    def by_name(self, tensors: Sequence[Tensor] | None = None) -> list[dict[str, Tensor]]:
+        """Each direction's weights, or other tensors in their order, by name."""
+        names = self.names.split()
+        flat = self.weights if tensors is None else tensors
+        return [
+            dict(zip(names, flat[at : at + len(names)], strict=True))
+            for at in range(0, len(flat), len(names))
+        ]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All tensors of one dtype and one device, which are those that have gradients."""
+        c0 = () if self.c0 is None else (self.c0,)
+        return (self.input, self.h0, *c0, *self.weights)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Call:
+        """The same call of others in the place of `tensors()`."""
+        input, h0, *rest = tensors
+        c0 = None if self.c0 is None else rest.pop(0)
+        return self._replace(input=input, h0=h0, c0=c0, weights=rest)
+
+    def attached(self) -> bool:
+        """Whether a gradient is wanted of any of the tensors. Raises as `check_alike`."""
+        dtype, on_cpu, attached = self.input.dtype, self.input.is_cpu, False
+        for tensor in self.tensors():
+            if tensor.dtype is not dtype or tensor.is_cpu is not on_cpu:
+                self.check_alike()
+            attached = attached or tensor.requires_grad
+        if not on_cpu or self.reset is not None or self.lengths is not None:
+            self.check_alike()
+        return attached and torch.is_grad_enabled()
+
+    def check_alike(self) -> None:
+        """RuntimeError if the tensors do not share one dtype and one device."""
+        check_alike(self.input, self.tensors())
+        for mask in (self.reset, self.lengths):
+            if mask is not None and mask.device != self.input.device:
+                raise _two_devices(self.input, mask)
+
+    def sizes(self) -> Sizes:
+        """The sizes, from shapes that fit each other. Reads no tensor data.
+
+        Raises:
+            RuntimeError: a rank, a size, or the dtype of what is no number does not fit, or a
+                feature does not go with the input.
+        """
+        kind = cell_named(self.cell)
+        input, h0 = self.input, self.h0
+        packed = self.batch_sizes is not None
+        rank = 2 if packed else 3
+        if input.dim() != rank:
+            raise RuntimeError(f"input must have {rank} dimensions, got {input.dim()}")
+        if h0.dim() != 3 or h0.size(0) not in (1, 2):
+            raise RuntimeError(f"h0 must have shape (1 or 2, N, P), got {tuple(h0.shape)}")
+        D, N, P = h0.shape
+        names = self.names.split()
+        if len(self.weights) != D * len(names) or (self.projected and not kind.has_c):
+            raise RuntimeError(
+                f"{self.cell} of {D} directions cannot take {len(self.weights)} weights for "
+                f"'{self.names}'"
+            )
+        H = self.weights[len(names) - 1].size(-1) if self.projected else P
+        I = input.size(-1)
+        shapes = weight_shapes(kind, I, H, P)
+        for each in self.by_name():
+            for name, weight in each.items():
+                _expect(name, weight, shapes[name])
+        if kind.has_c != (self.c0 is not None):
+            verb = "needs" if kind.has_c else "has no"
+            raise RuntimeError(f"{self.cell} {verb} initial cell state")
+        if self.c0 is not None:
+            _expect("c0", self.c0, (D, N, H))
+        if self.reset is not None and D == 2:
+            raise RuntimeError("reset needs a single direction, got 2")
+        if packed:
+            self._check_packed()
+            return Sizes(self.batch_sizes.size(0), N, I, H, P, D, input.size(0))
+        T = input.size(0)
+        _expect("input", input, (T, N, I))
+        for name, tensor, shape, dtype in (
+            ("reset", self.reset, (T, N), torch.bool),
+            ("lengths", self.lengths, (N,), torch.int64),
+        ):
+            if tensor is not None:
+                _expect(name, tensor, shape)
+                if tensor.dtype != dtype:
+                    raise RuntimeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
+        return Sizes(T, N, I, H, P, D, T * N)
+
+    def _check_packed(self) -> None:
+        if self.reset is not None or self.lengths is not None:
+            raise RuntimeError("reset and lengths need padded input, got batch_sizes")
+        if self.batch_sizes.dim() != 1 or self.batch_sizes.dtype != torch.int64:
+            raise RuntimeError("batch_sizes must be a 1-D tensor of dtype torch.int64")
+        if self.batch_sizes.device.type not in ("cpu", "meta"):
+            raise RuntimeError("batch_sizes should always be on CPU")
+
+    def steps(self, size: Sizes) -> list[int]:
+        """The number of active rows at each time step.
+
+        Raises:
+            RuntimeError: batch_sizes do not fit the input, or there is no time step.
+        """
+        if self.batch_sizes is None:
+            steps = [size.N] * size.T
+        else:
+            steps = self.batch_sizes.tolist()
+            falling = all(a >= b for a, b in zip(steps, steps[1:], strict=False))
+            if not falling or min(steps, default=1) < 1 or sum(steps) != size.rows:
+                raise RuntimeError(
+                    "batch_sizes must be positive, non-increasing and sum to the rows of input"
+                )
+            if steps and steps[0] != size.N:
+                raise RuntimeError(f"h0 must have batch size {steps[0]}, got {size.N}")
+        if not steps:
+            raise RuntimeError(NO_STEPS)
+        return steps
+
+    def output_shape(self, size: Sizes) -> tuple[int, ...]:
+        """(T, N, D*P), or (rows, D*P) of packed input."""
+        width = size.D * size.P
+        return (size.T, size.N, width) if self.batch_sizes is None else (size.rows, width)
+
+
+# The arguments of a custom op that takes a call. Not keyword-only, which torch.library gives no
+# derivative to where they are tensors.
+SCHEMA = (
+    "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, str cell, "
+    "str names, Tensor? reset=None, Tensor? lengths=None, int detach_every=0, float grad_clip=0."
+)
+
+
+class Stack(NamedTuple):
+    """What a stack of layers is asked to do: layers on top of each other, dropout between them."""
+
+    # As of a layer, but with h0 (layers*D, N, P), c0 and the weights of all layers, one after the
+    # other, and with input (N, T, I) if `batch_first` and it is not packed.
+    call: Call
+    layers: int
+    directions: int  # D
+    dropout: float  # probability of zeroing an element between layers; 0 but in training
+    batch_first: bool
+    states: bool = False  # whether the states of every step are wanted,
+    gates: bool = False  # and with them the gates
+
+    @property
+    def traced(self) -> bool:
+        """Whether layers have to return what each step computed: h alone is the output."""
+        kind = self.call.kind
+        return self.states and (kind.has_c or (self.gates and kind.saved > 0))
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the user has the batch before the time."""
+        return self.batch_first and self.call.batch_sizes is None
+
+    def each(self) -> Iterator[Call]:
+        """The call of each layer in turn, as the first one's but for states and weights.
+
+        Raises:
+            RuntimeError: the states or the weights are not those of so many layers.
+        """
+        call, layers, D = self.call, self.layers, self.directions
+        if call.h0.size(0) != layers * D or len(call.weights) % layers:
+            raise RuntimeError(
+                f"{layers} layers of {D} directions cannot take {call.h0.size(0)} "
+                f"initial states and {len(call.weights)} weights"
+            )
+        if layers == 1:
+            yield call
+            return
+        count = len(call.weights) // layers
+        c0s = (None,) * layers if call.c0 is None else call.c0.split(D)
+        for k, (h0, c0) in enumerate(zip(call.h0.split(D), c0s, strict=True)):
+            weights = call.weights[k * count : (k + 1) * count]
+            yield call._replace(h0=h0, c0=c0, weights=weights)
+
+
+NO_STEPS = "Expected sequence length to be larger than 0 in RNN"
+
+
+def weight_shapes(kind: Cell, I: int, H: int, P: int) -> dict[str, tuple[int, ...]]:
+    """The shape of a weight by its name."""
+    GH = kind.gates * H
+    return {"w_ih": (GH, I), "w_hh": (GH, P), "b_ih": (GH,), "b_hh": (GH,), "w_hr": (P, H)}
+
+
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.shape != shape:
+        raise RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+
+
+def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:
+    """RuntimeError if the tensors do not share the dtype and the device of the input."""
+    for tensor in tensors:
+        if tensor.dtype != input.dtype:
+            raise RuntimeError(
+                f"input, hx and weights must have the same dtype, but got "
+                f"{input.dtype} and {tensor.dtype}"
+            )
+        if tensor.device != input.device:
+            raise _two_devices(input, tensor)
+
+
+def _two_devices(input: Tensor, tensor: Tensor) -> RuntimeError:
+    return RuntimeError(
+        "Expected all tensors to be on the same device, but found at least two devices, "
+        f"{input.device} and {tensor.device}!"
+    )
+
+
+def check_lengths(lengths: Tensor | None, T: int) -> None:
+    """RuntimeError if a length is not in [0, T].
+
+    Only where reading costs nothing: on the CPU, and neither traced nor in a transform.
+    """
+    if (
+        lengths is not None
+        and lengths.is_cpu
+        and type(lengths) is Tensor
+        and lengths.numel()
+        and not torch.compiler.is_compiling()
+        and not are_transforms_active()
+        and not 0 <= lengths.min() <= lengths.max() <= T
+    ):
+        raise RuntimeError(f"lengths must be between 0 and {T}, got {lengths.tolist()}")

@@ -1,0 +1,298 @@
+"""What computes a layer, and which of them a call takes.
+
+A backend is a module with the functions of `Backend`, in a folder of its own here. `choose` takes
+one for a stack of layers; it is then carried along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..call import Call
+from ..results import Cotangents, Gradients, Needs, Results, Saved
+from ..scopes import Choice, Scope
+from ..torch_private import (
+    are_transforms_active,
+    in_forward_ad,
+    is_any_autocast_enabled,
+    unseen,
+)
+from . import choice, cpu, cuda, cudnn, gpu, reference, triton
+
+
+class Backend(Protocol):
+    """What a backend has. Names are as the user gives them to `backend`."""
+
+    NAME: str
+
+    @staticmethod
+    def status() -> str | None:
+        """Why it cannot run here, or None."""
+
+    @staticmethod
+    def obstacle(call: Call, traced: bool = False) -> str | None:
+        """Why it cannot take a call, or None. traced: with what each step computed."""
+
+    @staticmethod
+    def run(call: Call, save: bool) -> Results:
+        """The layer; gates, cells and hidden if `save`. Without gradients, but of `reference` and
+        `cudnn`, which autograd goes through.
+
+        Raises:
+            RuntimeError: a rank, size, dtype or device does not fit, there is no time step, or, on
+                the CPU, a length is not in [0, T].
+        """
+
+    @staticmethod
+    def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
+        """The gradients that are needed, from what `run` saved. Not of `cudnn`."""
+
+
+BACKENDS = {module.NAME: module for module in (cpu, cuda, triton, cudnn, reference)}
+_LOOPS = (cuda, triton)  # for GPUs, in Python down to the loop over time; "auto" prefers the first
+_NAMES = ("auto", *BACKENDS)
+
+
+# The choice of the user's, for the whole process.
+
+
+_chosen = "auto"
+_set_override: Callable[[bool], None] = bool
+
+
+def on_cpu_override(function: Callable[[bool], None]) -> None:
+    """Has `function` told whether kernels for GPUs are to take CPU tensors: only in their tests."""
+    global _set_override
+    _set_override = function
+
+
+def _apply(name: str) -> None:
+    global _chosen
+    _set_override(getattr(BACKENDS.get(name), "DEVICE", "cuda") == "cpu")
+    _chosen = name
+
+
+_choice = Choice(_chosen, _apply)
+
+
+def _checked(name: str) -> str:
+    if name not in _NAMES:
+        raise ValueError(f"unknown backend '{name}'. Select from {', '.join(_NAMES)}")
+    if reason := status(name):
+        raise cannot_run(name, reason)
+    return name
+
+
+def cannot_run(name: str, reason: str) -> RuntimeError:
+    """What a backend that was forced raises."""
+    return RuntimeError(f"backend '{name}' cannot run: {reason}")
+
+
+def status(name: str) -> str | None:
+    """Why a backend cannot run here, or None."""
+    return None if name == "auto" else BACKENDS[name].status()
+
+
+def backends() -> dict[str, str]:
+    """Each backend by name, with "usable" or the reason why it is not."""
+    return {name: status(name) or "usable" for name in BACKENDS}
+
+
+def backend(name: str) -> Scope:
+    """Context manager that chooses what computes the layers, in every thread of the process.
+
+    The last one entered that has not been left counts, whichever thread entered it; they may be
+    left in any order. Also a decorator. Without `with` it has no effect, and warns of that:
+    `set_backend` is for a choice that stays.
+
+    Args:
+        name: "auto", the fastest that can run; "cpu", the compiled kernels; "cuda" and "triton",
+            the kernels for GPUs, which "auto" leaves alone until they have been tried on one;
+            "cudnn", PyTorch's own for tensors that are not on the CPU, which are cuDNN's wherever
+            torch.nn takes these; or "reference", plain PyTorch.
+
+    Raises:
+        ValueError: there is no such backend.
+        RuntimeError: the backend cannot run: here, or in a call whose tensors it does not take.
+    """
+    unused = (
+        f"fastrnn.backend({name!r}) has no effect without `with`; "
+        f"fastrnn.set_backend({name!r}) chooses for good"
+    )
+    return Scope(_choice, _checked(name), unused)
+
+
+def set_backend(name: str) -> None:
+    """Chooses what computes the layers, at once and in every thread, until it is called again.
+
+    A later `with backend(...)` goes before it while that lasts. Names and errors as in `backend`.
+    """
+    _choice.begin("set_backend", _checked(name))
+
+
+def chosen() -> str:
+    """The name that the user chose."""
+    return _chosen
+
+
+# The choice for a call.
+
+
+def on_kernels() -> bool:
+    """Whether the user's choice lets a call on the CPU go to the compiled kernels."""
+    return _chosen in ("auto", "cpu") and cpu.not_built is None
+
+
+def obstacle(backend: Backend, call: Call, traced: bool = False) -> str | None:
+    """Why a backend cannot take a call, or None."""
+    if reason := backend.obstacle(call, traced):
+        return reason
+    if not (call.input.size(-1) and call.h0.size(-1)):
+        return "there are no features"
+    # An op sees neither: jvp of one gives zero and vmap fails. Compiled code asks this as well.
+    if are_transforms_active() or in_forward_ad():
+        return "torch.func transforms and forward-mode AD go through the reference"
+    return None
+
+
+def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
+    """The backend for a stack of so many layers; `call` is that of the first, or `Stack.call`.
+
+    Raises:
+        RuntimeError: the user chose one that cannot take the call.
+    """
+    if _chosen == "reference":
+        return reference
+    if _chosen != "auto":
+        forced = BACKENDS[_chosen]
+        reason = obstacle(forced, call, traced)
+        if reason is None and call.input.is_meta:
+            reason = "tensors are on meta"  # which "auto" takes for shapes
+        if reason:
+            raise cannot_run(_chosen, reason)
+        return forced
+    if not gpu.on_gpu(call.input):
+        return reference if obstacle(cpu, call, traced) else cpu
+    order = [cudnn]
+    if (kernels := _tried(call)) is not None:
+        # compiled graphs run PyTorch's own forward twice
+        first = torch.compiler.is_compiling() or _faster(kernels, call, layers)
+        order.insert(0 if first else 1, kernels)
+    return next((b for b in order if obstacle(b, call, traced) is None), reference)
+
+
+def takes_torch_step(call: Call) -> bool:
+    """Whether PyTorch's own function of one step is to compute a cell."""
+    if gpu.on_gpu(call.input):
+        return choose(call) is cudnn
+    # On a CPU an RNN is one product each and a tanh: nothing to fuse. torch's own step takes 28 us
+    # where a call of the layer takes 36 (N = 1, H = 8). But in bfloat16 torch's rounds more often
+    # than the kernels, and autocast would change dtypes.
+    return (
+        call.cell in ("rnn_tanh", "rnn_relu")
+        and _chosen == "auto"
+        and call.input.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()
+        and not is_any_autocast_enabled()
+        and obstacle(cpu, call) is None
+    )
+
+
+def widens(backend: Backend, input: Tensor) -> bool:
+    """Whether a layer is computed in float32, and only what goes in and comes out is rounded.
+
+    The kernels for the CPU take no float16. Where they cannot take a call in half precision, the
+    reference computes as they would, but for a reference that the user chose.
+    """
+    if input.dtype is torch.float32 or input.dtype is torch.float64 or gpu.on_gpu(input):
+        return False
+    if input.dtype is torch.float16:
+        return _chosen in ("auto", "cpu")
+    return input.dtype is torch.bfloat16 and backend is reference and _chosen == "auto"
+
+
+def loops_for(call: Call) -> ModuleType | None:
+    """The kernels for GPUs that take a call, if any do."""
+    forced = BACKENDS.get(_chosen)
+    for kernels in (forced,) if forced in _LOOPS else _LOOPS:
+        if kernels.obstacle(call) is None:
+            return kernels
+    return None
+
+
+def _tried(call: Call) -> ModuleType | None:
+    """The kernels for GPUs that "auto" may take for a call, if any."""
+    kernels = loops_for(call)
+    tried = kernels and (kernels.NAME, cudnn.capability(call.input)) in choice.TRIED
+    return kernels if tried else None
+
+
+def _faster(kernels: ModuleType, call: Call, layers: int) -> bool:
+    """Whether these were measured faster than PyTorch's own in such calls."""
+    if call.h0.size(0) != layers or call.projected:
+        return False
+    input, batch = call.input, call.h0.size(-2)
+    return choice.faster(
+        choice.Question(
+            kernels.NAME,
+            cudnn.capability(input),
+            call.cell,
+            gpu.precision(input.dtype),
+            call.batch_sizes is not None,
+            layers,
+            input.numel() // max(1, input.size(-1) * batch),
+            batch,
+            call.h0.size(-1),
+            input.is_cuda and torch.cuda.is_current_stream_capturing(),
+        )
+    )
+
+
+# Past the dispatcher where nothing wants to see an op: on a GPU an op is Python itself.
+
+
+def run(backend: Backend, call: Call, save: bool) -> Results:
+    """`backend.run` of kernels, as an op where something wants to see one."""
+    return (backend if _past_dispatcher(backend, call) else cpu).run(call, save)
+
+
+def run_backward(
+    backend: Backend, call: Call, cotangents: Cotangents, saved: Saved, needs: Needs
+) -> Gradients:
+    """`backend.run_backward` of kernels, as an op where something wants to see one."""
+    which = backend if _past_dispatcher(backend, call) else cpu
+    return which.run_backward(call, cotangents, saved, needs)
+
+
+def _past_dispatcher(backend: Backend, call: Call) -> bool:
+    plain = (torch.Tensor, torch.nn.Parameter)
+    return backend in _LOOPS and type(call.input) in plain and unseen()
+
+
+def report() -> list[tuple[str, str]]:
+    """Rows on which backend "auto" takes for tensors of a device, and why not another."""
+    if (reason := cudnn.status()) is not None:
+        on_gpu = f"none: {reason}"
+    else:
+        major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+        usable = [b.NAME for b in _LOOPS if b.status() is None and (b.NAME, major) in choice.TRIED]
+        first = usable[0] if usable else "reference"
+        measured = any(row[:2] == (first, major) for row in choice.FASTER)
+        on_gpu = "; ".join(
+            [
+                f"cudnn{f', {first} where measured faster' if measured else ''}",
+                f"what torch.nn lacks: {first}",
+                *(
+                    f"not {b.NAME}: {b.status() or 'not yet tried on such a GPU'}"
+                    for b in _LOOPS
+                    if b.NAME not in usable
+                ),
+            ]
+        )
+    on_cpu = "cpu" if cpu.not_built is None else f"reference; not cpu: {cpu.not_built}"
+    return [("cpu tensors", on_cpu), ("cuda tensors", on_gpu)]

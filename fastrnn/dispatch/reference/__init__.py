@@ -1,0 +1,94 @@
+"""The backend "reference": plain PyTorch. It takes every call on every device, and is the fallback.
+
+Autograd goes through `run`. `run_backward` serves where a layer is an op, which autograd does not
+see into.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from ...call import Call, check_lengths
+from ...results import Cotangents, Gradients, Needs, Results, Saved
+from ...torch_private import recording
+from ...trees import map_tensors, tensors
+from . import definition
+
+NAME = "reference"
+
+
+def status() -> None:
+    """Nothing keeps it from running."""
+
+
+def obstacle(call: Call, traced: bool = False) -> None:
+    """Nothing keeps it from taking a call."""
+
+
+def run(call: Call, save: bool) -> Results:
+    """The layer, differentiable to any order.
+
+    Raises:
+        RuntimeError: a rank, size or dtype does not fit, there is no time step, or a length on the
+            CPU is out of range.
+    """
+    check_lengths(call.lengths, len(call.input))
+    return definition.layer(call, save)
+
+
+def in_float32(function: Callable) -> Callable:
+    """`function` as the CPU kernels compute half precision: rounding what comes in and goes out.
+
+    Where tensors on a CPU are float16 or bfloat16, it is given float32 in their place, and what it
+    returns in float32 becomes theirs.
+    """
+
+    def cast(tree, source: torch.dtype, target: torch.dtype):
+        return map_tensors(lambda t: t.to(target) if t.dtype == source else t, tree)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        given = {t.dtype for t in tensors((args, kwargs)) if t.is_cpu}
+        half = next((d for d in (torch.float16, torch.bfloat16) if d in given), None)
+        if half is None:
+            return function(*args, **kwargs)
+        args, kwargs = cast((args, kwargs), half, torch.float32)
+        return cast(function(*args, **kwargs), torch.float32, half)
+
+    return call
+
+
+@in_float32
+@torch.no_grad()
+def run_detached(call: Call, save: bool) -> Results:
+    """The layer without gradients, half precision as the CPU kernels compute it."""
+    return run(call, save)
+
+
+@in_float32
+def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
+    """The gradients, by computing the layer again; what was saved is not read."""
+    attached = call.with_tensors([t.detach().requires_grad_() for t in call.tensors()])
+    y, h_n, c_n, _, cells, _ = recording(lambda: run(attached, save=True))
+    wanted = [attached.input] * needs.input
+    wanted += [t for t in (attached.h0, attached.c0) if t is not None] * needs.state
+    wanted += list(attached.weights) * needs.weights
+    pairs = zip((y, h_n, c_n, cells), cotangents, strict=True)
+    pairs = [(result, grad) for result, grad in pairs if grad is not None]
+    grads = ()
+    if wanted and pairs:
+        results, seeds = zip(*pairs, strict=True)
+        grads = torch.autograd.grad(results, wanted, seeds, materialize_grads=True)
+    elif wanted:
+        grads = [torch.zeros_like(t) for t in wanted]
+    grad = iter([g.contiguous() for g in grads])
+    none = call.input.new_empty(0)
+    return Gradients(
+        next(grad) if needs.input else none,
+        next(grad) if needs.state else none.clone(),
+        next(grad) if needs.state and call.c0 is not None else none.clone(),
+        list(grad),
+    )

@@ -1,0 +1,223 @@
+"""What a recurrent layer computes, in plain PyTorch: the definition of correctness.
+
+A *cell* is the arithmetic of one time step, a *layer* is one layer in all its directions over
+all time steps. `layer` is made of differentiable operations only, so autograd, `torch.func` and
+forward-mode AD work through it to any order. Sizes are those of `call`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...call import Call
+from ...results import Results
+
+Step = tuple[Tensor, Tensor | None, tuple[Tensor, ...]]
+
+
+def lstm(x: Tensor, u: Tensor, h: Tensor, c: Tensor) -> Step:
+    """Long short-term memory with forget gate; gates in the order i, f, g, o. Saves all four."""
+    i, f, g, o = (x + u).chunk(4, -1)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * c + i * g
+    return o * c.tanh(), c, (i, f, g, o)
+
+
+def gru(x: Tensor, u: Tensor, h: Tensor, c: None) -> Step:
+    """Gated recurrent unit, reset after the product; gates in the order r, z, n.
+
+    Saves r, z, n and q, the hidden part of the candidate, which the reset gate multiplies.
+    """
+    x_r, x_z, x_n = x.chunk(3, -1)
+    u_r, u_z, q = u.chunk(3, -1)
+    r, z = (x_r + u_r).sigmoid(), (x_z + u_z).sigmoid()
+    n = (x_n + r * q).tanh()
+    return (h - n) * z + n, None, (r, z, n, q)
+
+
+def rnn_tanh(x: Tensor, u: Tensor, h: Tensor, c: None) -> Step:
+    """Elman network with tanh. Saves nothing: the derivative needs the output only."""
+    return (x + u).tanh(), None, ()
+
+
+def rnn_relu(x: Tensor, u: Tensor, h: Tensor, c: None) -> Step:
+    """Elman network with ReLU. Saves nothing: the derivative needs the output only."""
+    return (x + u).relu(), None, ()
+
+
+# The step of each cell: step(x, u, h, c) -> (h before any projection, c, saved planes).
+#
+# x = W_ih x_t + b_ih and u = W_hh h + b_hh, both (N, G*H), come separately because GRU's reset gate
+# multiplies a part of u alone. h is (N, P); c and every saved plane are (N, H).
+STEPS = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
+
+
+class _Clip(torch.autograd.Function):
+    """The identity, whose backward clamps the gradient to [-limit, limit]."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, limit):
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.limit = inputs[1]
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.clamp(-ctx.limit, ctx.limit), None
+
+
+class _ClipWithTangent(_Clip):
+    """The same for forward-mode AD too: torch.compile takes no Function that has a `jvp`."""
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        return tangent.view_as(tangent)
+
+
+class _Passage(NamedTuple):
+    """What happens to the state between two steps: `layer` describes the arguments."""
+
+    steps: list[int]  # the rows of each step
+    active: Sequence[Tensor] | None  # T of (N, 1) bool: the rows that take the step, for `lengths`
+    keep: Sequence[Tensor] | None  # T of (N, 1) bool: those of them that are not reset
+    detach_every: int
+    grad_clip: float
+
+    def __call__(
+        self, t: int, before: int | None, h: Tensor, c: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(h, c) as step t sees them. `before` is the step before it: t - 1, t + 1 or None."""
+        if self.detach_every and before is not None and max(t, before) % self.detach_every == 0:
+            h, c = self._detached(before, h), None if c is None else self._detached(before, c)
+        if self.keep is not None:
+            h = h.where(self.keep[t], 0)
+            c = None if c is None else c.where(self.keep[t], 0)
+        if self.grad_clip:
+            clip = _Clip if torch.compiler.is_compiling() else _ClipWithTangent
+            h = clip.apply(h, self.grad_clip)
+        return h, c
+
+    def _detached(self, before: int, state: Tensor) -> Tensor:
+        """No gradient goes to rows that took the step before; others bring the initial state."""
+        if self.active is not None:
+            return state.detach().where(self.active[before], state)
+        n = self.steps[before]
+        return torch.cat((state[:n].detach(), state[n:])) if n < len(state) else state.detach()
+
+
+class Trace(NamedTuple):
+    """One direction of a layer: per-step values in time order, and the final state."""
+
+    output: list[Tensor]  # (n_t, P)
+    cells: list[Tensor | None]  # (n_t, H)
+    hidden: list[Tensor]  # (n_t, H): h before the projection
+    saved: list[tuple[Tensor, ...]]  # S of (n_t, H)
+    h: Tensor
+    c: Tensor | None
+
+
+def _direction(
+    rows: Tensor,
+    passage: _Passage,
+    h: Tensor,
+    c: Tensor | None,
+    weights: dict[str, Tensor],
+    cell: str,
+    reverse: bool,
+) -> Trace:
+    """The loop over time. rows: (rows, I); h: (N, P); c: (N, H).
+
+    Packed rows are sorted by length, so the active ones are a prefix; with `lengths` a mask names
+    them. Rows that have ended (or, in reverse, have not begun) keep their state.
+    """
+    w_hh, b_hh, w_hr = (weights.get(name) for name in ("w_hh", "b_hh", "w_hr"))
+    step = STEPS[cell]
+    steps, masks = passage.steps, passage.active
+    plain = passage.keep is None and not (passage.detach_every or passage.grad_clip)
+    trace: list[tuple] = []
+    x = F.linear(rows, weights["w_ih"], weights.get("b_ih")).split(steps)
+    before = None
+    for t in range(len(steps))[:: -1 if reverse else 1]:
+        n = steps[t]
+        h_t, c_t = h[:n], None if c is None else c[:n]
+        if not plain:
+            h_t, c_t = passage(t, before, h_t, c_t)
+        hidden, c_t, saved = step(x[t], F.linear(h_t, w_hh, b_hh), h_t, c_t)
+        h_t = hidden if w_hr is None else F.linear(hidden, w_hr)
+        if masks is None:
+            h = torch.cat((h_t, h[n:]))
+            c = None if c is None else torch.cat((c_t, c[n:]))
+        else:
+            active = masks[t]
+            h = h_t.where(active, h)
+            c = None if c is None else c_t.where(active, c)
+            h_t, hidden, *saved = (p.where(active, 0) for p in (h_t, hidden, *saved))
+            c_t = None if c is None else c_t.where(active, 0)
+        trace.append((h_t, c_t, hidden, tuple(saved)))
+        before = t
+    if reverse:
+        trace.reverse()
+    return Trace(*map(list, zip(*trace, strict=True)), h, c)
+
+
+def layer(call: Call, trace: bool = False) -> Results:
+    """One layer in all its directions, differentiable.
+
+    Args:
+        call: what to do. The values of its lengths are not checked, since no data is read.
+        trace: whether to return what each step computed as well.
+
+    Raises:
+        RuntimeError: a rank, size or dtype does not fit, or there is no time step.
+    """
+    size, input = call.sizes(), call.input
+    steps = call.steps(size)
+    active = keep = None
+    if call.lengths is not None:
+        active = torch.arange(size.T, device=input.device).unsqueeze(1) < call.lengths
+        keep = active
+        input = input.where(active.unsqueeze(-1), 0)
+    if call.reset is not None:
+        keep = ~call.reset if active is None else active & ~call.reset
+    active, keep = (m if m is None else m.unsqueeze(-1).unbind(0) for m in (active, keep))
+    passage = _Passage(steps, active, keep, call.detach_every, call.grad_clip)
+    packed, has_c = call.batch_sizes is not None, call.c0 is not None
+    rows = input if packed else input.flatten(0, 1)
+    traces = [
+        _direction(
+            rows,
+            passage,
+            call.h0[d],
+            call.c0[d] if has_c else None,
+            weights,
+            call.cell,
+            reverse=d == 1,
+        )
+        for d, weights in enumerate(call.by_name())
+    ]
+    output = torch.cat([torch.cat(each.output) for each in traces], -1)
+    if not packed:
+        output = output.unflatten(0, (size.T, size.N))
+    h_n = torch.stack([each.h for each in traces])
+    c_n = torch.stack([each.c for each in traces]) if has_c else input.new_empty(0)
+    if not trace:
+        return Results(output, h_n, c_n)
+
+    gates = input.new_empty(size.D, size.rows, 0, size.H)
+    cells, hidden = input.new_empty(0), input.new_empty(0)
+    if call.kind.saved:
+        gates = torch.stack([torch.cat([torch.stack(s, 1) for s in t.saved]) for t in traces])
+    if has_c:
+        cells = torch.stack([torch.cat(each.cells) for each in traces])
+    if call.projected:
+        hidden = torch.stack([torch.cat(each.hidden) for each in traces])
+    return Results(output, h_n, c_n, gates, cells, hidden)
