@@ -17,6 +17,9 @@
 
 #include "layer.h"
 
+// Null before torch 2.13.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace fastrnn {
 
 using torch::stable::Tensor;
@@ -34,13 +37,31 @@ template <class... Parts>
     if (!(condition)) ::fastrnn::fail(__VA_ARGS__); \
   } while (false)
 
-// A call through the dispatcher costs more than many a layer of one step: none where none is due.
-inline Tensor dense(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+// The tensor that a call to torch makes, on the device of `like`. What torch says of a failure is
+// kept from others before 2.13; on a CPU there is one reason.
+template <class F>
+Tensor made(const Tensor& like, F&& call) {
+  try {
+    return call();
+  } catch (const std::runtime_error&) {
+    if (torch_exception_get_what_without_backtrace)
+      throw std::runtime_error(torch_exception_get_what_without_backtrace());
+    if (like.is_cpu()) throw std::runtime_error("DefaultCPUAllocator: can't allocate memory");
+    throw;
+  }
 }
 
-// The arguments that all ops share, checked and contiguous.
+// A call through the dispatcher costs more than many a layer of one step: none where none is due.
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() ? t : made(t, [&] { return torch::stable::contiguous(t); });
+}
+
+// The arguments that all ops share, checked and contiguous. They point into themselves: `size` into
+// the four lists.
 struct Arguments {
+  Arguments(const Arguments&) = delete;
+  Arguments& operator=(const Arguments&) = delete;
+
   Tensor input;
   Tensor h0;
   OptionalTensor c0;
@@ -70,10 +91,12 @@ struct Arguments {
     AtenTensorHandle handle;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(input.get(), &type));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(input.get(), &device));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()),
-                                                    shape.data(), strides.data(), type, device,
-                                                    input.get_device_index(), &handle));
-    return Tensor(handle);
+    return made(input, [&] {
+      TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()),
+                                                      shape.data(), strides.data(), type, device,
+                                                      input.get_device_index(), &handle));
+      return Tensor(handle);
+    });
   }
 
   Arguments(const Tensor& input_, const OptionalTensor& batch_sizes, const Tensor& h0_,

@@ -66,7 +66,12 @@ struct Dense : DLTensor {
 };
 
 // What a call is made of. Layers and directions are the planes of h; P, H and widths as in layer.h.
+// It points into itself: `size` into `active` and `offset`.
 struct Call {
+  Call() = default;
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
   Dense x, h0, c0, y, h_n, c_n;
   bool has_h0, bias;
   std::vector<Dense> weights;      // of all layers and directions, in torch's order
@@ -229,7 +234,7 @@ class Direct {
       if (count < 1 || count > before) return false;
       before = count;
     }
-    return call.active[0] == call.size.batch;
+    return !call.active.empty() && call.active[0] == call.size.batch;
   }
 
   bool fill_weights(Call& call, const CellInfo& info, const py::dict& parameters,

@@ -7,6 +7,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/split.h"
+#include "cpu/tasks.h"
 #include "cpu/team.h"
 #include "layer.h"
 
@@ -31,7 +32,8 @@ void run(const Parallel& parallel, int64_t n, F&& body) {
     for (int64_t i = 0; i < n; ++i) body(i);
   } else {
     using Body = std::remove_reference_t<F>;
-    parallel.run(n, [](int64_t i, void* f) { (*static_cast<Body*>(f))(i); }, &body);
+    fastrnn::cpu::run_tasks(
+        parallel, n, [](int64_t i, void* f) { (*static_cast<Body*>(f))(i); }, &body);
   }
 }
 

@@ -18,6 +18,7 @@
 #endif
 #include "cpu/isa.h"
 #include "cpu/split.h"
+#include "cpu/tasks.h"
 #include "cpu/team.h"
 #include "cpu/kernels.h"
 
