@@ -118,8 +118,8 @@ void test(int64_t far, int64_t shared) {
     test<Cell, T>({6, 8, 3, far, far, D, true, false, true}, Way::kRows);
     test<Cell, T>({12, 1, 3, shared, shared, D, false, false, true}, Way::kUnits);
   }
-  test<Cell, T>({4, 8, 3, 70, 70, 1, false, false, true, false, true, 2, 0.3}, Way::kRows);
-  test_out_of_memory<Cell, T>({3, 8, 3, 70, 70, 2, true, false, true});
+  test<Cell, T>({4, 8, 3, 150, 150, 1, false, false, true, false, true, 2, 0.3}, Way::kRows);
+  test_out_of_memory<Cell, T>({4, 8, 3, 150, 150, 2, true, false, true});
 }
 
 int main() {
