@@ -6,7 +6,9 @@
 # make gpu       build, test, sanitize and time on the NVIDIA GPU at hand, into the folder OUT
 # make micro     compile the GPU programs of bench/micro (needs nvcc, no GPU)
 # make cuda-check  compile and link csrc/cuda, list what each kernel takes (needs nvcc, no GPU)
-# make sanitize  run the C++ tests under the address and undefined-behaviour sanitizers
+# make sanitize  run the C++ tests under the address and undefined-behaviour sanitizers, and those of
+#                threads under that of threads
+# make coverage  which lines of csrc/cpu the tests of threads and the C++ tests reach
 # make every-float  check sigmoid and tanh at all floats, half a minute on two cores
 # make clean     remove everything that these made, .venv included
 #
@@ -40,7 +42,7 @@ EMULATED := build/emulated.so
 ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
-.PHONY: bench test lint build emulated gpu micro cuda-check sanitize every-float clean
+.PHONY: bench test lint build emulated gpu micro cuda-check sanitize coverage every-float clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -111,11 +113,14 @@ $(EMULATED): $(wildcard tests/cpp/*.h) tests/cpp/emulated.cpp $(wildcard csrc/cu
 
 # -Og: takes two thirds of the time of -O1 to compile, and a third of that of -O0 to run. psabi: a test
 # emulates wide registers, but passes them to no other object.
-SANITIZE := -std=c++20 -Og -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
-    -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
+CHECKED := -std=c++20 -Og -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
+    -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
+SANITIZE := $(CHECKED) -fsanitize=address,undefined
+RACES := $(CHECKED) -fsanitize=thread
 ISA := $(filter-out isa_avx512% isa_amx,$(basename $(notdir $(wildcard csrc/cpu/isa*.cpp))))
 CPU_OBJECTS := $(patsubst %,build/sanitize/%.o,$(ISA) without_avx512 emulated_tiles memory)
-PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS))
+PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS)) \
+    $(patsubst %,build/races/%,test_memory test_team test_threads)
 
 # What takes longest to compile comes first.
 sanitize: build/sanitize/test_kernels.o $(PROGRAMS)
@@ -129,10 +134,57 @@ build/sanitize/%.o: tests/cpp/%.cpp Makefile
 	@mkdir -p $(@D)
 	$(CXX) $(SANITIZE) -MMD -c $< -o $@
 
-build/sanitize/%: build/sanitize/%.o $(CPU_OBJECTS)
+# From an archive a program takes what it has not itself: a test may bring memory of its own.
+build/sanitize/cpu.a: $(CPU_OBJECTS)
+	rm -f $@
+	$(AR) rcs $@ $^
+
+build/sanitize/%: build/sanitize/%.o build/sanitize/cpu.a
 	$(CXX) $(SANITIZE) $^ -o $@
 
--include $(wildcard build/sanitize/*.d)
+build/races/%.o: csrc/cpu/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(RACES) -MMD -c $< -o $@
+
+build/races/%.o: tests/cpp/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(RACES) -MMD -c $< -o $@
+
+build/races/test_memory: build/races/memory.o
+build/races/%: build/races/%.o
+	$(CXX) $(RACES) $^ -o $@
+
+-include $(wildcard build/sanitize/*.d build/races/*.d build/coverage/*.d)
+
+# The C++ tests, and the tests of threads on an extension, all beside those that others use.
+COVER := build/coverage
+COVERED := $(patsubst %,$(COVER)/%,test_kernels test_threads test_team test_memory test_zero test_vec)
+COVER_TESTS := test_threads test_ragged test_memory test_streamer test_direct test_op_errors
+coverage: $(COVERED) $(INSTALLED)
+	find $(COVER) -name '*.gcda' -delete
+	set -e; for program in $(COVERED); do $$program; done
+	PATH="$(abspath $(BIN)):$$PATH" CFLAGS=--coverage LDFLAGS=--coverage FASTRNN_BUILD=cpu \
+	    $(BIN)/python setup.py --quiet build_ext --build-temp $(COVER)/temp --build-lib $(COVER)/lib
+	cp -r fastrnn/*.py fastrnn/cuda fastrnn/triton $(COVER)/lib/fastrnn/
+	cp -r tests pyproject.toml $(COVER)/lib/
+	cd $(COVER)/lib && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q \
+	    $(COVER_TESTS:%=tests/%.py)
+	$(BIN)/python tests/cpp/coverage.py $(COVER)
+
+$(COVER)/%.o: csrc/cpu/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CHECKED) --coverage -MMD -c $< -o $@
+
+$(COVER)/%.o: tests/cpp/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CHECKED) --coverage -MMD -c $< -o $@
+
+$(COVER)/cpu.a: $(CPU_OBJECTS:build/sanitize/%=$(COVER)/%)
+	rm -f $@
+	$(AR) rcs $@ $^
+
+$(COVER)/%: $(COVER)/%.o $(COVER)/cpu.a
+	$(CXX) $(CHECKED) --coverage $^ -o $@
 
 every-float: build/every_float
 	$<

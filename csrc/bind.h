@@ -12,14 +12,31 @@
 
 #include "call.h"
 
+// Null before torch 2.13.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace fastrnn {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// The tensor that a call to torch makes, on the device of `like`. What torch says of a failure is
+// kept from others before 2.13; on a CPU there is one reason.
+template <class F>
+Tensor made(const Tensor& like, F&& call) {
+  try {
+    return call();
+  } catch (const std::runtime_error&) {
+    if (torch_exception_get_what_without_backtrace)
+      throw std::runtime_error(torch_exception_get_what_without_backtrace());
+    if (like.is_cpu()) throw std::runtime_error("DefaultCPUAllocator: can't allocate memory");
+    throw;
+  }
+}
+
 // A call through the dispatcher costs more than many a layer of one step: none where none is due.
 inline Tensor dense(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+  return t.is_contiguous() ? t : made(t, [&] { return torch::stable::contiguous(t); });
 }
 
 inline Type type_of(const Tensor& t) {
@@ -60,10 +77,12 @@ inline Tensor empty_like(const Tensor& like, const std::vector<int64_t>& shape) 
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                  strides.data(), type, device,
-                                                  like.get_device_index(), &handle));
-  return Tensor(handle);
+  return made(like, [&] {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()),
+                                                    shape.data(), strides.data(), type, device,
+                                                    like.get_device_index(), &handle));
+    return Tensor(handle);
+  });
 }
 
 // The arguments that all ops share, in the order of the schema in fastrnn/call.py, which are kept

@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <new>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -15,6 +16,7 @@
 
 #include "cpu/direct.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 #include "cpu/split.h"
 #include "cpu/stream.h"
 #include "cuda/choose.h"
@@ -100,6 +102,7 @@ std::pair<bool, int> cuda_choose(const std::vector<std::array<int64_t, 3>>& prod
 py::dict cuda_tile(int tile, const std::array<int64_t, 3>& product, int64_t batch,
                    int64_t directions, const std::string& dtype) {
   namespace cuda = fastrnn::cuda;
+  if (tile < 0 || tile >= cuda::kTileCount) throw py::index_error("no such tile");
   const cuda::Tile& shape = cuda::kTiles[tile];
   const cuda::ProductSize size{product[0], product[1], product[2]};
   const int planes = static_cast<int>(size.planes);
@@ -120,6 +123,14 @@ py::dict cuda_tile(int tile, const std::array<int64_t, 3>& product, int64_t batc
 PYBIND11_MODULE(_C, m) {
   m.doc() =
       "The compiled part of fastrnn. Importing it registers the CPU kernels of fastrnn's ops.";
+  // As torch does, not MemoryError.
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const std::bad_alloc&) {
+      PyErr_SetString(PyExc_RuntimeError, "DefaultCPUAllocator: can't allocate memory");
+    }
+  });
   m.def("build_info", &build_info,
         "How this module was compiled: compiler, flags, cxx_standard, torch_target_version (the "
         "oldest torch it runs on) and cuda (whether it has CUDA kernels).");
@@ -132,6 +143,8 @@ PYBIND11_MODULE(_C, m) {
         "How threads share a step: (pieces of the batch, pieces of the units, slices of each of "
         "these). A step makes `outputs` sums of `depth` terms for each row of the batch; the units "
         "can be cut into most_units.");
+  m.def("release_memory", &fastrnn::cpu::release_memory, py::call_guard<py::gil_scoped_release>(),
+        "Gives the system the memory that waits for the next call; how many bytes that were.");
   fastrnn::bind_stream(m);
   fastrnn::bind_direct(m);
   m.def("cuda_choose", &cuda_choose, py::arg("products"), py::arg("batch"), py::arg("directions"),

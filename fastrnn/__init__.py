@@ -7,6 +7,7 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, patch, to_torch
 from .dispatch import backend, backends, set_backend
 from .features import States
+from .memory import release_memory
 from .modules import GRU, LSTM, RNN, RNNBase
 from .streamer import Streamer
 
@@ -30,6 +31,7 @@ __all__ = [
     "convert",
     "functional",
     "patch",
+    "release_memory",
     "set_backend",
     "to_torch",
 ]

@@ -84,7 +84,7 @@ def test_shared_units_change_no_bit(cell, D, dtype):
     assert split(1, GATES[cell], 330, 3, dtype.itemsize)[1] == 3
     with threads(1):
         wanted = everything(case)
-    for count in (2, 3 * D, 4 * D):
+    for count in (2, 2 * D, 3 * D, 4 * D):
         with threads(count):
             assert all(map(torch.equal, wanted, everything(case)))
 
@@ -184,7 +184,7 @@ def test_slices_change_no_bit(cell):
     case = Case(cell, T=4, N=N, I=3, H=H, D=1)
     with threads(1):
         wanted = everything(case)
-    for count in (2, 3, 16):
+    for count in (2, 3, 4, 16):
         with threads(count):
             assert all(map(torch.equal, wanted, everything(case)))
 

@@ -11,6 +11,7 @@
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "cpu/split.h"
+#include "cpu/tasks.h"
 #include "cpu/team.h"
 
 #if defined(__clang__)

@@ -10,6 +10,9 @@
 // Where operands go in pairs, a panel holds the rows k and k + 1 interleaved, the first numbers of
 // every pair at even k, and a depth that is no multiple of kGrain goes on with rows of zeros. A
 // left-hand row is then read as far, and must be zero there.
+//
+// Zero rows, columns or panels, here and in the other headers, are nothing to do: a thread whose
+// rows have all ended still comes by. The depth of a product is positive.
 #pragma once
 
 #include "cpu/memory.h"
@@ -155,12 +158,14 @@ using Micro = void(const O*, int64_t, Rows<O>, int64_t, const Compute<O>*, int64
 
 template <class O, int NV>
 struct Micros {
-  Micro<O>* by_rows[kTileRows<O, NV>];  // for 1, 2, ... rows
+  Micro<O>* by_rows[kTileRows<O, NV> + 1];  // for 0, 1, 2, ... rows
 
   template <int... R>
   static constexpr Micros all(std::integer_sequence<int, R...>) {
-    return {{&micro<O, NV, R + 1, false>...}};
+    return {{&nothing, &micro<O, NV, R + 1, false>...}};
   }
+  static void nothing(const O*, int64_t, Rows<O>, int64_t, const Compute<O>*, int64_t, Compute<O>*,
+                      int64_t, Ahead) {}
 };
 template <class O, int NV>
 inline constexpr Micros<O, NV> kMicros =
@@ -170,8 +175,8 @@ inline constexpr Micros<O, NV> kMicros =
 template <class O, int NV>
 FASTRNN_INLINE Micro<O>* micro_of(int64_t rows, Panel<O> panel) {
   if constexpr (NV == kWide)
-    if (panel.half) return kMicros<O, NV / 2>.by_rows[rows - 1];
-  return kMicros<O, NV>.by_rows[rows - 1];
+    if (panel.half) return kMicros<O, NV / 2>.by_rows[rows];
+  return kMicros<O, NV>.by_rows[rows];
 }
 
 // m rows of a left-hand matrix in pieces for a micro-kernel: about equally high, or, of whole
@@ -198,7 +203,7 @@ template <class O, int NV>
 FASTRNN_INLINE Ahead ahead_of(const O* next, int64_t tiles) {
   constexpr int64_t kBytes = kWidth<O, NV> * int64_t{sizeof(O)};
   constexpr int64_t kMost = kTiled<O> ? kBytes : kLine / kTerms<O>;
-  if (!next || tiles == 1) return {};
+  if (!next || tiles <= 1) return {};
   return {next, min(kMost, ceil_div(kBytes, tiles))};
 }
 
@@ -230,8 +235,8 @@ void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, con
     Compute<O>* to = out;
     for (int64_t i = 0; i < tiles.count; ++i) {
       const int64_t rows = tiles.rows(i);
-      kMicros<O, NV>.by_rows[rows - 1](row, lda, panel.from(from), min(depth, k - from), init,
-                                       ld_init, to, ld_out, ahead);
+      kMicros<O, NV>.by_rows[rows](row, lda, panel.from(from), min(depth, k - from), init, ld_init,
+                                   to, ld_out, ahead);
       ahead.move(depth);
       row += rows * lda;
       init += rows * ld_init;

@@ -1,18 +1,19 @@
 #include "cpu/isa.h"
 
+#include <atomic>
 #include <cstring>
+#include <vector>
 
 namespace fastrnn::cpu {
 
 namespace {
 
 struct Offered {
-  const Kernels* list[5];
-  int count = 0;
-  const Kernels* current;
+  std::vector<const Kernels*> list;
+  std::atomic<const Kernels*> current;
 
   void add(bool cpu_has_it, const Kernels* kernels) {
-    if (cpu_has_it && kernels) list[count++] = kernels;
+    if (cpu_has_it && kernels) list.push_back(kernels);
   }
   Offered() {
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -39,10 +40,10 @@ Offered& offered() {
 
 }  // namespace
 
-int isa_count() { return offered().count; }
+int isa_count() { return static_cast<int>(offered().list.size()); }
 const char* isa_name(int i) { return offered().list[i]->name; }
-const char* isa_current() { return offered().current->name; }
-const Kernels& kernels() { return *offered().current; }
+const char* isa_current() { return kernels().name; }
+const Kernels& kernels() { return *offered().current.load(std::memory_order_relaxed); }
 
 bool isa_select(const char* name) {
   for (int i = 0; i < isa_count(); ++i)

@@ -8,6 +8,7 @@
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "cpu/split.h"
+#include "cpu/tasks.h"
 #include "cpu/team.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)

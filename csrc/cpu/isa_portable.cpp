@@ -12,6 +12,7 @@
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "cpu/split.h"
+#include "cpu/tasks.h"
 #include "cpu/team.h"
 #include "cpu/table.h"
 

@@ -1,10 +1,16 @@
 #include "cpu/memory.h"
 
+#include <algorithm>
 #include <cstdlib>
-#include <new>
-#include <vector>
+#include <mutex>
+#include <stdexcept>
+#include <string>
 #if defined(__linux__)
+#include <malloc.h>
 #include <sys/mman.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
 #endif
 
 namespace fastrnn::cpu {
@@ -20,45 +26,77 @@ struct Piece {
   size_t size;
 };
 
-// Of one thread, so that nobody waits for anybody and a fork leaves nothing half done.
-class Kept {
+// Pieces that wait, the oldest first. One lock for all threads, held for the time of a look at the
+// list: what is freed is freed after it.
+class Pool {
  public:
-  ~Kept() { shrink(0); }
+  static constexpr size_t kMost = kKeptBytes / kLarge;
+
+  // The newest of that size, or null.
   void* take(size_t size) {
-    for (size_t i = pieces_.size(); i-- > 0;)
+    const std::lock_guard lock(mutex_);
+    for (size_t i = count_; i-- > 0;)
       if (pieces_[i].size == size) {
         void* const data = pieces_[i].data;
-        pieces_.erase(pieces_.begin() + static_cast<ptrdiff_t>(i));
+        std::copy(pieces_ + i + 1, pieces_ + count_--, pieces_ + i);
         bytes_ -= size;
         return data;
       }
     return nullptr;
   }
+
+  // In the place of the oldest, where there is no room. Of at most kKeptBytes.
   void add(Piece piece) {
-    pieces_.push_back(piece);
-    bytes_ += piece.size;
-    shrink(kKeptBytes);
+    Piece freed[kMost];
+    size_t count;
+    {
+      const std::lock_guard lock(mutex_);
+      count = drop(kKeptBytes - piece.size, freed);
+      pieces_[count_++] = piece;
+      bytes_ += piece.size;
+    }
+    for (size_t i = 0; i < count; ++i) std::free(freed[i].data);
   }
+
+  size_t clear() {
+    Piece freed[kMost];
+    size_t count, bytes;
+    {
+      const std::lock_guard lock(mutex_);
+      bytes = bytes_;
+      count = drop(0, freed);
+    }
+    for (size_t i = 0; i < count; ++i) std::free(freed[i].data);
+    return bytes;
+  }
+
+  // Around a fork, so that no other thread is in the midst of a change.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
  private:
-  // Lets go of what has waited longest.
-  void shrink(size_t most) {
-    size_t first = 0;
-    for (; bytes_ > most; ++first) {
-      std::free(pieces_[first].data);
-      bytes_ -= pieces_[first].size;
-    }
-    pieces_.erase(pieces_.begin(), pieces_.begin() + static_cast<ptrdiff_t>(first));
+  // Moves the oldest to `freed` until no more than `most` bytes are left; how many pieces.
+  size_t drop(size_t most, Piece* freed) {
+    size_t count = 0;
+    for (; bytes_ > most; ++count) bytes_ -= pieces_[count].size;
+    std::copy(pieces_, pieces_ + count, freed);
+    std::copy(pieces_ + count, pieces_ + count_, pieces_);
+    count_ -= count;
+    return count;
   }
 
-  std::vector<Piece> pieces_;
-  size_t bytes_ = 0;
+  std::mutex mutex_;
+  Piece pieces_[kMost] = {};
+  size_t count_ = 0, bytes_ = 0;
 };
 
-Kept& kept() {
-  thread_local Kept pieces;
-  return pieces;
-}
+// Never destroyed: threads may go on while the process ends.
+constinit Pool pool;
+
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int at_fork =
+    pthread_atfork([] { pool.lock(); }, [] { pool.unlock(); }, [] { pool.unlock(); });
+#endif
 
 size_t rounded(size_t bytes) {
   const size_t unit = bytes >= kLarge ? kLarge : kCacheLine;
@@ -68,25 +106,39 @@ size_t rounded(size_t bytes) {
 }  // namespace
 
 void* take_memory(size_t bytes) {
+  if (bytes == 0) return nullptr;
   const size_t size = rounded(bytes);
   const bool large = size >= kLarge;
   if (large)
-    if (void* const memory = kept().take(size)) return memory;
-  void* const memory = std::aligned_alloc(large ? kLarge : kCacheLine, size);
-  if (memory == nullptr) throw std::bad_alloc();
+    if (void* const memory = pool.take(size)) return memory;
+  const auto fresh = [&] { return std::aligned_alloc(large ? kLarge : kCacheLine, size); };
+  void* memory = fresh();
+  if (memory == nullptr && pool.clear() > 0) memory = fresh();
+  if (memory == nullptr)
+    throw std::runtime_error("DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
+                             std::to_string(bytes) +
+                             " bytes. Error code 12 (Cannot allocate memory)");
 #if defined(MADV_HUGEPAGE)
   if (large) madvise(memory, size, MADV_HUGEPAGE);
 #endif
   return memory;
 }
 
-void give_memory_back(void* memory, size_t bytes) {
+void give_memory_back(void* memory, size_t bytes) noexcept {
   const size_t size = rounded(bytes);
   if (memory != nullptr && size >= kLarge && size <= kKeptBytes) {
-    kept().add({memory, size});
+    pool.add({memory, size});
   } else {
     std::free(memory);
   }
+}
+
+size_t release_memory() {
+  const size_t bytes = pool.clear();
+#if defined(__GLIBC__)
+  malloc_trim(0);  // free() alone may keep it for the next malloc
+#endif
+  return bytes;
 }
 
 }  // namespace fastrnn::cpu

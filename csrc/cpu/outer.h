@@ -50,6 +50,7 @@ void arrange(const O* a, int64_t lda, int64_t depth, int64_t count, O* left, int
 template <class O, class T, class RowsB>
 void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b, T* c, bool add) {
   const auto [first, last] = range;
+  if (first == last || n == 0) return;
   const int64_t ldc = n;
   constexpr int kRegisters = kTiled<O> ? kWide : kNarrow;
   constexpr int64_t kRows = kTileRows<O, kRegisters>;

@@ -7,6 +7,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/split.h"
+#include "cpu/tasks.h"
 #include "cpu/team.h"
 #include "layer.h"
 
@@ -31,11 +32,12 @@ void run(const Parallel& parallel, int64_t n, F&& body) {
     for (int64_t i = 0; i < n; ++i) body(i);
   } else {
     using Body = std::remove_reference_t<F>;
-    parallel.run(n, [](int64_t i, void* f) { (*static_cast<Body*>(f))(i); }, &body);
+    fastrnn::cpu::run_tasks(
+        parallel, n, [](int64_t i, void* f) { (*static_cast<Body*>(f))(i); }, &body);
   }
 }
 
-// Piece i of n of [0, count), cut at multiples of `unit`.
+// Piece i of n > 0 of [0, count), cut at multiples of `unit`.
 FASTRNN_FN Range piece(int64_t count, int64_t i, int64_t n, int64_t unit) {
   const int64_t size = round_up(ceil_div(count, n), unit);
   return {min(count, i * size), min(count, (i + 1) * size)};
@@ -67,7 +69,7 @@ struct Lane {
 template <class To, class From>
 void copy(To* to, const From* from, int64_t count) {
   if constexpr (std::is_same_v<To, From>) {
-    memcpy(to, from, count * sizeof(To));
+    if (count > 0) memcpy(to, from, count * sizeof(To));
   } else {
     for (int64_t at = 0; at < count; at += kLanes<To>) {
       const Lane<To> lane(at, count);

@@ -22,6 +22,7 @@ class Dots {
   // Adds the products of x[r] [k] with the rows of w, `ld` apart, of which the first `valid` exist.
   template <class W, class X>
   FASTRNN_INLINE void add(const W* w, int64_t ld, int64_t valid, const X* const* x, int64_t k) {
+    if (valid == 0) return;
     for (int c = 0; c < kLane; c += kColumns) {
       const W* row[kColumns];
       for (int l = 0; l < kColumns; ++l) row[l] = w + min(c + l, valid - 1) * ld;

@@ -56,6 +56,9 @@ class StackOf final : public Stack {
     }
   }
 
+  StackOf(const StackOf&) = delete;  // it points into itself
+  StackOf& operator=(const StackOf&) = delete;
+
   void step(Address x) override {
     forwards_[0].x = at(x);
     for (const std::unique_ptr<Stream>& layer : layers_) layer->step();

@@ -5,7 +5,8 @@
 // not begun, from the last one back: at once where a thread has several, so that a core that is
 // slower keeps nobody waiting but for a slice, else after a while, when that thread has lost its
 // core or has not come yet. So the loop goes on with however many threads there are, in the extreme
-// with one that comes after another.
+// with one that comes after another. A slice that throws counts as done, and its thread leaves: the
+// others go on, with numbers that nobody will see, and wait for nobody.
 #pragma once
 
 #include <atomic>
@@ -47,6 +48,10 @@ class Team {
   struct alignas(64) Counter {
     std::atomic<int64_t> phases{0};
   };
+  struct Ended {
+    std::atomic<int64_t>& slices;
+    ~Ended() { slices.fetch_add(1, std::memory_order_acq_rel); }
+  };
 
   // Does this slice of this phase if nobody has begun it.
   template <class F>
@@ -56,8 +61,8 @@ class Team {
     if (phases.load(std::memory_order_relaxed) != phase ||
         !phases.compare_exchange_strong(begun, phase + 1, std::memory_order_acquire))
       return;
+    const Ended ended{ended_};
     body(phase, slice);
-    ended_.fetch_add(1, std::memory_order_acq_rel);
   }
 
   // Does what the others have not begun, each one's last slice first.

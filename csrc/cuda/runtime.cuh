@@ -8,6 +8,8 @@
 #include <string>
 #include <utility>
 
+#include "cuda/shape.h"
+
 namespace fastrnn::cuda {
 
 inline void check(cudaError_t status, const char* name) {
@@ -17,34 +19,27 @@ inline void check(cudaError_t status, const char* name) {
                            cudaGetErrorString(status));
 }
 
-// Asks for what a kernel needs, mostly once per thread and device. Returns whether its launches may
-// overlap: not where the code that runs was compiled for an architecture in which
-// previous_grid_wait is nothing.
+// Asks for what a kernel may need, once per thread and device. All threads share what a device
+// allows a kernel, so each asks for the same: all shared memory that a block can have. Returns
+// whether the kernel's launches may overlap: not where the code that runs was compiled for an
+// architecture in which previous_grid_wait is nothing.
 inline bool prepare(const void* kernel, const LaunchShape& shape) {
-  struct Prepared {
-    size_t shared = 48 << 10;  // what a kernel may have unasked
-    bool overlaps = false;
-  };
-  thread_local std::map<std::pair<const void*, int>, Prepared> all;
-  int device;
-  check(cudaGetDevice(&device), shape.name);
-  auto [entry, fresh] = all.try_emplace({kernel, device});
-  Prepared& prepared = entry->second;
-  if (fresh) {
-    cudaFuncAttributes attributes;
-    check(cudaFuncGetAttributes(&attributes, kernel), shape.name);
-    prepared.overlaps = attributes.ptxVersion >= 90;
-  }
-  if (shape.shared > prepared.shared) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shape.shared)),
-          shape.name);
-    prepared.shared = shape.shared;
-  }
   if (shape.cluster > 8)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
           shape.name);
-  return prepared.overlaps;
+  thread_local std::map<std::pair<const void*, int>, bool> overlaps;
+  int device;
+  check(cudaGetDevice(&device), shape.name);
+  const std::pair key{kernel, device};
+  if (const auto known = overlaps.find(key); known != overlaps.end()) return known->second;
+  cudaFuncAttributes attributes;
+  check(cudaFuncGetAttributes(&attributes, kernel), shape.name);
+  int most;  // of a block, what the kernel itself declares included
+  check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), shape.name);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             most - static_cast<int>(attributes.sharedSizeBytes)),
+        shape.name);
+  return overlaps[key] = attributes.ptxVersion >= 90;
 }
 
 // Launches on the stream, a cudaStream_t of the current device. Throws std::runtime_error with the

@@ -12,6 +12,7 @@
 #define FASTRNN_TILES
 #include "cpu/isa.h"
 #include "cpu/split.h"
+#include "cpu/tasks.h"
 #include "cpu/team.h"
 #include "cpu/table_bf16.h"
 

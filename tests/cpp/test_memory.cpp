@@ -1,17 +1,28 @@
-// memory.h: what waits for the next call, how much of it, and for whom. Under the address sanitizer
+// memory.h: what waits for the next call, and how much of it. Under the address sanitizer, kFresh,
 // memory that was freed is not handed out again soon, so the same address means that it waited.
 #include "cpu/memory.h"
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
 #include <iterator>
+#include <stdexcept>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "check.h"
 
 using namespace fastrnn::cpu;
 
 constexpr size_t kMiB = 1 << 20;
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kFresh = true;
+#else
+constexpr bool kFresh = false;
+#endif
 
 // One large piece there and back; where it was.
 void* once(size_t bytes) {
@@ -22,21 +33,90 @@ void* once(size_t bytes) {
   return memory;
 }
 
+// Threads that take and give back without pause, for the time of `body`.
+template <class F>
+void among_others(F&& body) {
+  std::atomic<bool> done = false;
+  std::vector<std::jthread> others;
+  for (size_t i = 0; i < 4; ++i)
+    others.emplace_back([&, i] {
+      for (size_t k = 0; !done; ++k)
+        give_memory_back(take_memory((3 + i + k % 3) * kMiB), (3 + i + k % 3) * kMiB);
+    });
+  body();
+  done = true;
+}
+
+// Sixteen threads that each called once.
+void test_bound() {
+  std::vector<std::jthread> threads;
+  for (size_t i = 0; i < 16; ++i) threads.emplace_back([i] { once((20 + i) * kMiB); });
+  threads.clear();
+  const size_t kept = release_memory();
+  CHECK(kept > kKeptBytes / 4 && kept <= kKeptBytes, "%zu bytes waited", kept);
+  CHECK(release_memory() == 0, "released twice");
+  among_others([] {
+    for (int i = 0; i < 200; ++i) CHECK(release_memory() <= kKeptBytes, "the bound, among others");
+  });
+  CHECK(release_memory() <= kKeptBytes, "the bound, after that");
+}
+
+// A child in which only the thread lives that forked, while others were in the midst of it.
+void test_fork() {
+#if !defined(__SANITIZE_THREAD__)
+  among_others([] {
+    for (int i = 0; i < 30; ++i) {
+      const pid_t child = fork();
+      if (child == 0) {
+        alarm(20);
+        once(5 * kMiB);
+        _exit(release_memory() >= 5 * kMiB ? 0 : 1);
+      }
+      int status = -1;
+      waitpid(child, &status, 0);
+      CHECK(status == 0, "the child ended with %d", status);
+    }
+  });
+#endif
+}
+
+void test_no_memory() {
+  once(5 * kMiB);
+  std::string said;
+  try {
+    take_memory(SIZE_MAX / 4);
+  } catch (const std::runtime_error& error) {
+    said = error.what();
+  }
+  CHECK(said == "DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
+                    std::to_string(SIZE_MAX / 4) + " bytes. Error code 12 (Cannot allocate memory)",
+        "%s", said.c_str());
+  CHECK(release_memory() == 0, "what waited was tried first");
+  once(5 * kMiB);
+}
+
+// Read by the sanitizers.
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+extern "C" const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
+
 int main() {
   for (const size_t bytes : {size_t{1}, size_t{64}, size_t{1000}, 3 * kMiB - 1}) once(bytes);
   give_memory_back(nullptr, 0);
+  CHECK(take_memory(0) == nullptr, "no bytes");
 
   void* const first = once(5 * kMiB);
   CHECK(once(5 * kMiB - 100) == first, "the same number of pages");
   CHECK(once(9 * kMiB) != first, "another size");
   void* const held = take_memory(5 * kMiB);
   CHECK(held == first, "it waited meanwhile");
-  CHECK(once(5 * kMiB) != held, "what is in use is handed out once");
-  give_memory_back(held, 5 * kMiB);
-  std::thread([&] { CHECK(once(5 * kMiB) != held, "another thread's"); }).join();
+  void* const other = take_memory(5 * kMiB);
+  CHECK(other != held, "what is in use is handed out once");
+  give_memory_back(other, 5 * kMiB);
+  give_memory_back(held, 5 * kMiB);  // the newest
+  std::thread([&] { CHECK(once(5 * kMiB) == held, "for any thread"); }).join();
 
   void* const small = once(kMiB);
-  CHECK(once(kMiB) != small, "small pieces do not wait");
+  CHECK(!kFresh || once(kMiB) != small, "small pieces do not wait");
 
   // The oldest give way.
   void* const old = once(4 * kMiB);
@@ -50,9 +130,13 @@ int main() {
     CHECK(waited, "all of kKeptBytes");
   }
   for (void* const piece : pieces) give_memory_back(piece, 8 * kMiB);
-  CHECK(once(4 * kMiB) != old, "more than kKeptBytes");
+  CHECK(!kFresh || once(4 * kMiB) != old, "more than kKeptBytes");
   void* const last = once(4 * kMiB);
   once(kKeptBytes + 8 * kMiB);
   CHECK(once(4 * kMiB) == last, "a piece larger than all that may wait drives nothing out");
-  return report("memory");
+  release_memory();
+  test_bound();
+  test_fork();
+  test_no_memory();
+  return report("test_memory");
 }

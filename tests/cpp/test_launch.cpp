@@ -1,0 +1,47 @@
+// runtime.cuh: that a thread's launches do not take from another's, on either of two devices; with
+// a stand-in for CUDA's runtime.
+#include "cuda/runtime.cuh"
+
+#include <thread>
+
+#include "check.h"
+
+using namespace fastrnn::cuda;
+
+void kernel(int) {}
+void other_kernel(int) {}
+
+bool launches(void (*which)(int), size_t shared, int cluster = 1) {
+  try {
+    launch(which, {cluster, 32, shared, cluster, true, cluster == 1}, nullptr, 1);
+    return true;
+  } catch (const std::runtime_error& error) {
+    CHECK(std::string(error.what()) == "fastrnn: launch of kernel: invalid argument", "%s",
+          error.what());
+    return false;
+  }
+}
+
+int main() {
+  // Each thread comes to know the kernel at a size of its own, and then once more.
+  for (const size_t large : {size_t{200 << 10}, size_t{90 << 10}}) {
+    for (const auto which : {kernel, other_kernel}) {
+      CHECK(launches(which, large), "the first, of %zu bytes", large);
+      for (const size_t small : {size_t{60 << 10}, size_t{0}})
+        std::jthread([=, device = standin::device] {
+          standin::device = device;
+          CHECK(launches(which, small), "another thread's");
+        }).join();
+      CHECK(launches(which, large), "as large as before, of %zu bytes", large);
+    }
+    standin::device = 1;
+  }
+  standin::device = 0;
+  CHECK(launches(kernel, 226 << 10), "all of a block");
+  CHECK(!launches(kernel, 227 << 10), "more than all");
+  CHECK(launches(kernel, 60 << 10), "after that");
+  CHECK(launches(kernel, 0, 8) && launches(kernel, 0, 16), "clusters");
+  const int before = standin::calls;
+  CHECK(launches(kernel, 90 << 10) && standin::calls == before, "asked again");
+  return report("test_launch");
+}

@@ -1,0 +1,103 @@
+"""Memory of the CPU kernels: how much of it waits, giving it back, and a call that finds none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import KERNELS
+from torch_pairs import layers
+
+import fastrnn
+
+compiled = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
+
+
+def train(module: torch.nn.Module, *shape: int) -> torch.Tensor:
+    output = module(torch.ones(shape))[0]
+    output.sum().backward()
+    return output
+
+
+@compiled
+def test_what_waits_is_given_back():
+    module = fastrnn.LSTM(64, 512)
+    first = train(module, 20, 4, 64)
+    assert fastrnn.release_memory() > 2**20
+    assert fastrnn.release_memory() == 0
+    assert torch.equal(train(module, 20, 4, 64), first)
+
+
+@compiled
+def test_threads_share_one_bound():
+    modules = [fastrnn.LSTM(64, 512 + 16 * i) for i in range(16)]
+    callers = [threading.Thread(target=train, args=(m, 20, 4, 64)) for m in modules]
+    fastrnn.release_memory()
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert 2**20 < fastrnn.release_memory() <= 64 * 2**20
+
+
+def test_without_kernels_nothing_waits(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastrnn._C", None)
+    assert fastrnn.release_memory() == 0
+
+
+LIMITED = """
+import resource, sys, torch
+from torch import nn
+import fastrnn
+
+name, job, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+torch.set_num_threads(threads)
+
+def run(module, x):
+    if job == "training":
+        output = module(x)[0]
+        output.sum().backward()
+        return output
+    with torch.no_grad():
+        return module(x)[0]
+
+def pages():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+
+module, torchs = fastrnn.{0}(40, 400, 2), nn.{0}(40, 400, 2)
+x = torch.randn(30, 16, 40)
+wanted = run(module, x).detach()
+said, spare = set(), 0
+while True:
+    fastrnn.release_memory()
+    resource.setrlimit(resource.RLIMIT_AS, (pages() + spare * 2**20, -1))
+    try:
+        output = run(module, x)
+    except Exception as error:
+        said.add((type(error).__name__, "DefaultCPUAllocator: can't allocate memory" in str(error)))
+        output = None
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    if output is not None:
+        break
+    spare += 2
+print(sorted(said), spare > 0, torch.equal(output.detach(), wanted))
+"""
+
+
+@compiled
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux to limit memory")
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("job", ["training", "inference"])
+@layers
+def test_a_call_that_finds_no_memory(name, job, threads):
+    """With less memory than it needs, in steps of 2 MiB: wherever it ends, the error is torch's,
+    and the process goes on to a good call."""
+    program = LIMITED.replace("{0}", name)
+    run = subprocess.run(
+        [sys.executable, "-c", program, name, job, str(threads)], capture_output=True, text=True
+    )
+    assert run.stdout.strip() == "[('RuntimeError', True)] True True", run.stdout + run.stderr
