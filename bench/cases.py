@@ -92,11 +92,16 @@ class Spec:
     def gates(self) -> int:
         return GATES[self.cell.removesuffix("Cell")]
 
+    def backward(self) -> bool:
+        """Whether a backward pass has to multiply at every step. Where the loss is of the last
+        output, gradients fade away, and products with zeros need not be made."""
+        return self.mode == "training" and self.case.job != "last"
+
     def flops(self) -> float:
         """Of the matrix products in one call. Training counts three times inference: the backward
         pass has one product for the gradient of what went in and one for that of the weights."""
         forward = 2 * self.case.steps() * sum(self.weights())
-        return float(forward * (3 if self.mode == "training" else 1))
+        return float(forward * (3 if self.backward() else 1))
 
     def weights(self) -> tuple[int, int]:
         """Entries of the matrices of all layers: those that read the input, and those that every

@@ -49,11 +49,11 @@ def floor(spec: Spec, ceilings: Ceilings) -> float:
     inputs, recurrent = (size * count for count in spec.weights())
     if spec.device == "cpu":
         rate = ceilings.bandwidth(recurrent / (case.layers * case.directions * spec.threads))
-        read = case.T * recurrent * (2 if spec.mode == "training" else 1)
+        read = case.T * recurrent * (2 if spec.backward() else 1)
     else:
         width = case.input_size + case.directions * case.output_size
         read = inputs + recurrent + case.steps() * width * size
-        read *= 3 if spec.mode == "training" else 1
+        read *= 3 if spec.backward() else 1
         rate = ceilings.bandwidth(read)
     return max(spec.flops() / ceilings.flops, read / rate)
 

@@ -1,4 +1,5 @@
-"""What fastrnn has an argument for, and how it is done with torch.nn today."""
+"""What fastrnn has an argument for, and how it is done with torch.nn today; and a loss that reads
+the last output alone, which both take."""
 
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,17 @@ def using(library: str, run: Callable) -> Prepare:
 
 
 ours, theirs = partial(using, "fastrnn"), partial(using, "torch.nn")
+
+
+# --- Last: a loss that reads the last output alone --------------------------------------------
+
+
+def last(module, problem: Problem, x: Tensor):
+    output, state = module(x)
+    return output[-1], state
+
+
+LAST = (Contender("fastrnn", ours(last)), Contender("torch.nn", theirs(last)))
 
 
 # --- Reset: episodes that end inside the sequence ---------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bench.cases import STEPS, Spec
 from bench.contenders import BASELINE, OURS, Contender, compiled, graph, in_float32, module_of
-from bench.features import LENGTHS, RESET, STATES
+from bench.features import LAST, LENGTHS, RESET, STATES
 from bench.packing import PACKED, PADDED
 from bench.peers import LIBRARIES, RUNTIMES, STEP_RUNTIMES
 from bench.streaming import STEP
@@ -51,6 +51,7 @@ JOBS: dict[str, tuple[Contender, ...]] = {
         PADDED,
         *(forced(backend, PACKED[0]) for backend in ("triton", "cuda", "cudnn")),
     ),
+    "last": LAST,
     "reset": RESET,
     "lengths": LENGTHS,
     "states": STATES,

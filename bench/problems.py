@@ -73,6 +73,8 @@ def make_problem(spec: Spec) -> Problem:
         shape = steps, case.N, case.directions * case.output_size
         gradients = [torch.randn(shape) for _ in range(2 if case.job == "states" else 1)]
         episodes = torch.rand(steps, case.N) < 2 / steps  # two ends in a row of a rollout
+    if case.job == "last":
+        gradients = [gradient[-1] for gradient in gradients]
     if spec.cell in STEPS:
         x, gradients = x.squeeze(0), [gradient.squeeze(0) for gradient in gradients]
     lengths = torch.tensor(case.lengths()) if case.job in RAGGED else None

@@ -52,6 +52,15 @@ FEATURES = (
     lstm("states", 100, 32, 128, 256, 1, "anyone who reads or trains cell states", job="states"),
 )
 
+LAST = tuple(
+    Case(f"last-{T}", T, 32, 64, 128, 1, user, job="last")
+    for T, user in (
+        (100, "a classifier of sentences by their last state"),
+        (200, "a forecaster that reads a week of hours and says the next"),
+        (2000, "a classifier of recordings, sample by sample"),
+    )
+)
+
 STREAM = (
     Case("keyword", 1, 1, 40, 64, 1, "a wake word on a microcontroller-sized network"),
     Case("silero-step", 1, 1, 128, 128, 1, "voice activity detection, a window a call"),
@@ -143,6 +152,9 @@ SUITES = {
         extra=("fastrnn cuda", "fastrnn triton", "fastrnn graph", "torch.nn graph", "haste"),
     ),
     "features": Suite("what torch.nn has only work-arounds for", FEATURES),
+    "last-step": Suite(
+        "training with a loss on the last output", LAST, (1, None), modes=("training",)
+    ),
     "stream": Suite(
         "the latency of one time step", STREAM, cells=("LSTM", "GRU"), modes=("inference",)
     ),

@@ -34,6 +34,8 @@ Where torch.nn accepts a mistake, or fails somewhere inside, the modules raise a
   LSTMCell for an hx that is not a pair.
 Where torch.nn is limited, they work: vmap and per-sample gradients, forward-mode AD of the float32
 LSTM, torch.compile(fullgraph=True), a bidirectional that is not a bool.
+On a CPU the kernels take denormal numbers, below 1.2e-38 or in float64 2.3e-308, for zeros; torch.nn
+computes with them, slowly. The floating-point state of the caller's threads is as before.
 Under autocast on the CPU they compute in float32, and return the dtypes of torch.nn.
 """
 

@@ -141,6 +141,15 @@ def test_flops_of_rows_that_end_early():
     assert sorted(replace(case, shortest=1 / 3).lengths()) == [3, 5, 8, 10]
 
 
+def test_a_loss_on_the_last_output_makes_no_backward_product_due():
+    for spec in select(SUITES["last-step"], cores=2):
+        inference = replace(spec, mode="inference")
+        everywhere = replace(spec, case=replace(spec.case, job="layer"))
+        assert spec.flops() == inference.flops() == everywhere.flops() / 3
+        ceilings = Ceilings(1e12, ((2**40, 1e10),))
+        assert floor(spec, ceilings) == floor(inference, ceilings) < floor(everywhere, ceilings)
+
+
 def test_a_shortened_spec_keeps_everything_but_the_steps():
     big = Spec(next(case for case in CPU if case.name == "big"), "GRU", "inference")
     half = big.within(big.flops() / 2)

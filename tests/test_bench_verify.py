@@ -145,7 +145,12 @@ def test_gradients_that_are_zero_are_right_where_they_have_to_be():
 
 FEATURES = [
     (contender, job, cell)
-    for job, cells in {"reset": CELLS, "lengths": CELLS, "states": ("LSTM",)}.items()
+    for job, cells in {
+        "last": CELLS,
+        "reset": CELLS,
+        "lengths": CELLS,
+        "states": ("LSTM",),
+    }.items()
     for contender in JOBS[job]
     for cell in cells
 ]

@@ -1,95 +1,39 @@
 // A layer from the last step to the first.
 //
-// For one chunk of steps after the other: each step the cell's derivatives along the rows, then the
-// product that carries them to the step before; after the chunk one product each, over all its
-// rows, for the gradients of its inputs and of every weight.
+// For one chunk of steps after the other: each step the cell's derivatives along the rows, then,
+// unless they are all zero, the product that carries them to the step before; after the chunk what
+// gradients.h makes of it.
 #pragma once
 
-#include "cpu/outer.h"
-#include "cpu/schedule.h"
+#include "cpu/gradients.h"
 
 namespace FASTRNN_NAMESPACE {
 
 template <class Cell, class Stored>
-class BackwardPass : Layer<Cell, Stored> {
-  using Base = Layer<Cell, Stored>;
-  using Base::active, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell, Base::ld_gates,
-      Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of, Base::s, Base::S,
-      Base::split, Base::place, Base::entry;
+class BackwardPass : Gradients<Cell, Stored> {
+  using Base = Gradients<Cell, Stored>;
+  using Base::active, Base::b_, Base::chunk_, Base::D, Base::direction_, Base::f, Base::G, Base::H,
+      Base::I, Base::kNone, Base::ld_cell, Base::ld_gates, Base::ld_state, Base::ld_y_, Base::N,
+      Base::P, Base::parallel, Base::row, Base::rows_of, Base::s, Base::S, Base::split, Base::place,
+      Base::entry, Base::note_live, Base::previous_h, Base::zero_, Base::zero_state_;
+  using typename Base::Direction;
   using typename Base::O;
+  using typename Base::Plain;
   using typename Base::T;
   using typename Base::V;
-  using Plain = Panels<Stored, O, kWide, 1, false>;
 
-  struct Direction {
-    Plain ih, hh, hr;
-    // Operands; a row goes on with zeros up to a multiple of kGrain.
-    Buffer<O> d_x;             // [rows of a chunk, ld_gates] gradient of x, the input part
-    Buffer<O> d_u;             // [rows of a chunk, ld_gates] gradient of u, where it differs
-    Buffer<O> d_y;             // [rows of a chunk, ld_y] complete gradient of h, with a projection
-    Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
-    Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
-    Buffer<T> d_c;             // [N, ld_cell] gradient of c_t from later steps
-    Buffer<T> sums;            // gradients of the weights, where memory holds another type
-    Buffer<int64_t> previous;  // [rows] row of the matrices one step before; ~n for the first step
-                               // of entry n; kNone where a reset made the state before zero
-
-    O* d_hidden() const { return Cell::kSplit ? d_u : d_x; }
-  };
-
-  static constexpr int64_t kNone = INT64_MIN;
-  static constexpr int64_t kLeftBytes = 5 << 18;  // of d_x that a second-level cache keeps
-  static constexpr bool kRounds = !std::is_same_v<Stored, T>;
-
-  const fastrnn::Backward<Stored>& b_;
   const T grad_clip_;
-  const bool keep_;      // packed weights; a step of a few rows reads them as they lie
-  const int64_t ld_y_;   // of d_y
-  const int64_t chunk_;  // time steps
-  Direction direction_[2];
   fastrnn::cpu::Team teams_[2];
-  Buffer<T> zero_;
-  Buffer<Stored> zero_state_;
-
-  // With what `outer` reads behind its end.
-  static Buffer<O> left_matrix(int64_t count) {
-    return Buffer<O>(count > 0 ? count + kTileRows<O, kNarrow> : 0);
-  }
-
-  Direction make(int64_t d) {
-    const bool used = d < D;
-    const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
-    const int64_t rows = used ? chunk_ * N : 0;
-    const int64_t weights = G * H * (I + P + 2) + (s.projected ? P * H : 0);
-    return {Plain(w.w_ih, G * H, I, used && keep_ && b_.dx),
-            Plain(w.w_hh, G * H, P, used && keep_),
-            Plain(w.w_hr, P, H, used && keep_),
-            left_matrix(rows * ld_gates),
-            left_matrix(Cell::kSplit ? rows * ld_gates : 0),
-            left_matrix(s.projected ? rows * ld_y_ : 0),
-            Buffer<T>(used && s.projected ? N * ld_cell : 0),
-            Buffer<T>(used ? N * ld_state : 0),
-            Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
-            Buffer<T>(used && kRounds && b_.need_weights ? weights : 0),
-            Buffer<int64_t>(used ? this->total : 0)};
-  }
 
  public:
   BackwardPass(const fastrnn::Backward<Stored>& backward, const Parallel& threads)
-      : Base(backward.forward, threads),
-        b_(backward),
+      : Base(backward, threads),
         grad_clip_(static_cast<T>(backward.grad_clip)),
-        keep_(s.steps > 1 || N > kTileRows<O, kWide>),
-        ld_y_(round_up(P, kGrain<O>)),
-        chunk_(this->chunk(N, 0, kOuterDepth)),
-        direction_{make(0), make(1)},
-        teams_{{split.units, split.slices}, {split.units, split.slices}},
-        zero_(kWidth<T, kWide>),
-        zero_state_(max(ld_state, ld_cell)) {}
+        teams_{{split.units, split.slices}, {split.units, split.slices}} {}
 
   void operator()() {
     prepare();
-    if (s.steps == 0 && b_.need_weights) weight_gradients(0, {0, 0}, /*add=*/false, 1);
+    if (s.steps == 0 && b_.need_weights) this->weight_gradients(0, {0, 0}, /*add=*/false, 1);
     for (int64_t last = s.steps; last > 0; last -= min(last, chunk_)) {
       const Range steps{max(0, last - chunk_), last};
       if (split.units > 1) {
@@ -101,10 +45,10 @@ class BackwardPass : Layer<Cell, Stored> {
         });
       }
       for (int64_t d = 0; d < D && b_.dx; ++d)
-        this->share(parallel.threads, [&](int64_t task) { input_gradient(task, d, steps); });
+        this->share(parallel.threads, [&](int64_t task) { this->input_gradient(task, d, steps); });
       if (b_.need_weights)
         this->share(parallel.threads, [&](int64_t task) {
-          weight_gradients(task, steps, last < s.steps, parallel.threads);
+          this->weight_gradients(task, steps, last < s.steps, parallel.threads);
         });
     }
     for (int64_t i = 0; i < D * N; ++i) {
@@ -152,10 +96,6 @@ class BackwardPass : Layer<Cell, Stored> {
     if (from) copy(to, from + at, count);
   }
 
-  const Stored* previous_h(int64_t d, int64_t row) const {
-    const int64_t at = direction_[d].previous[row];
-    return at >= 0 ? f.y + this->at_y(d, at) : at == kNone ? zero_state_ : f.h0 + (d * N + ~at) * P;
-  }
   const Stored* previous_c(int64_t d, int64_t row) const {
     const int64_t at = direction_[d].previous[row];
     return at >= 0       ? f.cells + this->at_cell(d, at)
@@ -167,9 +107,10 @@ class BackwardPass : Layer<Cell, Stored> {
     const Direction& w = direction_[d];
     const Buffer<O> scratch(max(w.hh.scratch(), w.hr.scratch()));
     for (int64_t step = steps.last - 1; step >= steps.first; --step) {
-      if (s.projected) projection(d, batch, step, steps, scratch);
-      cells(d, batch, step, steps, {0, H});
-      if (step > 0 || b_.dh0) recurrent_product(d, batch, step, steps, {0, w.hh.count()}, scratch);
+      bool zero = !s.projected || projection(d, batch, step, steps, scratch);
+      zero &= cells(d, batch, step, steps, {0, H});
+      if (note_live(d, step, batch, zero) && (step > 0 || b_.dh0))
+        recurrent_product(d, batch, step, steps, {0, w.hh.count()}, scratch);
       limit(d, batch, step, {0, P}, {0, H});
     }
   }
@@ -186,33 +127,47 @@ class BackwardPass : Layer<Cell, Stored> {
       const Range units{min(H, panels.first * Plain::kUnits), min(H, panels.last * Plain::kUnits)};
       const int64_t step = steps.last - 1 - (phase - base);
       if (step + 1 < steps.last) {
-        if (step >= 0 || b_.dh0) recurrent_product(d, all, step + 1, steps, panels, scratch);
+        if (w.live.at(step + 1) && (step >= 0 || b_.dh0))
+          recurrent_product(d, all, step + 1, steps, panels, scratch);
         limit(d, all, step + 1, units, units);
       }
-      if (step >= steps.first) cells(d, all, step, steps, units);
+      if (step < steps.first) return;
+      const bool zero = cells(d, all, step, steps, units);
+      note_live(d, step, piece(N, slice, teams_[d].slices(), 1), zero);
     });
   }
 
-  // d_y and the gradient of o tanh(c), with a projection.
-  void projection(int64_t d, Range batch, int64_t step, Range steps, O* scratch) {
+  // d_y, whether all of it is zero, and the gradient of o tanh(c), with a projection.
+  bool projection(int64_t d, Range batch, int64_t step, Range steps, O* scratch) {
     Direction& w = direction_[d];
     const int64_t rows = active(d, step, batch), first = row(d, step) + batch.first;
     O* const d_y = w.d_y + (first - rows_of(d, steps).first) * ld_y_;
+    NonZero<V> seen;
     for (int64_t n = 0; n < rows; ++n)
       for (int64_t p = 0; p < P; p += kLanes<T>) {
         const Lane<T> lane(p, P);
-        lane.store_to(d_y + n * ld_y_,
-                      take(w.d_h + (batch.first + n) * ld_state, d, place(first + n), lane));
+        const V dh = take(w.d_h + (batch.first + n) * ld_state, d, place(first + n), lane);
+        seen.add(dh);
+        lane.store_to(d_y + n * ld_y_, dh);
       }
+    const bool zero = !seen.any();
+    if (zero && this->finite_weights(d)) {
+      memset(w.d_m + batch.first * ld_cell, 0, rows * ld_cell * sizeof(T));
+      return true;
+    }
     for (int64_t p = 0; p < w.hr.count(); ++p)
       multiply<O, kWide>(d_y, ld_y_, rows, P, w.hr.get(p, scratch), w.hr.far(p + 1), zero_, 0,
                          w.d_m + batch.first * ld_cell + p * kWidth<T, kWide>, ld_cell);
+    return zero;
   }
 
-  void cells(int64_t d, Range batch, int64_t step, Range steps, Range units) {
+  // The derivatives of a step, and whether they are all zero.
+  bool cells(int64_t d, Range batch, int64_t step, Range steps, Range units) {
     const int64_t first = row(d, step) + batch.first, to = first - rows_of(d, steps).first;
+    NonZero<V> seen;
     for (int64_t n = 0; n < active(d, step, batch); ++n)
-      cell(d, batch.first + n, first + n, to + n, units);
+      seen = cell(d, batch.first + n, first + n, to + n, units, seen);
+    return !seen.any();
   }
 
   // d_h += du W_hh, for some panels of its columns.
@@ -255,8 +210,8 @@ class BackwardPass : Layer<Cell, Stored> {
   }
 
   // The cell's derivatives along one row, for some units: row n of the states, `row` in the order
-  // of time, `to` of the chunk's matrices.
-  void cell(int64_t d, int64_t n, int64_t row, int64_t to, Range units) {
+  // of time, `to` of the chunk's matrices. Returns what was seen before and those.
+  NonZero<V> cell(int64_t d, int64_t n, int64_t row, int64_t to, Range units, NonZero<V> seen) {
     Direction& w = direction_[d];
     const int64_t own = place(row);
     T* const d_h = w.d_h + n * ld_state;
@@ -274,102 +229,16 @@ class BackwardPass : Layer<Cell, Stored> {
       }
       const V dh = s.projected ? load<V>(w.d_m + n * ld_cell + at) : take(d_h, d, own, lane);
       const V past = Cell::backward(saved, h_prev, h, c_prev, c, dh, dc, dx, du);
-      if constexpr (Cell::kSplit) store<V>(d_h + at, past);
+      if constexpr (Cell::kSplit) store<V>(d_h + at, past + V{});  // no zero has a sign
       if constexpr (Cell::kState) store<V>(w.d_c + n * ld_cell + at, dc);
       for (int g = 0; g < G; ++g) {
+        seen.add(dx[g]);
+        if constexpr (Cell::kSplit) seen.add(du[g]);
         lane.store_to(w.d_x + to * ld_gates + g * H, dx[g]);
         if constexpr (Cell::kSplit) lane.store_to(w.d_u + to * ld_gates + g * H, du[g]);
       }
     }
-  }
-
-  // dx (+)= d_x W_ih for one thread's share of a chunk's rows. The other direction meets the rows
-  // at the other end of time first: where it has been, its part is there already, rounded if it is
-  // Stored as another type.
-  void input_gradient(int64_t task, int64_t d, Range steps) {
-    const Range all = rows_of(d, steps);
-    const Range rows = piece(all.count(), task, parallel.threads, kTileRows<O, kWide>);
-    const auto visited = [&](int64_t row) {
-      if (D == 1) return false;
-      // What direction 0 has done by now includes this chunk, what direction 1 has done does not.
-      const Range other = d == 1 ? rows_of(0, {steps.first, s.steps})
-                                 : rows_of(1, {min(steps.last, s.steps - 1), s.steps});
-      return (d == 1 || steps.last < s.steps) && row >= other.first && row < other.last;
-    };
-    const Direction& w = direction_[d];
-    int64_t block = kRowBlock<O>;  // rows of d_x that stay there for all panels
-    while (block > kRowBlock<O> / 4 && block * ld_gates * int64_t{sizeof(O)} > kLeftBytes)
-      block /= 2;
-    const Buffer<T> partial(min(block, rows.count()) * kWidth<T, kWide>);
-    const Buffer<O> scratch(w.ih.scratch());
-    for (int64_t i = rows.first; i < rows.last; i += block)
-      for (int64_t p = 0; p < w.ih.count(); ++p) {
-        const int64_t count = min(block, rows.last - i);
-        multiply<O, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
-                           w.ih.far(p + 1), zero_, 0, partial, kWidth<T, kWide>);
-        for (int64_t r = 0; r < count; ++r) {
-          const int64_t row = all.first + i + r, to = place(row);
-          const bool add = visited(row);
-          for (int v = 0; v < kWide; ++v) {
-            const Lane<T> lane(p * kWidth<T, kWide> + v * kLanes<T>, I);
-            if (lane.valid == 0) break;
-            V sum = load<V>(partial + r * kWidth<T, kWide> + v * kLanes<T>);
-            if (add) sum += lane.load_from(b_.dx + to * I);
-            lane.store_to(b_.dx + to * I, sum);
-          }
-        }
-      }
-  }
-
-  // A weight's gradient where sums over more than one chunk of rows are kept: its own memory, or,
-  // if that is of another type, what `next` points at, which then moves on.
-  static T* sums(Stored* gradient, int64_t count, T*& next) {
-    if constexpr (kRounds)
-      return gradient ? std::exchange(next, next + count) : nullptr;
-    else
-      return gradient;
-  }
-
-  // One of several shares of the rows of every weight's gradient, summed over a chunk's rows.
-  void weight_gradients(int64_t task, Range steps, bool add, int64_t shares) {
-    const Range gates = piece(G * H, task, shares, kTileRows<O, kNarrow>);
-    const Range states = piece(P, task, shares, kTileRows<O, kNarrow>);
-    for (int64_t d = 0; d < D; ++d) {
-      const Direction& w = direction_[d];
-      const auto& out = b_.dweights[d];
-      const auto [first, last] = rows_of(d, steps);
-      const int64_t rows = last - first, from = first;
-      const auto d_x = [&](int64_t k) { return w.d_x + k * ld_gates; };
-      const auto d_u = [&](int64_t k) { return w.d_hidden() + k * ld_gates; };
-      const auto x = [&](int64_t k) { return f.x + place(from + k) * I; };
-      const auto h = [&](int64_t k) { return previous_h(d, from + k); };
-      const auto m = [&](int64_t k) { return f.hidden + this->at_cell(d, place(from + k)); };
-      T* next = w.sums;
-      const auto product = [&](Range range, int64_t m, int64_t n, const O* left, int64_t ld,
-                               auto&& right, Stored* to) {
-        T* const sum = sums(to, m * n, next);
-        outer<O>(rows, range, n, left, ld, right, sum, add);
-        finish(steps, to, sum, {range.first * n, range.last * n});
-      };
-      const auto column_sum = [&](auto&& left, Stored* to) {
-        T* const sum = sums(to, G * H, next);
-        column_sums(rows, gates, left, sum, add);
-        finish(steps, to, sum, gates);
-      };
-      product(gates, G * H, I, w.d_x, ld_gates, x, out.w_ih);
-      product(gates, G * H, P, w.d_hidden(), ld_gates, h, out.w_hh);
-      if (out.b_ih) {
-        column_sum(d_x, out.b_ih);
-        column_sum(d_u, out.b_hh);
-      }
-      if (s.projected) product(states, P, H, w.d_y, ld_y_, m, out.w_hr);
-    }
-  }
-
-  // After the last chunk sums become gradients.
-  static void finish(Range steps, Stored* gradient, const T* sum, Range range) {
-    if constexpr (kRounds)
-      if (steps.first == 0) copy(gradient + range.first, sum + range.first, range.count());
+    return seen;
   }
 };
 

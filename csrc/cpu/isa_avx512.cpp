@@ -5,7 +5,9 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/denormals.h"
 #include "cpu/isa.h"
+#include "cpu/live.h"
 #include "cpu/memory.h"
 #include "cpu/split.h"
 #include "cpu/tasks.h"

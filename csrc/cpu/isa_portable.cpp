@@ -9,7 +9,9 @@
 #define FASTRNN_ISA_NAME "portable"
 #define FASTRNN_BYTES 16
 #define FASTRNN_REGISTERS 16
+#include "cpu/denormals.h"
 #include "cpu/isa.h"
+#include "cpu/live.h"
 #include "cpu/memory.h"
 #include "cpu/split.h"
 #include "cpu/tasks.h"

@@ -5,7 +5,9 @@
 // products over all rows of a chunk are split by rows of their result.
 #pragma once
 
+#include "cpu/denormals.h"
 #include "cpu/gemm.h"
+#include "cpu/live.h"
 #include "cpu/split.h"
 #include "cpu/tasks.h"
 #include "cpu/team.h"
@@ -26,14 +28,21 @@ inline constexpr int64_t kChunkBytes = 256 * 1024;
 // another costs as much.
 inline constexpr int64_t kThreadWork = 1 << 19;
 
+// body(task) for each of n, on several threads if there are. All arithmetic is done in such tasks,
+// of which each flushes denormal numbers on its own thread.
 template <class F>
 void run(const Parallel& parallel, int64_t n, F&& body) {
+  using fastrnn::cpu::FlushDenormals;
   if (n == 1 || parallel.threads == 1) {
+    const FlushDenormals flush;
     for (int64_t i = 0; i < n; ++i) body(i);
   } else {
     using Body = std::remove_reference_t<F>;
-    fastrnn::cpu::run_tasks(
-        parallel, n, [](int64_t i, void* f) { (*static_cast<Body*>(f))(i); }, &body);
+    const auto task = [](int64_t i, void* f) {
+      const FlushDenormals flush;
+      (*static_cast<Body*>(f))(i);
+    };
+    fastrnn::cpu::run_tasks(parallel, n, task, &body);
   }
 }
 

@@ -27,12 +27,16 @@ T as(double x) {
   return to;
 }
 
+// What a loss reads: everything, or next to nothing.
+enum class Loss { kAll, kLastStep, kMiddleStep, kFinalH, kFinalC, kNothing };
+
 struct Shape {
   int64_t T, N, I, H, P, D;
   bool packed, projected, bias;
   bool lengths = false, reset = false;
   int64_t detach_every = 0;
   double grad_clip = 0;
+  Loss loss = Loss::kAll;
 };
 
 template <class T>
@@ -42,7 +46,7 @@ using Array = std::vector<T>;
 template <class T>
 struct Tensors {
   Array<int64_t> active, offset, place, order;
-  std::unique_ptr<bool[]> reset;  // [rows], or null
+  std::shared_ptr<bool[]> reset;  // [rows], or null
   Array<T> x, h0, c0, w_ih[2], w_hh[2], b_ih[2], b_hh[2], w_hr[2];
   Array<T> y, h_n, c_n, gates, cells, hidden;
   Array<T> dy, dh_n, dc_n, dcells, dx, dh0, dc0, dw_ih[2], dw_hh[2], db_ih[2], db_hh[2], dw_hr[2];
@@ -101,7 +105,7 @@ Tensors<double> make(const Shape& s) {
                                     : s.N);
   }
   if (s.reset) {
-    t.reset = std::make_unique<bool[]>(rows);
+    t.reset.reset(new bool[rows]);
     for (int64_t row = 0; row < rows; ++row) t.reset[row] = uniform() > 0.5;
   }
   const int64_t c = Cell::kState ? s.D * s.N * s.H : 0;
@@ -112,6 +116,19 @@ Tensors<double> make(const Shape& s) {
   t.dh_n = random(s.D * s.N * s.P);
   t.dc_n = random(c);
   t.dcells = random(Cell::kState && s.grad_clip > 0 ? s.D * rows * s.H : 0);
+  if (s.loss != Loss::kAll) {
+    const auto steps = static_cast<int64_t>(t.active.size());
+    const int64_t read = s.loss == Loss::kLastStep     ? steps - 1
+                         : s.loss == Loss::kMiddleStep ? steps / 2
+                                                       : steps;
+    for (int64_t step = 0, n = 0; step < steps; ++step)
+      for (const int64_t end = n + t.active[step]; n < end; ++n)
+        if (step != read)
+          std::fill_n(&t.dy[(s.lengths ? t.place[n] : n) * s.D * s.P], s.D * s.P, 0.0);
+    if (s.loss != Loss::kFinalH) std::fill(t.dh_n.begin(), t.dh_n.end(), 0.0);
+    if (s.loss != Loss::kFinalC) std::fill(t.dc_n.begin(), t.dc_n.end(), 0.0);
+    std::fill(t.dcells.begin(), t.dcells.end(), 0.0);
+  }
   // What is never read, of the arrays that cover padding.
   std::vector<bool> owned(rows, !s.lengths);
   for (const int64_t row : t.place) owned[row] = true;

@@ -10,7 +10,9 @@
 #define FASTRNN_REGISTERS 32
 #define FASTRNN_PAIRS
 #define FASTRNN_TILES
+#include "cpu/denormals.h"
 #include "cpu/isa.h"
+#include "cpu/live.h"
 #include "cpu/split.h"
 #include "cpu/tasks.h"
 #include "cpu/team.h"

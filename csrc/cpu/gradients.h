@@ -1,0 +1,230 @@
+// What backward makes of the derivatives of a chunk of steps, in one product each over all its
+// rows: the gradients of the layer's inputs and of every weight.
+//
+// A step is live if some derivative of it is not zero, or if zeros times one of the factors that
+// they meet would not be zeros. What comes before the first live step of a chunk, and after the
+// last, takes part in no product: the results are the same, a NaN where one is due included. Most
+// steps are not live where the loss is one of the last outputs, and the sequence long.
+#pragma once
+
+#include "cpu/outer.h"
+#include "cpu/zeros.h"
+
+namespace FASTRNN_NAMESPACE {
+
+template <class Cell, class Stored>
+class Gradients : protected Layer<Cell, Stored> {
+  using Base = Layer<Cell, Stored>;
+
+ protected:
+  using Base::active, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell, Base::ld_gates,
+      Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of, Base::s,
+      Base::place;
+  using typename Base::O;
+  using typename Base::T;
+  using typename Base::V;
+  using Plain = Panels<Stored, O, kWide, 1, false>;
+
+  struct Direction {
+    Plain ih, hh, hr;
+    // Operands; a row goes on with zeros up to a multiple of kGrain.
+    Buffer<O> d_x;             // [rows of a chunk, ld_gates] gradient of x, the input part
+    Buffer<O> d_u;             // [rows of a chunk, ld_gates] gradient of u, where it differs
+    Buffer<O> d_y;             // [rows of a chunk, ld_y] complete gradient of h, with a projection
+    Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
+    Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
+    Buffer<T> d_c;             // [N, ld_cell] gradient of c_t from later steps
+    Buffer<T> sums;            // gradients of the weights, where memory holds another type
+    Buffer<int64_t> previous;  // [rows] row of the matrices one step before; ~n for the first step
+                               // of entry n; kNone where a reset made the state before zero
+    fastrnn::cpu::Live live;   // [steps]
+    fastrnn::cpu::Fact finite_weights;
+
+    O* d_hidden() const { return Cell::kSplit ? d_u : d_x; }
+  };
+
+  static constexpr int64_t kNone = INT64_MIN;
+  static constexpr int64_t kLeftBytes = 5 << 18;  // of d_x that a second-level cache keeps
+  static constexpr bool kRounds = !std::is_same_v<Stored, T>;
+
+  const fastrnn::Backward<Stored>& b_;
+  const bool keep_;      // packed weights; a step of a few rows reads them as they lie
+  const int64_t ld_y_;   // of d_y
+  const int64_t chunk_;  // time steps
+  Direction direction_[2];
+  Buffer<T> zero_;
+  Buffer<Stored> zero_state_;
+
+  Gradients(const fastrnn::Backward<Stored>& backward, const Parallel& threads)
+      : Base(backward.forward, threads),
+        b_(backward),
+        keep_(s.steps > 1 || N > kTileRows<O, kWide>),
+        ld_y_(round_up(P, kGrain<O>)),
+        chunk_(this->chunk(N, 0, kOuterDepth)),
+        direction_{make(0), make(1)},
+        zero_(kWidth<T, kWide>),
+        zero_state_(max(ld_state, ld_cell)) {}
+
+  const Stored* previous_h(int64_t d, int64_t row) const {
+    const int64_t at = direction_[d].previous[row];
+    return at >= 0 ? f.y + this->at_y(d, at) : at == kNone ? zero_state_ : f.h0 + (d * N + ~at) * P;
+  }
+
+  bool finite_weights(int64_t d) {
+    const fastrnn::Weights<const Stored>& w = f.weights[d];
+    return direction_[d].finite_weights.get([&] {
+      return finite<T>(w.w_ih, G * H * I) && finite<T>(w.w_hh, G * H * P) &&
+             (!s.projected || finite<T>(w.w_hr, P * H));
+    });
+  }
+
+  // Notes whether a step is live, and returns it, given that all derivatives of some of its rows
+  // are zero or not.
+  bool note_live(int64_t d, int64_t step, Range batch, bool zero) {
+    const auto finite_factors = [&] {
+      const int64_t first = row(d, step) + batch.first, rows = active(d, step, batch);
+      for (int64_t n = first; n < first + rows && b_.need_weights; ++n)
+        if (!finite<T>(f.x + place(n) * I, I) || !finite<T>(previous_h(d, n), P) ||
+            (s.projected && !finite<T>(f.hidden + this->at_cell(d, place(n)), H)))
+          return false;
+      return finite_weights(d);
+    };
+    const bool live = !zero || !finite_factors();
+    if (live) direction_[d].live.mark(step);
+    return live;
+  }
+
+  // The chunk's rows, counted from its first, from the first live step to the last. They begin at a
+  // multiple of kGrain, so that each sum takes the same rows together as over the whole chunk.
+  Range live_rows(int64_t d, Range steps) const {
+    const int64_t first = rows_of(d, steps).first;
+    direction_[d].live.trim(steps.first, steps.last);
+    if (steps.count() == 0) return {0, 0};
+    const Range live = rows_of(d, steps);
+    return {(live.first - first) / kGrain<O> * kGrain<O>, live.last - first};
+  }
+
+  // dx (+)= d_x W_ih for one thread's share of a chunk's rows. The other direction meets the rows
+  // at the other end of time first: where it has been, its part is there already, rounded if it is
+  // Stored as another type.
+  void input_gradient(int64_t task, int64_t d, Range steps) {
+    const Range all = rows_of(d, steps), live = live_rows(d, steps);
+    const auto visited = [&](int64_t row) {
+      if (D == 1) return false;
+      // What direction 0 has done by now includes this chunk, what direction 1 has done does not.
+      const Range other = d == 1 ? rows_of(0, {steps.first, s.steps})
+                                 : rows_of(1, {min(steps.last, s.steps - 1), s.steps});
+      return (d == 1 || steps.last < s.steps) && row >= other.first && row < other.last;
+    };
+    const Range own = piece(all.count(), task, parallel.threads, 1);
+    for (int64_t i = own.first; i < own.last; ++i)
+      if ((i < live.first || i >= live.last) && !visited(all.first + i))
+        memset(b_.dx + place(all.first + i) * I, 0, I * sizeof(Stored));
+    const Range share = piece(live.count(), task, parallel.threads, kTileRows<O, kWide>);
+    const Range rows{live.first + share.first, live.first + share.last};
+    const Direction& w = direction_[d];
+    int64_t block = kRowBlock<O>;  // rows of d_x that stay there for all panels
+    while (block > kRowBlock<O> / 4 && block * ld_gates * int64_t{sizeof(O)} > kLeftBytes)
+      block /= 2;
+    const Buffer<T> partial(min(block, rows.count()) * kWidth<T, kWide>);
+    const Buffer<O> scratch(w.ih.scratch());
+    for (int64_t i = rows.first; i < rows.last; i += block)
+      for (int64_t p = 0; p < w.ih.count(); ++p) {
+        const int64_t count = min(block, rows.last - i);
+        multiply<O, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
+                           w.ih.far(p + 1), zero_, 0, partial, kWidth<T, kWide>);
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t row = all.first + i + r, to = place(row);
+          const bool add = visited(row);
+          for (int v = 0; v < kWide; ++v) {
+            const Lane<T> lane(p * kWidth<T, kWide> + v * kLanes<T>, I);
+            if (lane.valid == 0) break;
+            V sum = load<V>(partial + r * kWidth<T, kWide> + v * kLanes<T>);
+            if (add) sum += lane.load_from(b_.dx + to * I);
+            lane.store_to(b_.dx + to * I, sum);
+          }
+        }
+      }
+  }
+
+  // A weight's gradient where sums over more than one chunk of rows are kept: its own memory, or,
+  // if that is of another type, what `next` points at, which then moves on.
+  static T* sums(Stored* gradient, int64_t count, T*& next) {
+    if constexpr (kRounds)
+      return gradient ? std::exchange(next, next + count) : nullptr;
+    else
+      return gradient;
+  }
+
+  // One of several shares of the rows of every weight's gradient, summed over a chunk's rows.
+  void weight_gradients(int64_t task, Range steps, bool add, int64_t shares) {
+    const Range gates = piece(G * H, task, shares, kTileRows<O, kNarrow>);
+    const Range states = piece(P, task, shares, kTileRows<O, kNarrow>);
+    for (int64_t d = 0; d < D; ++d) {
+      const Direction& w = direction_[d];
+      const auto& out = b_.dweights[d];
+      const Range live = live_rows(d, steps);
+      const int64_t rows = live.count(), from = rows_of(d, steps).first + live.first;
+      const O* const left_x = w.d_x + live.first * ld_gates;
+      const O* const left_u = w.d_hidden() + live.first * ld_gates;
+      const auto d_x = [&](int64_t k) { return left_x + k * ld_gates; };
+      const auto d_u = [&](int64_t k) { return left_u + k * ld_gates; };
+      const auto x = [&](int64_t k) { return f.x + place(from + k) * I; };
+      const auto h = [&](int64_t k) { return previous_h(d, from + k); };
+      const auto m = [&](int64_t k) { return f.hidden + this->at_cell(d, place(from + k)); };
+      T* next = w.sums;
+      const auto product = [&](Range range, int64_t m, int64_t n, const O* left, int64_t ld,
+                               auto&& right, Stored* to) {
+        T* const sum = sums(to, m * n, next);
+        outer<O>(rows, range, n, left, ld, right, sum, add);
+        finish(steps, to, sum, {range.first * n, range.last * n});
+      };
+      const auto column_sum = [&](auto&& left, Stored* to) {
+        T* const sum = sums(to, G * H, next);
+        column_sums(rows, gates, left, sum, add);
+        finish(steps, to, sum, gates);
+      };
+      product(gates, G * H, I, left_x, ld_gates, x, out.w_ih);
+      product(gates, G * H, P, left_u, ld_gates, h, out.w_hh);
+      if (out.b_ih) {
+        column_sum(d_x, out.b_ih);
+        column_sum(d_u, out.b_hh);
+      }
+      if (s.projected) product(states, P, H, w.d_y + live.first * ld_y_, ld_y_, m, out.w_hr);
+    }
+  }
+
+  // After the last chunk sums become gradients.
+  static void finish(Range steps, Stored* gradient, const T* sum, Range range) {
+    if constexpr (kRounds)
+      if (steps.first == 0) copy(gradient + range.first, sum + range.first, range.count());
+  }
+
+ private:
+  // With what `outer` reads behind its end.
+  static Buffer<O> left_matrix(int64_t count) {
+    return Buffer<O>(count > 0 ? count + kTileRows<O, kNarrow> : 0);
+  }
+
+  Direction make(int64_t d) {
+    const bool used = d < D;
+    const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
+    const int64_t rows = used ? chunk_ * N : 0;
+    const int64_t weights = G * H * (I + P + 2) + (s.projected ? P * H : 0);
+    return {Plain(w.w_ih, G * H, I, used && keep_ && b_.dx),
+            Plain(w.w_hh, G * H, P, used && keep_),
+            Plain(w.w_hr, P, H, used && keep_),
+            left_matrix(rows * ld_gates),
+            left_matrix(Cell::kSplit ? rows * ld_gates : 0),
+            left_matrix(s.projected ? rows * ld_y_ : 0),
+            Buffer<T>(used && s.projected ? N * ld_cell : 0),
+            Buffer<T>(used ? N * ld_state : 0),
+            Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
+            Buffer<T>(used && kRounds && b_.need_weights ? weights : 0),
+            Buffer<int64_t>(used ? this->total : 0),
+            fastrnn::cpu::Live(used ? s.steps : 0),
+            {}};
+  }
+};
+
+}  // namespace FASTRNN_NAMESPACE
