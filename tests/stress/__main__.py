@@ -12,18 +12,19 @@ import random
 import sys
 
 from .check import check
-from .draw import case, changed, line
+from .child import Check
+from .draw import case, changed
 from .hunt import LIMIT, Hunt
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None, check: Check = check) -> int:
     parser = argparse.ArgumentParser(prog="python -m stress", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300, help="of the run (300)")
     parser.add_argument("--first", type=int, help="the first seed; any, unless given")
     parser.add_argument("--seed", type=int, help="the only one")
     parser.add_argument("--limit", type=float, default=LIMIT, help=f"seconds of a case ({LIMIT:g})")
     parser.add_argument("change", nargs="*", help="of that seed's case, as in T=3")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.seed is None:
         first = random.randrange(10**9) if given.first is None else given.first
         print(f"seeds from {first} on", flush=True)
@@ -31,9 +32,8 @@ def main() -> int:
     else:
         cases = [changed(case(given.seed), given.change)]
         print(cases[0], flush=True)
-    hunt = Hunt(check, report=lambda text: print(text, flush=True), limit=given.limit)
-    hunt.run(cases, given.seconds, line)
-    hunt.close()
+    with Hunt(check, limit=given.limit) as hunt:
+        hunt.run(cases, given.seconds)
     print(hunt)
     return 1 if hunt.findings else 0
 

@@ -19,6 +19,7 @@ def _serve(connection: Connection, check: Check) -> None:
     """Answers each case with (calls made, what was wrong with it)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
     with poison():
+        connection.send("ready")
         while (case := connection.recv()) is not None:
             try:
                 answer = check(case), ""
@@ -43,6 +44,7 @@ class Child:
         self._process = context.Process(target=_serve, args=(theirs, self._check), daemon=True)
         self._process.start()
         theirs.close()
+        self._connection.recv()
 
     def run(self, case: Case, limit: float) -> tuple[int, str]:
         """(calls made, what was wrong); a case that takes more than `limit` seconds hangs."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fastrnn import _C
 
-from .case import GATES, INFERENCE, MOST, Case, legal
+from .case import GATES, INFERENCE, MOST, PACKED, Case, legal
 
 
 def constant(name: str) -> int:
@@ -92,7 +92,7 @@ def _at_a_split(case: Case, rng: random.Random) -> Case:
 def _size(rng: random.Random, most: int) -> int:
     """From 1 to `most`, of all orders of magnitude or rather large, and often about a whole number
     of registers or tiles."""
-    value = int(most ** rng.random() if rng.random() < 0.6 else most * rng.random())
+    value = int(most ** rng.random() if rng.random() < 0.5 else most * rng.random())
     if rng.random() < 0.4:
         step = rng.choice((2, 4, 6, 8, 12, 16, 24, 32, 64))
         value = -(-value // step) * step + rng.choice((-1, 0, 1))
@@ -103,7 +103,7 @@ def _draw(seed: int, rng: random.Random) -> Case:
     def often(usual, *others, share: float = 0.5):
         return usual if rng.random() < share else rng.choice(others)
 
-    loss = often("all", "output", "last", "final", "some", *INFERENCE, share=0.4)
+    loss = often("all", "output", "last", "final", "some", *INFERENCE)
     sizes = {size: _size(rng, most) for size, most in MOST.items()}
     if rng.random() < 0.05:
         sizes["T"] = 1
@@ -117,8 +117,10 @@ def _draw(seed: int, rng: random.Random) -> Case:
         layers=often(1, 2, 3, share=0.75),
         directions=often(1, 2, share=0.6),
         bias=often(True, False, share=0.8),
-        form=often("padded", "batch_first", "unbatched", "packed", "unsorted", share=0.4),
-        lengths=often("", "random", "random", "long", "equal", "some", "empty"),
+        form=often("padded", "batch_first", "unbatched", *PACKED, *PACKED),
+        lengths=often(
+            "", "random", "random", "random", "long", "some", "equal", "empty", share=0.4
+        ),
         reset=often(False, True, share=0.85),
         detach_every=often(0, rng.randint(1, 2 * sizes["T"]), share=0.9),
         grad_clip=often(0.0, 1e-3, 0.05, 0.5, share=0.9),
@@ -129,22 +131,28 @@ def _draw(seed: int, rng: random.Random) -> Case:
         weights=often("plain", "offset", "transposed", share=0.7),
         loss=loss,
         wanted=often("xsw", "x", "s", "w", "xs", "xw", "sw", share=0.6),
-        threads=rng.choice((1, 2, 2, 2, 2, 3, 3, 4, 4, 6, 8)),
+        threads=rng.choice((1, 2, 2, 2, 2, 3, 3, 4, 4, 5, 6, 7, 8)),
         callers=often(1, 2, 3, 4, share=0.9),
         shared=rng.random() < 0.5,
     )
 
 
+_TURNS = (_at_a_threshold, _at_a_threshold, _at_a_split, lambda case, _: case)
+
+
 def case(seed: int) -> Case:
     """The case of a seed, at a cost of any order of magnitude up to a second or two."""
     rng = random.Random(seed)
-    most = 2.0 ** rng.uniform(26, 32)
+    most = 2.0 ** rng.uniform(27, 32)
     while True:
         found = legal(_draw(seed, rng))
-        turn = rng.choice((_at_a_threshold, _at_a_threshold, _at_a_split, lambda case, _: case))
-        found = legal(turn(found, rng))
-        if most / 16 < found.cost <= most:
-            return found
+        while found.cost > most:
+            size = rng.choice("TTNNIH")
+            found = legal(_set(found, size, getattr(found, size) * 3 // 4))
+        if found.cost > most / 16:
+            found = legal(rng.choice(_TURNS)(found, rng))
+            if found.cost <= 2 * most:
+                return found
 
 
 def line(found: Case) -> str:
