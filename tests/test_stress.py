@@ -20,7 +20,7 @@ from stress.hunt import Hunt
 
 import fastrnn
 
-SEEDS = range(60)
+SEEDS = range(160)
 
 
 def test_fixed_seeds():
