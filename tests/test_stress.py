@@ -60,6 +60,7 @@ def test_what_goes_wrong_is_found():
     with Hunt(go_wrong, told.append, limit=10) as hunt:
         hunt.run([Case(seed) for seed in range(10)])
     assert [finding.case.seed for finding in hunt.findings] == [*PLANTED]
+    told = [text for text in told if "--seed" in text]  # without figures in between
     for finding, text, (seed, (_, what)) in zip(hunt.findings, told, PLANTED.items(), strict=True):
         assert what in finding.what
         assert f"--seed {seed} " in text and what in text
