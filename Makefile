@@ -1,5 +1,6 @@
 # make bench     time fastrnn against torch.nn and print a table
 # make test      run the test suite
+# make stress    random calls at real sizes for SECONDS, against torch.nn
 # make lint      check style: ruff, clang-format
 # make build     compile the extension in place (incremental)
 # make emulated  compile the CUDA kernels for the host and test them there (a part of make test)
@@ -16,12 +17,14 @@
 #   PYTHON         the interpreter that .venv is made of
 #   TORCH          what pip installs as torch; it may carry pip's options, to choose a CPU build say
 #   FASTRNN_BUILD  auto, none, cpu or cuda (see setup.py)
+#   SECONDS        of make stress, 300
 # `make gpu` sets nothing up: it takes PYTHON with the torch that it has, and needs no network. It
 # builds nothing with SKIP_BUILD=1, and the tests may import what lies as wheels in the folder WHEELS.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 FASTRNN_BUILD ?= auto
+SECONDS ?= 300
 export FASTRNN_BUILD
 
 VENV := .venv
@@ -42,7 +45,7 @@ EMULATED := build/emulated.so
 ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
-.PHONY: bench test lint build emulated gpu micro cuda-check sanitize coverage every-float clean
+.PHONY: bench test stress lint build emulated gpu micro cuda-check sanitize coverage every-float clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -54,6 +57,10 @@ bench: $(BUILT)
 test: $(BUILT)
 	@if ls fastrnn/_C*.so >/dev/null 2>&1; then $(MAKE) --no-print-directory emulated; fi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_cuda.py
+
+# The number of threads is a part of each call; this one is of what checks it.
+stress: $(BUILT)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m stress --seconds $(SECONDS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -58,8 +60,8 @@ def assert_matches(actual: Tensor, expected: Tensor, what: str = "") -> None:
     )
 
 
-@pytest.fixture(autouse=True, scope="session")
-def poisoned_memory():
+@contextlib.contextmanager
+def poison() -> Iterator[None]:
     """Fills what is allocated: torch.empty with NaN, malloc with huge numbers where glibc can.
 
     A kernel that reads what nobody wrote then gives NaN or numbers that no comparison passes.
@@ -74,6 +76,12 @@ def poisoned_memory():
     if hasattr(libc, "mallopt"):
         libc.mallopt(perturb, 0)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def poisoned_memory():
+    with poison():
+        yield
 
 
 @pytest.fixture(autouse=True)
