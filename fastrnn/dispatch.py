@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -42,12 +43,36 @@ def load(library: torch.library.Library) -> None:
     try:
         importlib.import_module("fastrnn._C")
     except ImportError as error:
-        _not_built = f"fastrnn._C cannot be imported ({error})"
-        warnings.warn(f"{_not_built}: fastrnn runs on the reference path", stacklevel=5)
+        _not_built = _why_not_built(error)
+        warnings.warn(
+            f"{_not_built} Until then fastrnn runs on the reference path, which is slow.",
+            stacklevel=5,
+        )
         for name in OPS:
             library.impl(name, getattr(reference_ops, name), "CPU")
     for name, function in ON_LOOPS.items():
         library.impl(name, function, "CUDA")
+
+
+def _why_not_built(error: ImportError) -> str:
+    """What happened to the extension, and what to type."""
+    folder = Path(__file__).resolve().parent
+    if not isinstance(error, ModuleNotFoundError):
+        return (
+            f"fastrnn._C is there but does not load ({error}). "
+            "Build it again, with the torch that is installed now."
+        )
+    if (folder.parent / "setup.py").is_file():
+        return (
+            f"fastrnn._C was not compiled: {folder} is the source folder, without the extension. "
+            f"Type `pip install --no-build-isolation -e {folder.parent}`, or start Python in "
+            "another folder to import an installed copy."
+        )
+    return (
+        "fastrnn._C was not compiled when fastrnn was installed, for want of a C++20 compiler or "
+        "because FASTRNN_BUILD was none. Install fastrnn again from its sources with "
+        "FASTRNN_BUILD=cpu, which fails and says what is missing."
+    )
 
 
 def _kernels(input: Tensor) -> str | None:
