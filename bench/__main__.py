@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         save((row for row in rows if not row.status.startswith(MISSING)), facts, path)
         console.print(f"saved to {os.path.relpath(path)}")
     for text in claims.verdict(rows, facts):
-        console.print(f"[bold]{text}", soft_wrap=True)
+        console.print(f"[bold]{text}", soft_wrap=not console.is_terminal)
     if run.interrupted:
         return INTERRUPTED
     fit = all(row.status == OK or row.status.startswith(MISSING) for row in rows)

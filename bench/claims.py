@@ -164,9 +164,9 @@ def verdict(rows: list[Row], facts: Facts) -> list[str]:
     mean = geometric_mean([claim.ratio for claim in found])
     place = f"{least.row.case} {least.row.cell} {least.row.mode}"
     return [
-        f"fastrnn against {who}, {len(found)} rows: faster in {count['faster']}, even in "
-        f"{count['even']}, slower in {count['slower']}; {mean:.2f}x in the geometric mean.",
-        f"Its weakest row: {place}, {least.ratio:.2f}x ± {least.noise:.0%}.",
+        f"Faster than {who} in {count['faster']} of {len(found)} rows, even in {count['even']}, "
+        f"slower in {count['slower']}; geometric mean {mean:.2f}x.",
+        f"Weakest row: {place}, {least.ratio:.2f}x ± {least.noise:.0%}.",
     ]
 
 

@@ -68,8 +68,8 @@ def test_run_save_compare_and_report(tmp_path, capsys):
     chosen = ["--cells", "LSTM,GRU", "--modes", "training", *written]
     assert command.main([*chosen, "--save"]) == 0
     text = capsys.readouterr().out
-    assert "mean" in text and "fastrnn against torch.nn, 2 rows: " in text
-    assert "Its weakest row: tiny " in text.splitlines()[-1]
+    assert "mean" in text and "Faster than torch.nn in " in text
+    assert "Weakest row: tiny " in text.splitlines()[-1]
     (path,) = folder.glob("*.csv")
     rows = [row for row, _ in results.load(path)]
     assert len(rows) == 4 and {row.suite for row in rows} == {"cpu"}
@@ -183,7 +183,7 @@ def test_an_interrupt_keeps_the_rows_that_are_done(tmp_path):
     assert "Traceback" not in text + errors
     assert first.startswith("1/4 call ") and "float32, 2 threads: " in first
     assert "interrupted" in text
-    assert text.splitlines()[-2].startswith("fastrnn against torch.nn, ")
+    assert text.splitlines()[-2].startswith("Faster than torch.nn in ")
     (path,) = tmp_path.glob("*.csv")
     assert {row.mode for row, _ in results.load(path)} == {"inference"}
 

@@ -61,12 +61,11 @@ def test_the_verdict_of_a_run():
     rows = [one for one, _ in pair(4.0) + pair(1.0, case="lm")]
     first, second = claims.verdict(rows, FACTS)
     assert first == (
-        "fastrnn against torch.nn, 2 rows: faster in 1, even in 1, slower in 0; 2.00x in the "
-        "geometric mean."
+        "Faster than torch.nn in 1 of 2 rows, even in 1, slower in 0; geometric mean 2.00x."
     )
-    assert second == "Its weakest row: lm LSTM inference, 1.00x ± 0%."
+    assert second == "Weakest row: lm LSTM inference, 1.00x ± 0%."
     base = row(ratio=2.0, ratio_low=2.0, ratio_high=2.0, baseline="fastrnn@HEAD")
-    assert claims.verdict([base], FACTS)[0].startswith("fastrnn against fastrnn@HEAD, 1 rows:")
+    assert claims.verdict([base], FACTS)[0].startswith("Faster than fastrnn@HEAD in 1 of 1 rows")
     assert claims.verdict([FAILED], FACTS) == ["No verdict: no row has a ratio."]
 
 
