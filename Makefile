@@ -2,6 +2,7 @@
 # make test      run the test suite
 # make stress    random calls at real sizes for SECONDS, against torch.nn
 # make lint      check style: ruff, clang-format
+# make docs      build the site of the documentation, build/site; a broken link is an error
 # make build     compile the extension in place (incremental)
 # make emulated  compile the CUDA kernels for the host and test them there (a part of make test)
 # make gpu       build, test, sanitize and time on the NVIDIA GPU at hand, into the folder OUT
@@ -45,7 +46,8 @@ EMULATED := build/emulated.so
 ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
-.PHONY: bench test stress lint build emulated gpu micro cuda-check sanitize coverage every-float clean
+.PHONY: bench test stress lint docs build emulated gpu micro cuda-check sanitize coverage every-float
+.PHONY: clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -66,6 +68,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP_STYLED)
+
+# Reads the sources without importing them. A variable silences an advertisement of the theme.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 build: $(BUILT)
 
@@ -101,7 +107,7 @@ $(INSTALLED): pyproject.toml Makefile | $(VENV)/pyvenv.cfg
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
 	    ["build-system"]["requires"], sep="\n")' > $(VENV)/build-requires.txt
 	$(PIP) --requirement $(VENV)/build-requires.txt
-	FASTRNN_BUILD=none $(PIP) --no-build-isolation --editable '.[test,bench,dev]'
+	FASTRNN_BUILD=none $(PIP) --no-build-isolation --editable '.[test,bench,dev,docs]'
 	touch $@
 
 # Not through pip, which compiles in a fresh folder each time: this one lets ninja see what changed.

@@ -54,6 +54,13 @@ def charts(records: list[Record]) -> list[Chart]:
     return [*bars(found), *axes(steps), *rooflines(found, facts)]
 
 
+def summary(records: list[Record]) -> list[Chart]:
+    """What the README shows: inference and training of the suite `cpu` on one thread."""
+    names = [f"cpu-{mode}-float32-1-thread" for mode in ("inference", "training")]
+    found = {chart.name: chart for chart in charts(records)}
+    return [found[name] for name in names if name in found]
+
+
 def setting(row: Row) -> tuple[str, str]:
     """For the name of a file, and for a title."""
     where = row.device if row.device != "cpu" else f"{row.threads} thread"

@@ -121,6 +121,12 @@ def _isa() -> str:
         return "reference"
 
 
+def no_kernels() -> str | None:
+    """Why calls on the CPU would run on the reference path, or None: that is not what we time."""
+    reason = importlib.import_module("fastrnn").backends()["cpu"]
+    return None if reason == "usable" else reason
+
+
 def _commit() -> str:
     """Short hash, "+" behind it if the checkout differs; "none" outside a git checkout."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=10", "--dirty=+"]

@@ -56,7 +56,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         help="where --save writes and report reads (default: bench/results)",
     )  # fmt: skip
     add("--compare", type=Path, metavar="FILE", help="show how ratios changed since that .csv")
-    add("--readme", type=Path, default=ROOT / "README.md", help="the file that report rewrites")
+    add(
+        "--root", type=Path, default=ROOT, metavar="FOLDER",
+        help="whose README.md, bench/RESULTS.md and docs/pictures report writes (default: here)",
+    )  # fmt: skip
     add(
         "--out", type=Path, default=ROOT / "build" / "bench", metavar="FOLDER",
         help="where report writes plots and page (default: build/bench)",

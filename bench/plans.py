@@ -2,7 +2,7 @@
 of `choose.h` come from.
 
     python -m bench.plans --out FILE.csv [--seconds 60] [--workers 12]
-    python -m bench.plans --table FILE.csv      # what bench/README.md shows of the rows
+    python -m bench.plans --table FILE.csv      # what bench/RESULTS.md shows of the rows
 
 A layer of one direction, input as wide as h, over a grid of hidden sizes and batches. A row is one
 call, as it is or replayed from a CUDA graph: the median of groups of calls between CUDA events,

@@ -1,11 +1,11 @@
-"""The charts as SVG and PNG."""
+"""The charts as SVG and PNG, and the picture of the README."""
 
 from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
 from bench.charts import Chart
 
@@ -80,3 +80,42 @@ def curves(chart: Chart) -> Figure:
     axes.yaxis.set_minor_formatter(plain if high < 30 * low else NullFormatter())
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
+
+
+def picture(charts: list[Chart], title: str, path: Path) -> Path:
+    """Bars of several charts as dots, side by side, with their quartiles. A ratio is a factor, so
+    the axis is logarithmic and 1, as fast as the baseline, is marked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        panels = figure.subplots(1, len(charts), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, chart in zip(panels, charts, strict=True):
+            dots(axes, chart)
+        figure.suptitle(title)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        figure.savefig(path, dpi=130, metadata={"Software": None})
+    return path
+
+
+def dots(axes: Axes, chart: Chart) -> None:
+    names = list(dict.fromkeys(name for one in chart.series for name in one.x))
+    for number, one in enumerate(chart.series):
+        places = [names.index(name) + 0.22 * (number - 1) for name in one.x]
+        spread = [
+            [y - low for y, low in zip(one.y, one.low, strict=True)],
+            [high - y for y, high in zip(one.y, one.high, strict=True)],
+        ]
+        axes.errorbar(
+            one.y, places, xerr=spread, fmt="o", markersize=5, color=one.colour, label=one.name,
+            elinewidth=1, capsize=2,
+        )  # fmt: skip
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([0.5, 1, 2, 5, 10, 20]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    mode = chart.title.removeprefix(f"{chart.suite}: ").partition(",")[0]
+    axes.set(title=mode, xlabel=chart.y)

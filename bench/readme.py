@@ -1,119 +1,149 @@
-"""The tables of the README, written between its markers from the files of results."""
+"""What is generated from all files of results: the figures of the README between its markers, and
+the whole of bench/RESULTS.md."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bench.cases import MODES, shape
-from bench.report import Line, contenders, lines, mean_ratio, number, tables
-from bench.results import OK, Record, Row
-from bench.timing import NOISY
+from bench import claims
+from bench.cases import CELLS
+from bench.claims import Claim
+from bench.results import Record
+from bench.suites import SUITES
+from bench.tables import grid, markdown
 
-MAIN = "cpu"  # the suite whose tables stand between the markers without a name
+HEAD = """\
+# Results
+
+`python -m bench report` writes this page from the rows in `bench/results`. Times are milliseconds
+a call, and microseconds in a table of latencies. A ratio says how many times faster a contender is
+than the baseline of its row, which is `torch.nn` or a work-around with it. A ratio that scatters
+by more than 10 % carries its ±. The README of the folder says how rows are measured.
+
+Every table names its machine, its commit and its date. Rows of an older commit show older kernels.
+Two threads on both AMD processors were timed before waiting contenders were stopped, so the ±
+there is large.
+"""
+
+SCHEDULES = """\
+## Schedules on a GPU
+
+`python -m bench.plans` times every schedule of the kernels for GPUs beside `torch.nn`: T = 100,
+the input as wide as h, one direction. A cell says how many times faster than `torch.nn` a call is,
+alone and replayed from a CUDA graph. It has the better of the two schedules that
+`csrc/cuda/choose.h` knows. A dash stands for a size that was not reached in the time.
+"""
 
 
-def markers(suite: str = MAIN) -> tuple[str, str]:
-    name = "" if suite == MAIN else f" {suite}"
-    return f"<!-- bench:begin{name} -->", f"<!-- bench:end{name} -->"
+def blocks(results: list[list[Record]]) -> dict[str, str]:
+    """What stands between the markers of the README, by the name of the block."""
+    single = claims.claims(results, threads=1, dtype="float32")
+    return {
+        "line": headline(claims.newest(results)),
+        "kinds": grid(claims.kinds(single)),
+        "balance": grid(balance(results)),
+        "means": grid(means(results)),
+    }
 
 
-def rewrite(readme: Path, results: list[list[Record]]) -> list[str]:
-    """Put the tables of all files of results between the markers of `readme`, and give the suites
-    whose tables are now there. The markers of MAIN have to be there, others may be."""
-    text, found = readme.read_text(), []
-    for suite in dict.fromkeys(row.suite for records in results for row, _ in records):
-        parts = [[one for one in records if one[0].suite == suite] for records in results]
-        if suite == MAIN or markers(suite)[0] in text:
-            table = "\n\n".join(markdown(records) for records in parts if records)
-            text = replace_between_markers(text, table, suite)
-            found.append(suite)
+def headline(records: list[Record]) -> str:
+    """One line: the machine and the date, and the geometric means over the models of `cpu`."""
+    found = claims.claims([records], suite="cpu", dtype="float32", threads=1)
+    if not found:
+        return "No row of the suite `cpu` was saved."
+    facts = found[-1].facts
+    parts = [
+        f"{cell} {' and '.join(mean_of(found, cell, mode) for mode in claims.MODES)}"
+        for cell in CELLS
+    ]
+    models = len({claim.row.case for claim in found})
+    return (
+        f"{claims.name(facts)}, one thread, float32, {facts.date}: {', '.join(parts)} times as "
+        f"fast as `torch.nn` in inference and training. These are geometric means over {models} "
+        "models."
+    )
+
+
+def mean_of(found: list[Claim], cell: str, mode: str) -> str:
+    return claims.mean(found, cell=cell, mode=mode).partition(" ")[0]
+
+
+def means(results: list[list[Record]]) -> list[list[str]]:
+    columns = [(cell, mode) for cell in CELLS for mode in claims.MODES]
+    out = [["machine (commit, date)", *(f"{cell} {mode}" for cell, mode in columns)]]
+    out.append(["---"] + ["---:"] * len(columns))
+    for where, found in claims.means(results):
+        out.append([where, *(mean_of(found, *column) for column in columns)])
+    return out
+
+
+def opponents(results: list[list[Record]]) -> Iterator[tuple[str, list[Claim]]]:
+    """Against whom, and the claims in all suites of float32."""
+    suites = "cpu", "variants", "features", "overhead", "stream"
+    peers = "onnxruntime and OpenVINO, the faster"
+    for who, against in (("`torch.nn`", claims.to_torch), (peers, claims.to_peers)):
+        for threads, words in ((1, "1 thread"), (2, "2 threads")):
+            found = claims.claims(results, against, threads=threads, dtype="float32")
+            found = [claim for claim in found if claim.row.suite in suites]
+            if found:
+                yield f"{who}, {words}", found
+
+
+def balance(results: list[list[Record]]) -> list[list[str]]:
+    out = [["against", *claims.VERDICTS, "the least"], ["---", "---:", "---:", "---:", "---"]]
+    return out + [[who, *claims.balance(found)] for who, found in opponents(results)]
+
+
+def not_faster(results: list[list[Record]]) -> list[list[str]]:
+    """Every row in which fastrnn is even or slower, the least first."""
+    out = [["against", "case", "cell", "mode", "ratio", "±", "verdict", "machine"]]
+    out.append(["---"] * 4 + ["---:"] * 2 + ["---"] * 2)
+    for who, found in opponents(results):
+        for claim in sorted(found, key=lambda claim: claim.ratio):
+            row, figures = claim.row, [f"{claim.ratio:.2f}", f"{claim.noise:.0%}"]
+            if claim.verdict != "faster":
+                place = [who, row.case, row.cell, row.mode]
+                out.append([*place, *figures, claim.verdict, claims.name(claim.facts)])
+    return out
+
+
+def page(results: list[list[Record]], schedules: Iterable[Path] = ()) -> str:
+    """bench/RESULTS.md: a section for each suite, in it the tables of each machine, and one for the
+    files that `bench.plans` wrote."""
+    parts = [HEAD, f"## Where it is not faster\n\n{grid(not_faster(results))}\n"]
+    for suite in claims.order(results):
+        about = f": {SUITES[suite].about}" if suite in SUITES else ""
+        parts.append(f"## {suite}\n\n`{suite}`{about}.\n")
+        found = [[one for one in records if one[0].suite == suite] for records in results]
+        parts += [markdown(records) + "\n" for records in found if records]
+    for path in schedules:
+        from bench import plans  # which imports fastrnn
+
+        parts.append(f"{SCHEDULES}\n{path.stem.removesuffix('-plans')}:\n\n{plans.table(path)}\n")
+    return "\n".join(parts)
+
+
+def rewrite(root: Path, results: list[list[Record]], schedules: Iterable[Path] = ()) -> list[Path]:
+    """Write README.md and bench/RESULTS.md below `root`. ValueError where the README lacks a
+    marker; both are then left alone."""
+    readme, tables = root / "README.md", root / "bench" / "RESULTS.md"
+    text = readme.read_text()
+    for name, found in blocks(results).items():
+        text = replace_between_markers(text, found, name)
     readme.write_text(text)
-    return found
+    tables.parent.mkdir(exist_ok=True)
+    tables.write_text(page(results, schedules))
+    return [readme, tables]
 
 
-def replace_between_markers(text: str, table: str, suite: str = MAIN) -> str:
+def markers(name: str) -> tuple[str, str]:
+    return f"<!-- bench:begin {name} -->", f"<!-- bench:end {name} -->"
+
+
+def replace_between_markers(text: str, found: str, name: str) -> str:
     """ValueError where the markers are not there, once and in order."""
-    first, last = markers(suite)
+    first, last = markers(name)
     before, begin, rest = text.partition(first)
     _, end, after = rest.partition(last)
     if not begin or not end or first in rest or last in after:
         raise ValueError(f"the text needs one {first} and, after it, one {last}")
-    return f"{before}{first}\n{table}\n{last}{after}"
-
-
-def markdown(records: list[Record]) -> str:
-    """The tables of one file of results, or of the rows of one suite of it."""
-    facts = records[-1][1]
-    parts = [
-        f"{facts.gpu or facts.cpu}, {facts.cores} cores, {facts.isa}; fastrnn {facts.version} "
-        f"({facts.commit}), torch {facts.torch}, Python {facts.python}, {facts.date}. "
-        f"torch.mm reaches {facts.mm_gflops:.0f} GFLOP/s on one thread here. Times are "
-        "milliseconds a call, ratios are how many times faster than torch.nn."
-    ]
-    for title, group in tables(lines(row for row, _ in records)):
-        table = markdown_wide if group[0].plain else markdown_long
-        parts.append(f"**{title}**\n\n" + table(group))
-    return "\n\n".join(parts)
-
-
-def markdown_wide(group: list[Line]) -> str:
-    """A line for each case and cell, modes side by side, geometric means below each cell."""
-    modes = {
-        mode: list(dict.fromkeys(["fastrnn", "torch.nn", *contenders(some)]))
-        for mode in MODES
-        if (some := [line for line in group if line.ours.mode == mode])
-    }
-    heads = ["case (T, N, input, hidden, layers)", "cell"]
-    for mode, names in modes.items():
-        heads += [f"{mode}: {names[0]}", *names[1:], "ratio"]
-    out = [heads, ["---", "---"] + ["---:"] * (len(heads) - 2)]
-    by_cell: dict[str, dict[str, dict[str, Line]]] = {}
-    for line in group:
-        cases = by_cell.setdefault(line.ours.cell, {})
-        cases.setdefault(line.ours.case, {})[line.ours.mode] = line
-    for cell, cases in by_cell.items():
-        for found in cases.values():
-            out.append([place(next(iter(found.values())).ours), cell])
-            for mode, names in modes.items():
-                out[-1] += markdown_cells(found.get(mode), names)
-        out.append(["*geometric mean*", cell])
-        for mode, names in modes.items():
-            part = [found[mode] for found in cases.values() if mode in found]
-            peers = [times(mean_ratio(part, name)) for name in names[2:]]
-            mean = mean_ratio(part)
-            out[-1] += ["", "", *peers, f"**{mean:.2f}x**" if mean else "–"]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
-
-
-def markdown_long(group: list[Line]) -> str:
-    """A line for each contender."""
-    tails = any(row.ms_p99 for line in group for row in line.rows.values())
-    columns = ["p50 µs", "p99 µs", "p99.9 µs"] if tails else ["ms"]
-    heads = ["case (T, N, input, hidden, layers)", "cell", "mode", "contender", *columns, "ratio"]
-    out = [heads, ["---"] * 4 + ["---:"] * (len(heads) - 4)]
-    for line in group:
-        for row in line.rows.values():
-            ms = [row.ms, row.ms_p99, row.ms_p999] if tails else [row.ms]
-            found = [number(m and m * (1e3 if tails else 1)) for m in ms]
-            found[0] = found[0] if row.status == OK else row.status.partition(":")[0]
-            out.append([place(row), row.cell, row.mode, row.contender, *found, times(row.ratio)])
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in out)
-
-
-def place(row: Row) -> str:
-    return f"{row.case} ({shape(row)})"
-
-
-def times(ratio: float | None) -> str:
-    return f"{ratio:.2f}x" if ratio else "–"
-
-
-def markdown_cells(line: Line | None, names: list[str]) -> list[str]:
-    if line is None:
-        return ["–"] * (len(names) + 1)
-    noisy = f" ± {line.noise:.0%}" if line.noise > NOISY else ""
-    return [*(markdown_ms(line.rows.get(name)) for name in names), times(line.ours.ratio) + noisy]
-
-
-def markdown_ms(row: Row | None) -> str:
-    if row is None:
-        return "–"
-    return number(row.ms) if row.status == OK else row.status.partition(":")[0]
+    return f"{before}{first}\n{found}\n{last}{after}"

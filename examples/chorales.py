@@ -1,9 +1,9 @@
 """Four-part chorales in the manner of Bach: an LSTM that reads and writes them note by note.
 
-The corpus is some 330 chorales in four voices (see scores.py), every tenth of which is held out.
-The LSTM learns to predict the next of their symbols. What it has to beat is an n-gram model of the
-last eight, interpolated after Witten & Bell 1991. It then writes a chorale of its own, one symbol
-at a time, in fastrnn through `Streamer`, and saves it as MIDI.
+The corpus has some 330 chorales in four voices (see scores.py). Every tenth one is held out. The
+LSTM learns to predict the next symbol. Its rival is an n-gram model of the last eight symbols,
+interpolated after Witten & Bell 1991. The LSTM then writes a chorale of its own, one symbol at a
+time, and saves it as MIDI. With fastrnn this goes through `Streamer`.
 
     pip install -e '.[examples]'
     python examples/chorales.py --backend both

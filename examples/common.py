@@ -1,7 +1,7 @@
 """What the examples share: command line, training loop, comparison of the two libraries, pictures.
 
-An example trains one model with `torch.nn` and with `fastrnn` from the same seed. `Run` is what it
-keeps of each; `report` prints the runs side by side and checks them in `--smoke` mode.
+An example trains one model with `torch.nn` and with `fastrnn`, from the same seed. `Run` holds the
+figures of one training. `report` prints the runs side by side, and checks them in `--smoke` mode.
 """
 
 import argparse

@@ -1,14 +1,14 @@
 """Dates as people write them, in 24 languages, to ISO 8601: an encoder and decoder with attention.
 
 "onsdag den 7. marts 1984", "7 Μαρτίου 1984", "sept mars mille neuf cent quatre-vingt-quatre" ->
-1984-03-07. Patterns and names are those of the Unicode CLDR (Unicode licence), which the package
-Babel (BSD-3-Clause) carries; num2words (LGPL-2.1) spells the numbers of every other date. The model
-sees characters and is told neither language nor format. The dates it is tested on do not occur in
-training, in any language.
+1984-03-07. Patterns and names come from the Unicode CLDR (Unicode licence), in the package Babel
+(BSD-3-Clause). num2words (LGPL-2.1) spells the numbers of every other date. The model sees
+characters, and neither language nor format. The test dates do not occur in training, in any
+language.
 
-The encoder is a bidirectional stack of GRUs, the decoder a stack whose output at each step looks
-back at the encoder's through dot-product attention (Luong et al. 2015). In training the decoder is
-fed the right answer, so that all its steps are one call.
+The encoder is a bidirectional stack of GRUs. The decoder is a stack of GRUs with dot-product
+attention over the encoder's output (Luong et al. 2015). In training the decoder gets the right
+answer as its input, so all its steps are one call.
 
     pip install -e '.[examples]'
     python examples/dates.py --backend both

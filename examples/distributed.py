@@ -5,9 +5,9 @@
     torchrun --nproc-per-node 2 examples/distributed.py --shard        # FSDP2: a part in each
     torchrun --nnodes 4 --nproc-per-node 8 ... examples/distributed.py --shard --save lstm.pt
 
-The task is to add the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997). However
-many processes there are, they share the same global batches and so take the same steps. `--save`
-writes a checkpoint that loads into `torch.nn.LSTM` on a single machine.
+The task is to add the two marked numbers of a sequence (Hochreiter & Schmidhuber 1997). The global
+batches are the same for any number of processes, and so are the steps of training. `--save` writes
+a checkpoint that loads into `torch.nn.LSTM` on a single machine.
 """
 
 from __future__ import annotations

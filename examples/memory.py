@@ -1,13 +1,14 @@
 """How long can it remember? A vanilla RNN, an LSTM and a GRU, and where the gradient goes.
 
-At the first of T steps the network sees one of two symbols, at all of them noise, and after the
-last it has to name the symbol: one bit, kept for T - 1 steps (a form of the latch problem of
-Bengio, Simard & Frasconi 1994, which is artificial by design). The picture shows the accuracy after
-the same short training for several T, and, before training, the gradient of the loss with respect
-to the input of every step. In the RNN it vanishes on the way back, so nothing can
-be learned about the first step. Gates carry it through if they start out open: their biases are
-those of Tallec & Ollivier 2018, "Can recurrent neural networks warp time?", for memories of up to
-T steps.
+At the first of T steps the network sees one of two symbols, and noise at every step. After the last
+step it has to name the symbol: one bit, kept for T - 1 steps. This is a form of the latch problem
+of Bengio, Simard & Frasconi 1994, which is artificial by design.
+
+The picture shows the accuracy after the same short training for several T. It also shows, before
+training, the gradient of the loss with respect to the input of every step. In the RNN this gradient
+vanishes on the way back, so the network learns nothing about the first step. Gates that start out
+open carry the gradient through. Their biases are those of Tallec & Ollivier 2018, "Can recurrent
+neural networks warp time?", for memories of up to T steps.
 
     pip install -e '.[examples]'
     python examples/memory.py --backend both

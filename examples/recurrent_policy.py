@@ -1,11 +1,13 @@
 """A recurrent actor-critic that has to remember: `reset=` in the update, `Streamer` in the rollout.
 
-A corridor shows a sign, left or right, at its entrance and a junction at its end, 5 to 20 steps
-later, where the turn that the sign showed earns 1 and the other -1 (the T-maze of Bakker 2001). The
-next corridor begins at once, so that episodes begin anywhere within the T steps of a rollout, and
-the state must be set to zero there and let no gradient through. The torch.nn backend does it as
-libraries for reinforcement learning do: the LSTM runs in a loop of single steps, and between them
-the state is multiplied by `1 - done`. With fastrnn the update is one call with `reset=`.
+A corridor shows a sign, left or right, at its entrance. Its end, 5 to 20 steps later, is a
+junction. The turn that the sign showed earns 1, the other one -1 (the T-maze of Bakker 2001). The
+next corridor begins at once, so an episode may begin at any step of a rollout. There the state must
+be zero, and no gradient may pass.
+
+With torch.nn this is done as libraries for reinforcement learning do it. The LSTM runs in a loop of
+single steps, and the state is multiplied by `1 - done` in between. With fastrnn the update is one
+call with `reset=`.
 
 The learner is advantage actor-critic (Mnih et al. 2016) with generalised advantages (Schulman et
 al. 2016).

@@ -1,9 +1,9 @@
 """Bach's four-part chorales as sequences of symbols, and such a sequence as MIDI.
 
-The scores are MusicXML files of the corpus of music21 (BSD-3-Clause; the music is in the public
-domain), of which this takes those in four single voices and four quarters a bar, moved into C major
-or A minor. Time goes in eighths. At each the soprano, alto, tenor and bass in turn have one symbol:
-a note that begins, or HOLD, or REST.
+The scores are MusicXML files in the corpus of music21 (BSD-3-Clause; the music is in the public
+domain). This takes those in four single voices and four quarters a bar, and moves them into C major
+or A minor. Time goes in eighths. At each eighth the soprano, alto, tenor and bass have one symbol
+in turn: a note that begins, or HOLD, or REST.
 """
 
 import importlib.util

@@ -1,10 +1,10 @@
 """Spoken digits to text: log-mel features, a stack of GRUs and CTC; at once, and as a stream.
 
-Strings of two to five digits by the voices of espeak-ng (see voices.py), in noise. Two models learn
-them with connectionist temporal classification (Graves et al. 2006): a bidirectional stack, which
-needs the end of the recording before it says anything, and a unidirectional one, which is then run
-frame by frame as it would be behind a microphone: in fastrnn by `Streamer`, in torch.nn by calls of
-one time step. The word error rate is that of voices not heard in training.
+The voices of espeak-ng (see voices.py) speak strings of two to five digits, in noise. Two models
+learn them with connectionist temporal classification (Graves et al. 2006). A bidirectional stack
+needs the end of the recording before it says anything. A unidirectional one then runs frame by
+frame, as it would behind a microphone: with fastrnn by `Streamer`, with torch.nn by calls of one
+time step. The word error rate is that of voices not heard in training.
 
     pip install -e '.[examples]'
     python examples/speech.py --backend both

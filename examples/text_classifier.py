@@ -1,12 +1,12 @@
 """Which language is this sentence written in? A character-level text classifier on real data.
 
-The corpus is the interface of Django (https://www.djangoproject.com, BSD-3-Clause): a few hundred
-messages that volunteers translated into some hundred languages and that every installed copy
-carries as compiled gettext catalogues. A message is a text, the folder it lies in is its label.
+The corpus is the interface of Django (https://www.djangoproject.com, BSD-3-Clause). Volunteers
+translated its few hundred messages into some hundred languages. Every installed copy carries them
+as compiled gettext catalogues. A message is a text, and its folder is its label.
 
-Texts differ in length. With `lengths=` the padding that makes a batch of them does not exist for
-the LSTM: the final state of each direction is that after the text's own last, or first, character.
-Beside the accuracy stands that of a bag of words: naive Bayes on the words of the same texts.
+Texts differ in length. With `lengths=` the padding of a batch does not exist for the LSTM. The
+final state of each direction is that after the text's own last, or first, character. The baseline
+is a bag of words: naive Bayes on the words of the same texts.
 
     pip install -e '.[examples]'
     python examples/text_classifier.py --backend both

@@ -1,8 +1,8 @@
 """Spoken digits, made by espeak-ng on the spot: some hundred voices, five accents of English.
 
-espeak-ng (GPL-3) is the formant synthesizer that the package espeakng-loader carries as a shared
-library; it is the speaker of many screen readers. Voices of one family ("f1", "f2") are on the same
-side of the split; every fifth family is for the test.
+espeak-ng (GPL-3) is a formant synthesizer, the speaker of many screen readers. The package
+espeakng-loader carries it as a shared library. Voices of one family ("f1", "f2") are on the same
+side of the split. Every fifth family is for the test.
 """
 
 import ctypes

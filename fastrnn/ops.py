@@ -71,7 +71,10 @@ def _register() -> torch.library.Library:
         if cpu.not_built:
             library.impl(name, _IN_PYTHON[name], "CPU")
     if cpu.not_built:
-        warnings.warn(f"{cpu.not_built}: fastrnn runs on the reference path", stacklevel=5)
+        warnings.warn(
+            f"{cpu.not_built} Until then fastrnn runs on the reference path, which is slow.",
+            stacklevel=5,
+        )
     return library
 
 

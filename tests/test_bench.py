@@ -1,6 +1,8 @@
 """The command line of the benchmark suite, from options to files."""
 
 import io
+import os
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -8,12 +10,13 @@ from dataclasses import replace
 from multiprocessing import active_children
 
 import pytest
-from bench_doubles import SPEC, TINY, altered
+from bench_doubles import SPEC, TINY, altered, row
 from rich.console import Console
 
 from bench import __main__ as command
 from bench import base, ceilings, facts, jobs, readme, results, timing
 from bench.contenders import BASELINE, OURS, Contender
+from bench.run import Shown
 from bench.suites import SUITES, Suite, select
 
 TEST = Suite("tiny", (TINY,), seconds=0.01, table="cpu")
@@ -25,6 +28,7 @@ def quick(monkeypatch):
     monkeypatch.setitem(SUITES, "quick", TEST)
     monkeypatch.setattr(ceilings, "measure", lambda *place: ceilings.Ceilings(1e11, ((1, 1e10),)))
     monkeypatch.setattr(facts, "matrix_rate", lambda: 50e9)
+    monkeypatch.setattr(command, "no_kernels", lambda: None)
     with timing.torch_threads(1):
         yield
 
@@ -57,14 +61,15 @@ def test_a_commit_that_is_not_there_is_an_error(capsys):
 
 def test_run_save_compare_and_report(tmp_path, capsys):
     folder, page = tmp_path / "results", tmp_path / "README.md"
-    begin, end = readme.markers()
-    page.write_text(f"{begin}\n{end}\n")
+    page.write_text("\n".join("\n".join(readme.markers(name)) for name in readme.blocks([])))
     written = ["--results", str(folder)]
-    report = ["report", *written, "--readme", str(page), "--out", str(tmp_path / "out")]
+    report = ["report", *written, "--root", str(tmp_path), "--out", str(tmp_path / "out")]
     assert command.main(report) == 2  # nothing to report yet
     chosen = ["--cells", "LSTM,GRU", "--modes", "training", *written]
     assert command.main([*chosen, "--save"]) == 0
-    assert "mean" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "mean" in text and "Faster than torch.nn in " in text
+    assert "Weakest row: tiny " in text.splitlines()[-1]
     (path,) = folder.glob("*.csv")
     rows = [row for row, _ in results.load(path)]
     assert len(rows) == 4 and {row.suite for row in rows} == {"cpu"}
@@ -72,7 +77,8 @@ def test_run_save_compare_and_report(tmp_path, capsys):
     assert command.main([*chosen, "--compare", str(path)]) == 0
     assert f"since {path.name}" in capsys.readouterr().out
     assert command.main(report) == 0
-    assert "| tiny (9, 3, 4, 5, 2) | GRU |" in page.read_text()
+    assert "| tiny (9, 3, 4, 5, 2) | GRU |" in (tmp_path / "bench" / "RESULTS.md").read_text()
+    assert "over 1 models" in page.read_text()
     drawn = {file.suffix for file in (tmp_path / "out" / path.stem).iterdir()}
     assert drawn == {".svg", ".png"}
     assert (tmp_path / "out" / "index.html").stat().st_size > 1e6
@@ -151,3 +157,56 @@ def test_rows_for_which_there_is_no_time_are_left_out(capsys):
     assert "1 rows left out" in capsys.readouterr().out
     assert command.main([*quick, "--at-most", "60"]) == 0
     assert "left out" not in capsys.readouterr().out
+
+
+def test_the_reference_path_is_not_timed_as_fastrnn(monkeypatch, capsys):
+    monkeypatch.setattr(command, "no_kernels", lambda: "type this")
+    assert command.main(["--cells", "RNN"]) == 2
+    assert "no kernels to time: type this" in capsys.readouterr().out
+    assert command.main(["--list"]) == 0  # nothing is timed
+
+
+def test_an_interrupt_keeps_the_rows_that_are_done(tmp_path):
+    """A terminal sends it to every process: to those of the contenders, too."""
+    arguments = ["overhead", "--cells", "RNN,GRU", "--threads", "2", "--seconds", "0.3", "--save"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "bench", *arguments, "--results", str(tmp_path)],
+        cwd=facts.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    first = process.stdout.readline()
+    if "no kernels" in first:
+        pytest.skip("there are no kernels to time")
+    os.killpg(process.pid, signal.SIGINT)
+    text, errors = process.communicate(timeout=300)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in text + errors
+    assert first.startswith("1/4 call ") and "float32, 2 threads: " in first
+    assert "interrupted" in text
+    assert text.splitlines()[-2].startswith("Faster than torch.nn in ")
+    (path,) = tmp_path.glob("*.csv")
+    assert {row.mode for row, _ in results.load(path)} == {"inference"}
+
+
+def test_a_suite_after_an_interrupt_is_left_out(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    run = command.Run(Console(file=io.StringIO()), options(), None)
+    monkeypatch.setattr(run, "measure", interrupted)
+    assert run("quick", TEST, [SPEC, replace(SPEC, cell="GRU")]) == []
+    assert run.interrupted
+    assert run("quick", TEST, [SPEC]) == [] and run.left_out == 1
+
+
+def test_progress_fits_a_terminal_of_80_columns():
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=True)
+    long = replace(SPEC, case=replace(TINY, name="rnnoise-packed-and-more"), cell="LSTMCell")
+    with Shown(console, {long: 100.0, SPEC: 1.0}) as shown:
+        shown.begin(long)
+        shown.done(long, [row(), row("torch.nn", ratio=1.0)])
+        shown.begin(SPEC)
+        (line,) = [*console.render_lines(shown.bar.get_renderable())]
+        text = "".join(part.text for part in line)
+    assert "1/2 tiny LSTM training" in text and "left; last 3.00x" in text and "…" not in text

@@ -177,10 +177,10 @@ def test_the_grid_of_schedules():
 
 
 def test_the_table_of_schedules(tmp_path):
-    """That of the readme is of the rows that are kept."""
+    """That of RESULTS.md is of the rows that are kept."""
     folder = ROOT / "bench" / "results"
     (kept,) = folder.glob("*-plans.csv")
-    assert plans.table(kept) in (ROOT / "bench" / "README.md").read_text()
+    assert plans.table(kept) in (ROOT / "bench" / "RESULTS.md").read_text()
     path = tmp_path / "rows.csv"
     first = ("gpu", "torch", "cudnn", "GRU", "tf32", "64", "16", "100", "training")
     rows = [

@@ -10,12 +10,9 @@ import pytest
 from bench_doubles import FACTS, FAILED, row
 from rich.console import Console
 
-from bench import compare, readme, report, results
+from bench import compare, readme, report, results, tables
 from bench.contenders import BASELINE
 from bench.suites import SUITES
-
-BEGIN, END = readme.markers()
-
 
 # --- The file ---------------------------------------------------------------------------------
 
@@ -58,15 +55,22 @@ def test_a_file_from_before_a_column_was_added_is_still_read(tmp_path):
     assert results.load(path) == [(row(), FACTS)]
 
 
-def test_the_files_of_this_repository_can_be_read():
-    """Of which the README shows the tables of the suite cpu."""
-    text = (results.FOLDER.parent.parent / "README.md").read_text()
-    for path in sorted(results.FOLDER.glob("*.csv")):
-        if path.stem.endswith(("-micro", "-baseline", "-plans")):  # with columns of their own
-            continue
-        records = results.load(path)
-        main = [one for one in records if one[0].suite == readme.MAIN]
-        assert records and (not main or readme.markdown(main) in text)
+def test_what_is_generated_is_of_the_rows_that_are_kept():
+    root = results.FOLDER.parent.parent
+    kept = [records for path in sorted(results.FOLDER.glob("*.csv")) if (records := load(path))]
+    schedules = sorted(results.FOLDER.glob("*-plans.csv"))
+    assert (root / "bench" / "RESULTS.md").read_text() == readme.page(kept, schedules)
+    text = (root / "README.md").read_text()
+    for name, block in readme.blocks(kept).items():
+        assert readme.replace_between_markers(text, block, name) == text, name
+    assert (root / "docs" / "pictures" / "speed.png").is_file()
+
+
+def load(path: Path) -> list[results.Record]:
+    """Of files with columns of their own, nothing; of others at least a row."""
+    records = results.load(path)
+    assert records or path.stem.endswith(("-micro", "-baseline", "-plans"))
+    return records
 
 
 # --- The terminal -----------------------------------------------------------------------------
@@ -142,63 +146,41 @@ def test_a_noisy_run_says_so():
     text = shown([row(ratio_low=2.0, ratio_high=4.0), row(case="other")])
     assert "33%" in text
     assert "A noisy run: in 1 of 2 rows" in text
-    assert "± 33%" in readme.markdown([(row(ratio_low=2.0, ratio_high=4.0), FACTS)])
+    assert "± 33%" in tables.markdown([(row(ratio_low=2.0, ratio_high=4.0), FACTS)])
 
 
-# --- The README -------------------------------------------------------------------------------
+# --- Tables in Markdown -----------------------------------------------------------------------
 
 
-def test_the_readme_table():
+def test_the_markdown_table():
     rows = [row(), row(BASELINE.name, ms=6.0, ratio=1.0), row(mode="training", ms=0.125), FAILED]
-    table = readme.markdown([(one, FACTS) for one in rows])
+    table = tables.markdown([(one, FACTS) for one in rows])
     assert "| tiny (9, 3, 4, 5, 2) | LSTM | 2.00 | 6.00 | 3.00x | 0.125 | – | 3.00x |" in table
     assert "| tiny (9, 3, 4, 5, 2) | GRU | wrong | – | – | – | – | – |" in table
     assert "| *geometric mean* | LSTM |  |  | **3.00x** |  |  | **3.00x** |" in table
     assert "A CPU (R), 2 cores, avx2; fastrnn 1.0 (abc), torch 2.13.0" in table
 
 
-def test_the_readme_table_says_what_is_special_in_a_case():
-    table = readme.markdown([(row(directions=2), FACTS), (row(case="p", proj_size=2), FACTS)])
+def test_the_markdown_table_says_what_is_special_in_a_case():
+    table = tables.markdown([(row(directions=2), FACTS), (row(case="p", proj_size=2), FACTS)])
     assert "| tiny (9, 3, 4, 5, 2 bi) |" in table and "| p (9, 3, 4, 5, 2 proj 2) |" in table
 
 
-def test_the_readme_table_with_other_libraries():
+def test_the_markdown_table_with_other_libraries():
     rows = [row(), row(BASELINE.name, ms=6.0, ratio=1.0), row("peer", ms=4.0, ratio=1.5)]
-    table = readme.markdown([(one, FACTS) for one in rows])
+    table = tables.markdown([(one, FACTS) for one in rows])
     assert "| inference: fastrnn | torch.nn | peer | ratio |" in table
     assert "| LSTM | 2.00 | 6.00 | 4.00 | 3.00x |" in table
     assert "| *geometric mean* | LSTM |  |  | 1.50x | **3.00x** |" in table
 
 
-def test_the_table_goes_between_the_markers(tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\ntail\n")
-    for _ in range(2):  # a second time changes nothing
-        assert readme.rewrite(path, [[(row(), FACTS), (row(suite="layers"), FACTS)]]) == ["cpu"]
-        text = path.read_text()
-        assert text.startswith(f"# Title\n\n{BEGIN}\nA CPU (R)")
-        assert text.endswith(f"|\n{END}\n\ntail\n")
-        assert "old" not in text and text.count("geometric mean") == 1
-
-
-def test_other_suites_go_between_markers_of_their_own(tmp_path):
-    path = tmp_path / "README.md"
-    first, last = readme.markers("stream")
-    path.write_text(f"{BEGIN}\nkept\n{END}\n{first}\n{last}\n")
+def test_results_have_a_section_for_each_suite():
     latency = row("fastrnn step", suite="stream", ms=0.002, ms_p99=0.003, ms_p999=0.0045)
-    assert readme.rewrite(path, [[(latency, FACTS)]]) == ["stream"]
-    text = path.read_text()
-    assert f"{BEGIN}\nkept\n{END}" in text
-    assert "| LSTM | inference | fastrnn step | 2.00 | 3.00 | 4.50 | 3.00x |" in text
-
-
-@pytest.mark.parametrize("text", ["none", BEGIN, END + BEGIN])
-def test_a_readme_without_the_markers_is_left_alone(text, tmp_path):
-    path = tmp_path / "README.md"
-    path.write_text(text)
-    with pytest.raises(ValueError, match="bench:begin"):
-        readme.rewrite(path, [[(row(), FACTS)]])
-    assert path.read_text() == text
+    rows = [(latency, FACTS), (row(), FACTS), (row(suite="of old"), FACTS)]
+    text = readme.page([rows, rows])
+    heads = [line for line in text.splitlines() if line.startswith("## ")]
+    assert heads == ["## Where it is not faster", "## cpu", "## stream", "## of old"]
+    assert text.count("| LSTM | inference | fastrnn step | 2.00 | 3.00 | 4.50 | 3.00x |") == 2
 
 
 # --- Comparison -------------------------------------------------------------------------------

@@ -153,6 +153,7 @@ def compiled_python(compiled_wheel: Path, tmp_path_factory: pytest.TempPathFacto
 def test_version_stands_once():
     assert fastrnn.__version__ == importlib.metadata.version("fastrnn") == VERSION
     assert f"## [{VERSION}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text()
     for path in [ROOT / "setup.py", *ROOT.glob("fastrnn/**/*.py"), *ROOT.glob("csrc/**/*.*")]:
         assert not re.search(rf"\b{re.escape(VERSION)}\b", path.read_text()), path
 
@@ -162,7 +163,14 @@ def test_sdist_holds_the_sources(sdist: Path):
         for path in (ROOT / folder).glob("**/*.*"):
             if path.suffix in (".h", ".cpp", ".py"):
                 assert (sdist / path.relative_to(ROOT)).is_file(), path
-    for name in ("LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "Makefile"):
+    for name in (
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "Makefile",
+        "CITATION.cff",
+    ):
         assert (sdist / name).is_file(), name
 
 
@@ -173,7 +181,8 @@ def test_wheels_hold_the_package_only(pure_wheel: Path, compiled_wheel: Path):
     (library,) = set(names(compiled_wheel)) - set(names(pure_wheel))
     assert re.fullmatch(r"fastrnn/_C\..*\.(so|pyd)", library)
     python = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("fastrnn/**/*.py")}
-    assert {name for name in names(pure_wheel) if ".dist-info/" not in name} == python
+    expected = python | {"fastrnn/py.typed"}
+    assert {name for name in names(pure_wheel) if ".dist-info/" not in name} == expected
     assert f"fastrnn-{VERSION}.dist-info/licenses/LICENSE" in names(pure_wheel)
 
 
@@ -185,8 +194,21 @@ def test_compiled_wheel_works_with_torch_alone(compiled_python: Path, tmp_path: 
 def test_pure_wheel_works_and_warns_once(pure_python: Path, tmp_path: Path):
     facts = json.loads(run(pure_python, "-c", SMOKE, cwd=tmp_path))
     (warning,) = facts.pop("warnings")
-    assert "reference" in warning
+    assert "reference path" in warning and "FASTRNN_BUILD=cpu" in warning
     assert facts == {"version": VERSION, "compiled": False, "numpy": False}
+
+
+def test_a_source_folder_says_what_to_type(pure_python: Path, sdist: Path, tmp_path: Path):
+    """Python started in a checkout imports the folder beside it, whatever pip has installed."""
+    shutil.copytree(sdist, tmp_path / "checkout")
+    facts = json.loads(run(pure_python, "-c", SMOKE, cwd=tmp_path / "checkout"))
+    (warning,) = facts["warnings"]
+    folder = tmp_path.resolve() / "checkout"
+    assert f"{folder / 'fastrnn'} is the source folder, without the extension" in warning
+    assert f"`pip install --no-build-isolation -e {folder}`" in warning
+    (folder / "fastrnn" / "_C.py").write_text("raise ImportError('undefined symbol')")
+    facts = json.loads(run(pure_python, "-c", SMOKE, cwd=folder))
+    assert facts["warnings"][0].startswith("fastrnn._C is there but does not load (undefined")
 
 
 def test_command_reports_a_compiled_package(compiled_python: Path, tmp_path: Path):

@@ -6,6 +6,7 @@ A call without gradients may go past the ops, see `direct`.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 
 import torch
 
@@ -22,8 +23,29 @@ def _load() -> str | None:
     try:
         importlib.import_module("fastrnn._C")
     except ImportError as error:
-        return f"fastrnn._C cannot be imported ({error})"
+        return _why_not_built(error)
     return None
+
+
+def _why_not_built(error: ImportError) -> str:
+    """What happened to the extension, and what to type."""
+    folder = Path(__file__).resolve().parents[2]
+    if not isinstance(error, ModuleNotFoundError):
+        return (
+            f"fastrnn._C is there but does not load ({error}). "
+            "Build it again, with the torch that is installed now."
+        )
+    if (folder.parent / "setup.py").is_file():
+        return (
+            f"fastrnn._C was not compiled: {folder} is the source folder, without the extension. "
+            f"Type `pip install --no-build-isolation -e {folder.parent}`, or start Python in "
+            "another folder to import an installed copy."
+        )
+    return (
+        "fastrnn._C was not compiled when fastrnn was installed, for want of a C++20 compiler or "
+        "because FASTRNN_BUILD was none. Install fastrnn again from its sources with "
+        "FASTRNN_BUILD=cpu, which fails and says what is missing."
+    )
 
 
 not_built = _load()
