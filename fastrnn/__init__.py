@@ -4,8 +4,8 @@ from importlib import metadata
 
 from . import functional
 from .cells import GRUCell, LSTMCell, RNNCell
-from .convert import convert, patch, to_torch
-from .dispatch import backend, backends
+from .convert import convert, install, patch, to_torch, uninstall
+from .dispatch import backend, backends, set_backend
 from .features import States
 from .modules import GRU, LSTM, RNN, RNNBase
 from .streamer import Streamer
@@ -29,6 +29,9 @@ __all__ = [
     "backends",
     "convert",
     "functional",
+    "install",
     "patch",
+    "set_backend",
     "to_torch",
+    "uninstall",
 ]

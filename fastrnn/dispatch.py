@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import choice, cuda, cudnn, gpu, reference_ops, triton
+from .scopes import Choice, Scope
 
 OPS = ("layer_inference", "layer_forward", "layer_backward")
 _BACKENDS = ("auto", "cpu", "cuda", "triton", "cudnn", "reference")
@@ -116,9 +116,29 @@ def backends() -> dict[str, str]:
     return {name: status(name) or "usable" for name in _BACKENDS[1:]}
 
 
-@contextlib.contextmanager
-def backend(name: str) -> Iterator[None]:
+def _choose(name: str) -> None:
+    global _chosen
+    _set_override(getattr(_KERNELS.get(name), "DEVICE", "cuda") == "cpu")
+    _chosen = name
+
+
+_choice = Choice(_chosen, _choose)
+
+
+def _checked(name: str) -> str:
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown backend '{name}'. Select from {', '.join(_BACKENDS)}")
+    if reason := status(name):
+        raise _cannot_run(name, reason)
+    return name
+
+
+def backend(name: str) -> Scope:
     """Context manager that chooses what computes the layers, in every thread of the process.
+
+    The last one entered that has not been left counts, whichever thread entered it; they may be
+    left in any order. Also a decorator. Without `with` it has no effect, and warns of that:
+    `set_backend` is for a choice that stays.
 
     Args:
         name: "auto", the fastest that can run; "cpu", the compiled kernels; "cuda" and "triton",
@@ -128,22 +148,21 @@ def backend(name: str) -> Iterator[None]:
 
     Raises:
         ValueError: there is no such backend.
-        RuntimeError: the backend cannot run: here, on entering, or in a call whose tensors it
-            does not take.
+        RuntimeError: the backend cannot run: here, or in a call whose tensors it does not take.
     """
-    global _chosen
-    if name not in _BACKENDS:
-        raise ValueError(f"unknown backend '{name}'. Select from {', '.join(_BACKENDS)}")
-    if reason := status(name):
-        raise _cannot_run(name, reason)
-    before, overridden = _chosen, _override is not None
-    _chosen = name
-    try:
-        _set_override(getattr(_KERNELS.get(name), "DEVICE", "cuda") == "cpu")
-        yield
-    finally:
-        _chosen = before
-        _set_override(overridden)
+    unused = (
+        f"fastrnn.backend({name!r}) has no effect without `with`; "
+        f"fastrnn.set_backend({name!r}) chooses for good"
+    )
+    return Scope(_choice, _checked(name), unused)
+
+
+def set_backend(name: str) -> None:
+    """Chooses what computes the layers, at once and in every thread, until it is called again.
+
+    A later `with backend(...)` goes before it while that lasts. Names and errors as in `backend`.
+    """
+    _choice.begin("set_backend", _checked(name))
 
 
 def chosen() -> str:
