@@ -8,7 +8,7 @@ import platform
 import torch
 
 import fastrnn
-from fastrnn import dispatch
+from fastrnn import dispatch, torch_private
 
 
 def build() -> list[tuple[str, str]]:
@@ -43,6 +43,9 @@ def report() -> str:
         for name, state in facts:
             rows.append((label, f"{name:{width}}  {state}"))
             label = ""
+    if torch_private.missing:
+        names = ", ".join(torch_private.missing)
+        rows.append(("slower", f"this torch lacks {names}, so calls take a longer way"))
     return "\n".join(f"{label:<14}{text}" for label, text in rows)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from . import direct, reference
+from .torch_private import below_autograd
 
 _DEFAULTS = (None, None, 0, 0.0)  # reset, lengths, detach_every and grad_clip of the schema
 
@@ -88,7 +89,7 @@ class Layer(torch.autograd.Function):
         arguments = (input, batch_sizes, h0, c0, weights, cell, bias)
         if options is not None:
             arguments += options[:4]
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             results = direct.op("layer_forward", input)(*arguments)
         _save(ctx, arguments, results)
         if options is None or not options.trace:

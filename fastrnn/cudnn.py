@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import gpu, reference
+from . import gpu, reference, torch_private
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -58,7 +58,7 @@ def stack(
     tensors = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
     dropout = dropout if training else 0.0
     train = dropout > 0 or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    function = getattr(torch._VF, cell)
+    function = getattr(torch, cell)
     hx = h0 if c0 is None else (h0, c0)
     options = (list(weights), bias, num_layers, dropout, train, bool(bidirectional))
     if batch_sizes is None:
@@ -130,11 +130,9 @@ def _(input, batch_sizes, h0, c0, weights, cell, bias):
 
 @torch.library.impl(_library, "torch_layer_backward", "CompositeExplicitAutograd")
 def _(grads, input, batch_sizes, h0, c0, weights, cell, bias):
-    autograd = torch._C.DispatchKey.AutogradFunctionality
-    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(autograd, False):
-        x, h, *w = (t.detach().requires_grad_() for t in (input, h0, *weights))
-        c = None if c0 is None else c0.detach().requires_grad_()
-        results = layer(x, batch_sizes, h, c, w, cell, bias)
+    x, h, *w = (t.detach().requires_grad_() for t in (input, h0, *weights))
+    c = None if c0 is None else c0.detach().requires_grad_()
+    results = torch_private.recording(lambda: layer(x, batch_sizes, h, c, w, cell, bias))
     pairs = zip(results, grads, strict=True)
     pairs = [(result, grad) for result, grad in pairs if grad is not None]
     wanted = [x, h, *w] if c is None else [x, h, c, *w]

@@ -12,18 +12,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _is_any_autocast_enabled,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch.autograd import forward_ad, profiler
-from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from . import dispatch, gpu
+from .torch_private import is_any_autocast_enabled, unseen
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -42,19 +34,6 @@ def _open() -> object | None:
 _direct = _open()
 
 
-def _unseen() -> bool:
-    """Whether nothing wants to see an op."""
-    return not (
-        is_compiling()
-        or _len_torch_dispatch_stack()
-        or _len_torch_function_stack()
-        or _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _get_tracing_state() is not None
-        or profiler._is_profiler_enabled
-    )
-
-
 def open_to(input: Tensor) -> bool:
     """Whether a call with this input may go from the module to the kernels for the CPU."""
     return not (
@@ -63,15 +42,15 @@ def open_to(input: Tensor) -> bool:
         or type(input) is not Tensor
         or input.dtype not in _DTYPES
         or gpu.on_gpu(input)
-        or _is_any_autocast_enabled()
-        or not _unseen()
+        or is_any_autocast_enabled()
+        or not unseen()
         or not dispatch.on_kernels()
     )
 
 
 def op(name: str, input: Tensor) -> Callable:
     """The op, or in a call with this input on a GPU the function behind it, where that may be."""
-    if dispatch.in_python(input) and type(input) in (Tensor, Parameter) and _unseen():
+    if dispatch.in_python(input) and type(input) in (Tensor, Parameter) and unseen():
         return dispatch.ON_LOOPS[name]
     return getattr(torch.ops.fastrnn, name).default
 

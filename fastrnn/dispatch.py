@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import choice, cuda, cudnn, gpu, reference_ops, triton
+from . import choice, cuda, cudnn, gpu, reference_ops, torch_private, triton
 from .scopes import Choice, Scope
 
 OPS = ("layer_inference", "layer_forward", "layer_backward")
@@ -192,7 +191,7 @@ def obstacle(
     if not (input.size(-1) and h0.size(-1)):
         return "there are no features"
     # An op sees neither: jvp of one gives zero and vmap fails. Compiled code asks this as well.
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch_private.are_transforms_active() or torch_private.in_forward_ad():
         return "torch.func transforms and forward-mode AD go through the reference"
     return _not_built if name == "cpu" and not compiling else None
 
@@ -266,7 +265,7 @@ def takes_torch_step(cell: str, input: Tensor, h: Tensor) -> bool:
         and _chosen == "auto"
         and input.dtype is not torch.bfloat16
         and not torch.compiler.is_compiling()
-        and not torch._C._is_any_autocast_enabled()
+        and not torch_private.is_any_autocast_enabled()
         and obstacle("cpu", input, h, False) is None
     )
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from . import cudnn, dispatch, features, gpu, ops
 from .features import Request
+from .torch_private import is_any_autocast_enabled
+from .trees import map_tensors
 
 __all__ = ["gru", "lstm", "rnn_relu", "rnn_tanh"]
 
@@ -145,12 +146,12 @@ def _run(
         results = _stack(cell, tensors[0], tensors[1], c0, tensors[2:], *options)
     if results[0].dtype == torch.float64:
         return results
-    return tree_map_only(Tensor, lambda result: result.to(dtype), tuple(results))
+    return map_tensors(lambda result: result.to(dtype), tuple(results))
 
 
 def _autocast(input: Tensor) -> bool:
     return (
-        torch._C._is_any_autocast_enabled()
+        is_any_autocast_enabled()
         and not input.is_meta
         and torch.is_autocast_enabled(input.device.type)
     )

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_map_only
 
 from . import direct, functional
+from .trees import map_tensors
 
 __all__ = ["GRU", "LSTM", "RNN", "RNNBase"]
 
@@ -173,7 +173,7 @@ class RNNBase(torch.nn.RNNBase):
         if batched:
             return results
         output, state, *states = results
-        states = tree_map_only(Tensor, lambda each: each.squeeze(batch_dim), states)
+        states = map_tensors(lambda each: each.squeeze(batch_dim), states)
         return output.squeeze(batch_dim), self._squeeze_state(state), *states
 
     def step(self, input: Tensor, state=None, reset: Tensor | None = None):

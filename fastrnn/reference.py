@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
+
+from .trees import map_tensors, tensors
 
 Step = tuple[Tensor, Tensor | None, tuple[Tensor, ...]]
 
@@ -391,11 +392,11 @@ def in_float32(function: Callable) -> Callable:
     """
 
     def cast(tree, source: torch.dtype, target: torch.dtype):
-        return tree_map_only(Tensor, lambda t: t.to(target) if t.dtype == source else t, tree)
+        return map_tensors(lambda t: t.to(target) if t.dtype == source else t, tree)
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        given = {t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_cpu}
+        given = {t.dtype for t in tensors((args, kwargs)) if t.is_cpu}
         half = next((d for d in (torch.float16, torch.bfloat16) if d in given), None)
         if half is None:
             return function(*args, **kwargs)

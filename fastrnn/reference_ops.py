@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, torch_private
 
 
 def check_lengths(lengths: Tensor | None, T: int) -> None:
@@ -25,7 +25,7 @@ def check_lengths(lengths: Tensor | None, T: int) -> None:
         and type(lengths) is Tensor
         and lengths.numel()
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not torch_private.are_transforms_active()
         and not 0 <= lengths.min() <= lengths.max() <= T
     ):
         raise RuntimeError(f"lengths must be between 0 and {T}, got {lengths.tolist()}")
@@ -105,14 +105,13 @@ def layer_backward(
     tensors are not read.
     """
     check_lengths(lengths, len(input))
-    # As the implementation of an op this may run below autograd, whose dispatch keys are then off.
-    autograd = torch._C.DispatchKey.AutogradFunctionality
-    with torch.enable_grad(), torch._C._SetExcludeDispatchKeyGuard(autograd, False):
-        x, h, *w = (t.detach().requires_grad_() for t in (input, h0, *weights))
-        c = None if c0 is None else c0.detach().requires_grad_()
-        y, h_n, c_n, _, c_t, _ = reference.layer(
+    x, h, *w = (t.detach().requires_grad_() for t in (input, h0, *weights))
+    c = None if c0 is None else c0.detach().requires_grad_()
+    y, h_n, c_n, _, c_t, _ = torch_private.recording(
+        lambda: reference.layer(
             x, batch_sizes, h, c, w, cell, bias, reset, lengths, detach_every, grad_clip, trace=True
         )
+    )
     wanted = [x] * need_input + [t for t in (h, c) if t is not None] * need_state
     wanted += w * need_weights
     pairs = zip((y, h_n, c_n, c_t), (grad_output, grad_h_n, grad_c_n, grad_cells), strict=True)

@@ -248,8 +248,8 @@ def test_backward_is_prepared_where_it_may_come(training, monkeypatch):
         seen.append((dropout, train))
         return real(input, hx, weights, bias, layers, dropout, train, *rest)
 
-    real = torch._VF.gru
-    monkeypatch.setattr(torch._VF, "gru", rnn)
+    real = torch.gru
+    monkeypatch.setattr(torch, "gru", rnn)
     gru, x = fastrnn.GRU(4, 3, num_layers=2, dropout=0.5).train(training), torch.randn(5, 2, 4)
     gru(x)
     with torch.no_grad():

@@ -1,0 +1,92 @@
+"""What fastrnn takes from torch under names that torch keeps to itself. No other module uses one.
+
+A torch without such a name costs time and nothing else: what cannot be asked is taken to be so, and
+a call then goes the long way or through the reference, which are right in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch.autograd import forward_ad, profiler
+from torch.compiler import is_compiling
+
+Result = TypeVar("Result")
+
+missing: list[str] = []  # names that this torch lacks
+
+
+def _private(name: str, otherwise, where=torch._C):
+    if not hasattr(where, name):
+        missing.append(f"{where.__name__}.{name}")
+    return getattr(where, name, otherwise)
+
+
+def _taken_to_be_so() -> bool:
+    return True
+
+
+# Whether autocast is on for any device, in one question instead of one for each.
+is_any_autocast_enabled: Callable[[], bool] = _private("_is_any_autocast_enabled", _taken_to_be_so)
+
+# Whether vmap, grad or another transform of torch.func is active, which an op does not see.
+are_transforms_active: Callable[[], bool] = _private(
+    "_are_functorch_transforms_active", _taken_to_be_so
+)
+
+# Context manager: ops go to their kernels at once. Without it they pass by their autograd formula,
+# which does nothing where gradients are off.
+below_autograd = _private("_AutoDispatchBelowAutograd", contextlib.nullcontext)
+
+# How many modes of __torch_dispatch__ and of __torch_function__ want to see every op.
+_dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
+_function_modes = _private("_len_torch_function_stack", _taken_to_be_so)
+_tracing_state = _private("_get_tracing_state", _taken_to_be_so)  # None outside torch.jit.trace
+
+# Context manager that takes a dispatch key out of those that are passed over, or puts it in.
+_set_excluded = _private("_SetExcludeDispatchKeyGuard", None)
+
+
+for _module, _name in ((forward_ad, "_current_level"), (profiler, "_is_profiler_enabled")):
+    _private(_name, None, _module)  # both change, and are read at each call
+
+
+def in_forward_ad() -> bool:
+    """Whether forward-mode AD is active, which an op does not see either."""
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def unseen() -> bool:
+    """Whether nothing wants to see an op."""
+    return not (
+        is_compiling()
+        or _dispatch_modes()
+        or _function_modes()
+        or are_transforms_active()
+        or in_forward_ad()
+        or _tracing_state() is not None
+        or getattr(profiler, "_is_profiler_enabled", True)
+    )
+
+
+def recording(function: Callable[[], Result]) -> Result:
+    """What `function` returns, called with autograd on, even inside the implementation of an op,
+    where autograd is passed over."""
+    if _set_excluded is not None:
+        autograd = torch._C.DispatchKey.AutogradFunctionality
+        with torch.enable_grad(), _set_excluded(autograd, False):
+            return function()
+    # A new thread passes over nothing.
+    on_gpu = torch.accelerator.is_available()
+    stream = torch.accelerator.current_stream() if on_gpu else contextlib.nullcontext()
+
+    def call() -> Result:
+        with stream:
+            return function()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
