@@ -95,10 +95,11 @@ class Loops(Protocol):
 
 
 def _dense(tensor: Tensor | None) -> Tensor | None:
-    """Contiguous and aligned to 16 bytes: what is compiled for one call then serves all."""
+    """Contiguous and aligned to 16 bytes: what is compiled for one call then serves all. And as the
+    numbers are, not stored negated as those of a conjugate's imaginary part."""
     if tensor is None:
         return None
-    tensor = tensor.contiguous()
+    tensor = tensor.resolve_neg().contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 

@@ -9,6 +9,7 @@
 
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -41,14 +42,12 @@ struct ExchangeApi {
 constexpr int32_t kCpu = 1;
 constexpr uint8_t kInt = 0, kFloat = 2, kBfloat = 4;
 
-// Strides of a dimension of size 1 play no part, but for the last one: a view of a complex number's
-// imaginary part, which may be stored negated, shows in it.
+// Strides of a dimension of size 1 play no part.
 struct Dense : DLTensor {
   // On the CPU, of this shape, and lying densely.
   bool is(std::initializer_list<int64_t> sizes) const {
     const auto rank = static_cast<int32_t>(sizes.size());
     if (device_type != kCpu || lanes != 1 || data == nullptr || ndim != rank) return false;
-    if (strides && strides[rank - 1] != 1) return false;
     int64_t stride = 1;
     for (int32_t i = rank - 1; i >= 0; --i) {
       if (shape[i] != sizes.begin()[i]) return false;
@@ -117,6 +116,7 @@ class Direct {
     const py::object capsule = types_[0].attr("__dlpack_c_exchange_api__");
     const void* api = PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api");
     if (api == nullptr) throw py::error_already_set();
+    is_neg_ = types_[0].attr("is_neg");
     api_ = static_cast<const ExchangeApi*>(api);
     if (api_->major != 1 || api_->dltensor_from_py_object == nullptr)
       throw py::value_error("no DLPack 1 with a tensor that is borrowed");
@@ -129,7 +129,7 @@ class Direct {
     CellInfo info;
     const int position = find_cell(cell.c_str(), info);
     Call call;
-    if (position < 0 || !read(x, call.x)) return false;
+    if (position < 0 || !read(x, call.x) || negated(x)) return false;
     const bool is_float = call.x.is(kFloat, 32), is_bf16 = call.x.is(kBfloat, 16);
     if (!is_float && !is_bf16 && !call.x.is(kFloat, 64)) return false;
     if (!fill_states(call, info, h0, c0, h_n, c_n) || !fill_steps(call, batch_sizes, y) ||
@@ -155,6 +155,26 @@ class Direct {
     if (api_->dltensor_from_py_object(object.ptr(), &out) == 0) return true;
     PyErr_Clear();
     return false;
+  }
+  // Of a tensor of the user's. Memory may be stored negated, as of the imaginary part of a
+  // conjugate, which DLPack does not say.
+  bool negated(py::handle object) const {
+    PyObject* const answer = PyObject_CallOneArg(is_neg_.ptr(), object.ptr());
+    if (answer == nullptr) throw py::error_already_set();
+    Py_DECREF(answer);  // True and False outlive it
+    return answer == Py_True;
+  }
+  // Whether a weight is not: asked once of each while it keeps its place, since asking all of them
+  // would take 2% of the shortest call.
+  bool plain(py::handle weight, const void* data) const {
+    const auto known = plain_.find(weight.ptr());
+    if (known != plain_.end() && known->second.data == data &&
+        PyWeakref_GetObject(known->second.reference.ptr()) == weight.ptr())
+      return true;
+    if (negated(weight)) return false;
+    if (plain_.size() == kRemembered) plain_.clear();
+    plain_[weight.ptr()] = {py::weakref(weight), data};
+    return true;
   }
   bool read_like(const Call& call, py::handle object, Dense& out) const {
     return read(object, out) && out.is(call.x.code, call.x.bits);
@@ -185,8 +205,8 @@ class Direct {
     s.projected = s.hidden != s.state;
     call.has_h0 = !h0.is_none();
     if (!call.has_h0) return true;
-    if (!read_like(call, h0, call.h0) || !fits(call.h0, s.state)) return false;
-    return !info.has_c || (read_like(call, c0, call.c0) && fits(call.c0, s.hidden));
+    if (!read_like(call, h0, call.h0) || !fits(call.h0, s.state) || negated(h0)) return false;
+    return !info.has_c || (read_like(call, c0, call.c0) && fits(call.c0, s.hidden) && !negated(c0));
   }
 
   // Input and output are (T, N, ...), (rows, ...) of a packed sequence or (N, ...) of one step.
@@ -222,6 +242,7 @@ class Direct {
   bool fill_active(Call& call, py::handle batch_sizes) const {
     Dense counts;
     if (!read(batch_sizes, counts) || counts.code != kInt || counts.bits != 64) return false;
+    if (negated(batch_sizes)) return false;
     if (!counts.is({counts.last()})) return false;
     call.active.assign(counts.as<int64_t>(), counts.as<int64_t>() + counts.last());
     int64_t before = call.size.batch;
@@ -245,7 +266,7 @@ class Direct {
       Dense& w = call.weights[i];
       const py::object name = names[i];
       const py::handle weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
-      if (!weight || !read_like(call, weight, w)) return false;
+      if (!weight || !read_like(call, weight, w) || !plain(weight, w.data)) return false;
       call.owners.push_back(py::reinterpret_borrow<py::object>(weight));
       const int64_t which = i % call.per_direction;
       const int64_t input =
@@ -260,6 +281,13 @@ class Direct {
   }
 
   py::type types_[2];
+  py::object is_neg_;
+  struct Place {
+    py::object reference;  // a weak one: another object may come to the same address
+    const void* data;
+  };
+  static constexpr size_t kRemembered = 4096;
+  mutable std::unordered_map<PyObject*, Place> plain_;  // under the GIL
   const ExchangeApi* api_;
 };
 
