@@ -8,6 +8,7 @@ imports one fastrnn.
 """
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -156,11 +157,25 @@ class Remote:
         atexit.unregister(self.signal)
 
 
+def end_with_parent() -> None:
+    """Has Linux kill this process when its parent ends in whatever way, even while it is stopped:
+    a signal may end the parent before it can do so itself."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    on_death = 1  # PR_SET_PDEATHSIG of sys/prctl.h
+    if ctypes.CDLL(None, use_errno=True).prctl(on_death, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+    if os.getppid() != parent.pid:  # it ended before
+        os._exit(1)
+
+
 def serve(connection: Connection, name: str, checkout: Path | None = None) -> None:
     """The other end of Remote: answers until it is cut, with the text of Unfit where one is raised.
 
     No module of bench imports fastrnn by itself, so that it comes from `checkout` if there is one.
     """
+    end_with_parent()
     if checkout is not None:
         sys.path.insert(0, str(checkout))
     session: Session | None = None

@@ -4,7 +4,7 @@ from importlib import metadata
 
 from . import functional
 from .cells import GRUCell, LSTMCell, RNNCell
-from .convert import convert, patch, to_torch
+from .convert import convert, install, patch, to_torch, uninstall
 from .dispatch import backend, backends, set_backend
 from .features import States
 from .memory import release_memory
@@ -30,8 +30,10 @@ __all__ = [
     "backends",
     "convert",
     "functional",
+    "install",
     "patch",
     "release_memory",
     "set_backend",
     "to_torch",
+    "uninstall",
 ]

@@ -8,7 +8,7 @@ import platform
 import torch
 
 import fastrnn
-from fastrnn import dispatch as choice
+from fastrnn import dispatch, torch_private
 
 
 def build() -> list[tuple[str, str]]:
@@ -38,11 +38,14 @@ def report() -> str:
         *build(),
         ("threads", str(torch.get_num_threads())),
     ]
-    for label, facts in (("backends", choice.backends().items()), ("auto", choice.report())):
+    for label, facts in (("backends", dispatch.backends().items()), ("auto", dispatch.report())):
         width = max(len(name) for name, _ in facts)
         for name, state in facts:
             rows.append((label, f"{name:{width}}  {state}"))
             label = ""
+    if torch_private.missing:
+        names = ", ".join(torch_private.missing)
+        rows.append(("slower", f"this torch lacks {names}, so calls take a longer way"))
     return "\n".join(f"{label:<14}{text}" for label, text in rows)
 
 

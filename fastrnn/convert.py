@@ -7,16 +7,17 @@ them, hooks, tied weights, parametrizations, the training flag, its place in the
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 
 from . import cells, modules
+from .scopes import Choice, Scope
 
 Module = TypeVar("Module", bound=nn.Module)
 Filter = Callable[[str, nn.Module], bool]
@@ -157,28 +158,58 @@ def to_torch(module: Module) -> Module:
     return module
 
 
-@contextlib.contextmanager
-def patch() -> Iterator[None]:
+_MAKERS = ("__init__", "__setstate__")  # constructors call the one; copies and pickles, the other
+# Of each class and name, what we put there and what stood there, None if it was inherited.
+_made: dict[tuple[type, str], tuple[Callable, Callable | None]] = {}
+
+
+def _making_ours(cls: type, original: Callable) -> Callable:
+    @functools.wraps(original)
+    def make(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        if type(self) is cls and _patched.value:
+            self.__class__ = _OURS[cls]
+
+    return make
+
+
+def _set_patched(on: bool) -> None:
+    """Puts our makers into the classes of torch.nn, or takes them out where they still stand.
+
+    What somebody else put around them since stays, and ours then do nothing by themselves.
+    """
+    for cls, name in itertools.product(_OURS, _MAKERS):
+        if on:
+            ours = _making_ours(cls, getattr(cls, name))
+            _made[cls, name] = ours, vars(cls).get(name)
+            setattr(cls, name, ours)
+        elif vars(cls).get(name) is _made[cls, name][0]:
+            original = _made[cls, name][1]
+            delattr(cls, name) if original is None else setattr(cls, name, original)
+
+
+_patched = Choice(False, _set_patched)
+
+
+def patch() -> Scope:
     """Context manager in which `torch.nn.LSTM(...)` and its siblings build ours, in every thread.
 
-    It reaches constructors of other libraries, however they imported the classes. Subclasses of the
-    classes are built as they are; `convert` takes those that can be replaced.
+    It reaches constructors of other libraries, however they imported the classes, and modules that
+    are unpickled or copied. Subclasses of the classes are built as they are; `convert` takes those
+    that can be replaced. It may be entered by several threads, which may leave in any order: the
+    classes are torch's own again when all have left. Without `with` it has no effect, and warns of
+    that: `install` is for a swap that stays.
     """
-    originals = {cls: cls.__init__ for cls in _OURS}
+    unused = "fastrnn.patch() has no effect without `with`; fastrnn.install() swaps for good"
+    return Scope(_patched, True, unused)
 
-    def building_ours(cls: type, original: Callable) -> Callable:
-        @functools.wraps(original)
-        def init(self, *args, **kwargs):
-            original(self, *args, **kwargs)
-            if type(self) is cls:
-                self.__class__ = _OURS[cls]
 
-        return init
+def install() -> None:
+    """Does what `patch` does until `uninstall`: for libraries that build or load `torch.nn`'s
+    modules out of reach. It holds in the whole process; a second call changes nothing."""
+    _patched.begin("install", True)
 
-    for cls, original in originals.items():
-        cls.__init__ = building_ours(cls, original)
-    try:
-        yield
-    finally:
-        for cls, original in originals.items():
-            cls.__init__ = original
+
+def uninstall() -> None:
+    """Ends what `install` began. Modules built meanwhile stay ours; a `patch` goes on."""
+    _patched.end("install")

@@ -115,7 +115,15 @@ def _on_device_of(input: Tensor, lengths: Tensor, T: int) -> Tensor:
     if lengths.device == input.device:
         return lengths.to(torch.int64)
     check_lengths(lengths, T)
-    return lengths.to(input.device, torch.int64, non_blocking=not input.is_cpu)
+    # A copy from pinned memory reads it later, when the caller may have written to it again. But a
+    # graph of the caller's is to read that memory, in each replay.
+    captured = (
+        input.is_cuda
+        and not torch.compiler.is_compiling()
+        and torch.cuda.is_current_stream_capturing()
+    )
+    own = lengths.to(torch.int64, copy=not captured)
+    return own.to(input.device, non_blocking=not input.is_cpu)
 
 
 def states_of(

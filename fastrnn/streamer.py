@@ -7,11 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .call import Call
 from .dispatch import backends
 from .modules import RNNBase
 from .table import weight_names
 
 State = Tensor | tuple[Tensor, Tensor]
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def _weights(module: RNNBase) -> list[Tensor]:
+    """The module's weights in the order of `torch.nn`; ValueError if there is one without."""
+    module._update_flat_weights()
+    for name, weight in zip(module._flat_weights_names, module._flat_weights, strict=True):
+        if weight is None:
+            raise ValueError(f"the module has no {name}")
+    return module._flat_weights
 
 
 class Streamer:
@@ -23,11 +35,14 @@ class Streamer:
 
     A call computes what `module.step(x, state)` does in eval mode, and keeps the state. It
     allocates nothing and releases the GIL. `y` is the same memory at every call, overwritten by the
-    next one: clone what is to be kept. Several threads may run a stream each; one stream is for one
-    thread at a time.
+    next one: clone what is to be kept. It may be changed, reshaped, shared with another process or
+    moved otherwise: the stream goes on in memory of its own. Several threads may run a stream each;
+    one stream is for one thread at a time.
 
     The weights are those of the moment at which the stream was made, packed: a later change of the
-    module's does not reach it, however it is made, until `refresh()` takes them again.
+    module's does not reach it, however it is made, until `refresh()` takes them again. A copy by
+    `copy.deepcopy` or `pickle` takes the module and the state along, and the weights that the
+    module then has.
 
     Args:
         module: float32 or float64, on the CPU. No gradients are recorded; no dropout is applied.
@@ -41,8 +56,10 @@ class Streamer:
 
     def __init__(self, module: RNNBase, batch_size: int = 1) -> None:
         if not isinstance(module, RNNBase):
+            torchs = isinstance(module, torch.nn.RNNBase)
             raise TypeError(
                 f"Streamer takes an LSTM, GRU or RNN of fastrnn, got {type(module).__name__}"
+                + " of torch.nn: fastrnn.convert(module) makes it one" * torchs
             )
         if module.bidirectional:
             raise ValueError("a bidirectional module cannot run one time step at a time")
@@ -50,40 +67,69 @@ class Streamer:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if (reason := backends()["cpu"]) != "usable":
             raise RuntimeError(f"Streamer needs the compiled kernels: {reason}")
-        weight = module.weight_hh_l0
-        if not weight.is_cpu or weight.dtype not in (torch.float32, torch.float64):
+        weight = _weights(module)[0]
+        if not weight.is_cpu or weight.dtype not in _DTYPES:
             raise ValueError(
                 "Streamer runs on the CPU in torch.float32 and torch.float64, the module is "
-                f"{weight.dtype} on {weight.device}"
+                f"{weight.dtype} on {weight.device}: give it "
+                + ("module.cpu()" if weight.dtype in _DTYPES else "module.cpu().float()")
             )
         self._module = module
         self._dtype = weight.dtype
         self._input_shape = (batch_size, module.input_size)
         width = module.proj_size or module.hidden_size
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.device("cpu"):
             self._h = torch.zeros(module.num_layers, batch_size, width, dtype=self._dtype)
             self._c = None
             if module.mode == "LSTM":
                 self._c = self._h.new_zeros(module.num_layers, batch_size, module.hidden_size)
-            self._y = self._h.new_zeros(batch_size, width)
-        # The same memory seen by numpy, where numpy is installed.
-        self._y_numpy = None
+            self._output = self._h.new_zeros(batch_size, width)
+        self._address = self._output.data_ptr()
+        self._lend()
+        self._y_numpy = self._numpy_dtype = None  # where numpy is installed, and asked for
         self.refresh()
 
+    def _lend(self) -> None:
+        """Makes `_y`, of which users get views: a storage of its own over the output's memory. They
+        can move it elsewhere but not free what lies under it, which `_output` keeps."""
+        with torch.inference_mode(False):
+            self._y = torch.from_dlpack(self._output)
+
+    def __repr__(self) -> str:
+        return f"Streamer({self._module!r}, batch_size={self._input_shape[0]})"
+
+    def __getstate__(self) -> dict:
+        return {"module": self._module, "batch_size": self._input_shape[0], "state": self.state}
+
+    def __setstate__(self, saved: dict) -> None:
+        self.__init__(saved["module"], saved["batch_size"])
+        self.load_state(saved["state"])
+
     def refresh(self) -> None:
-        """Takes the module's weights as they are now; the state goes on."""
+        """Takes the module's weights as they are now; the state goes on.
+
+        Raises:
+            ValueError: a weight is missing, or of another dtype or device than the stream.
+            RuntimeError: a weight has another shape.
+        """
         from . import _C
 
         module = self._module
-        module._update_flat_weights()
-        weights = [weight.detach().contiguous() for weight in module._flat_weights]
+        batch, width = self._output.shape
+        weights = [weight.detach().resolve_neg().contiguous() for weight in _weights(module)]
         for weight in weights:
             if weight.dtype != self._dtype or not weight.is_cpu:
                 raise ValueError(
                     f"the stream is {self._dtype} on the CPU, a weight of the module is "
                     f"{weight.dtype} on {weight.device}"
                 )
-        batch, width = self._y.shape
+        names = weight_names(module.bias, module.proj_size > 0)
+        count = len(weights) // module.num_layers
+        for k in range(module.num_layers):
+            x = self._h.new_empty(1, batch, width if k else module.input_size)
+            c = None if self._c is None else self._c[k : k + 1]
+            own = weights[k * count : (k + 1) * count]
+            Call(x, None, self._h[k : k + 1], c, own, module.mode.lower(), names).sizes()
         self._stack = _C.Stream(
             module.mode.lower(),
             self._dtype == torch.float64,
@@ -92,17 +138,17 @@ class Streamer:
             module.input_size,
             module.hidden_size,
             width,
-            weight_names(module.bias, module.proj_size > 0),
+            names,
             [weight.data_ptr() for weight in weights],
             self._h.data_ptr(),
             0 if self._c is None else self._c.data_ptr(),
-            self._y.data_ptr(),
+            self._address,
         )
 
     def step(self, x):
         """The next time step: x (N, input_size) -> y (N, hidden_size), or proj_size.
 
-        A torch tensor gives a tensor, a numpy array an array; both are the stream's own memory.
+        A torch tensor gives a tensor, a numpy array an array; both are views of one memory.
 
         Raises:
             ValueError: x has another shape, dtype or device.
@@ -110,10 +156,15 @@ class Streamer:
         if isinstance(x, Tensor):
             if x.shape != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
                 self._refuse(x.shape, x.dtype, x.device)
-            if not x.is_contiguous():
-                x = x.contiguous()
-            self._stack.step(x.data_ptr())
-            return self._y
+            if x.is_neg() or not x.is_contiguous():
+                x = x.resolve_neg().contiguous()
+            address = x.data_ptr()
+            if not address:
+                raise ValueError(f"x must be a tensor with memory, got {type(x).__name__} without")
+            self._stack.step(address)
+            if self._y.data_ptr() != self._address:
+                self._lend()
+            return self._y.detach()
         return self._step_numpy(x)
 
     __call__ = step
@@ -126,13 +177,14 @@ class Streamer:
                 raise TypeError(
                     f"x must be a torch tensor or a numpy array, got {type(x).__name__}"
                 )
-            self._y_numpy = self._y.numpy()
-        if x.shape != self._input_shape or x.dtype != self._y_numpy.dtype:
+            self._y_numpy = self._output.numpy()
+            self._numpy_dtype = self._y_numpy.dtype
+        if x.shape != self._input_shape or x.dtype != self._numpy_dtype:
             self._refuse(x.shape, x.dtype, "the CPU")
         if not x.flags.c_contiguous:
             x = x.copy()
         self._stack.step(x.__array_interface__["data"][0])
-        return self._y_numpy
+        return self._y_numpy.view()
 
     def _refuse(self, shape, dtype, device) -> None:
         raise ValueError(

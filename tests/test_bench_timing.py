@@ -1,6 +1,8 @@
 """How the benchmark suite times: turns, ratios, processes, other checkouts, memory. Clocks are
 injected: no test depends on how fast anything runs."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -171,14 +173,26 @@ def test_another_process_answers_as_this_one_does(monkeypatch):
         server.join()
 
 
+def wait_for_state(pid: int, *states: str | None) -> None:
+    """Until a process is in one of the states of /proc; None: there is no such process."""
+    stat, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + 60
+    while True:
+        try:
+            state = stat.read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            state = None
+        if state in states:
+            return
+        assert time.monotonic() < deadline, f"state {state}"
+        time.sleep(0.01)
+
+
 def test_a_contender_in_a_process_of_its_own():
     session = Remote(BASELINE.name)
     spec = replace(SPEC, threads=2)
     row = measure(spec, {BASELINE.name: session}, seconds=0.01, memory=True)[0]
     assert row.status == "ok" and row.peak_mib is not None
-    state, deadline = Path(f"/proc/{session.process.pid}/stat"), time.monotonic() + 10
-    while state.read_text().rpartition(")")[2].split()[0] != "T":  # stopped, and takes no core
-        assert time.monotonic() < deadline
+    wait_for_state(session.process.pid, "T")  # stopped, and takes no core
     session.process.kill()
     with pytest.raises(Unfit, match="its process died"):
         session.open(spec)
@@ -192,6 +206,41 @@ from bench.sessions import Remote
 Remote("torch.nn").signal(signal.SIGSTOP)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=90).returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
+def test_whatever_ends_the_parent_ends_what_it_stopped():
+    program = """
+import sys, time
+from bench.sessions import Remote
+sys.path.insert(0, sys.argv[1])
+from bench_doubles import SPEC
+remote = Remote("torch.nn")
+remote.open(SPEC)
+print(remote.process.pid, flush=True)
+time.sleep(600)
+"""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
+    parents = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(Path(__file__).parent)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in numbers
+    ]
+    children = []
+    try:
+        for parent, number in zip(parents, numbers, strict=True):
+            children.append(int(parent.stdout.readline()))
+            wait_for_state(children[-1], "T")
+            parent.send_signal(number)
+            parent.wait(60)
+            wait_for_state(children[-1], None, "Z")
+            children.pop()
+    finally:
+        for process in [*(parent.pid for parent in parents if parent.poll() is None), *children]:
+            os.kill(process, signal.SIGKILL)
 
 
 def test_a_checkout_of_another_commit(tmp_path):

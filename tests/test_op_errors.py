@@ -8,14 +8,16 @@ from conftest import KERNELS
 from test_ops import AXES, DTYPES, Case, arguments, backward, cotangents, ops_of
 from torch import Tensor
 
+from fastrnn.table import weight_names
+
 
 def broken(case: Case) -> dict[str, tuple]:
     """Calls that do not fit together, by what is wrong with them."""
-    input, batch_sizes, h0, c0, weights, cell, bias = arguments(case)
+    input, batch_sizes, h0, c0, weights, cell, names = arguments(case)
 
     def call(**changes) -> tuple:
         good = {"input": input, "batch_sizes": batch_sizes, "h0": h0, "c0": c0}
-        good |= {"weights": weights, "cell": cell, "bias": bias} | changes
+        good |= {"weights": weights, "cell": cell, "names": names} | changes
         return tuple(good.values())
 
     def weight(k: int, tensor: Tensor) -> tuple:
@@ -31,7 +33,9 @@ def broken(case: Case) -> dict[str, tuple]:
         "rank of h0": call(h0=h0[0]),
         "missing weight": call(weights=weights[:-1]),
         "no weights": call(weights=[]),
-        "no bias": call(bias=not bias),
+        "no bias": call(names=weight_names(not case.bias, case.cell == "lstm_proj")),
+        "unknown name": call(names=names + " w_xx"),
+        "no name": call(names=""),
         "w_ih rows": weight(0, weights[0][1:]),
         "w_ih rank": weight(0, weights[0][0]),
         "w_hh columns": weight(1, weights[1][:, 1:]),

@@ -9,13 +9,12 @@ import math
 import pytest
 import torch
 from conftest import KERNELS, assert_matches
+from layers import reference_ops
 from test_ops import AXES, DTYPES, FORWARD, Case, arguments, assert_gradients, backward, converted
 from test_ops import cotangents as cotangents_of
 from test_threads import GATES, threads
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch_pairs import layers, pair
-
-from fastrnn import reference_ops
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels to split")
 OPS = torch.ops.fastrnn

@@ -1,4 +1,4 @@
-"""What the Triton backend decides without a GPU: plan, graphs, reasons why it cannot run."""
+"""What the Triton backend decides without a GPU: plan, device, reasons why it cannot run."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import itertools
 import os
 import subprocess
 import sys
-from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from fastrnn.call import Sizes
 from fastrnn.dispatch import triton
 from fastrnn.dispatch.gpu import graphs
-from fastrnn.dispatch.triton.choose import RESERVED, Device, choose, power_of_two
+from fastrnn.dispatch.triton.choose import RESERVED, Device, Plan, choose, power_of_two
+from fastrnn.table import CELLS
 
 A100, H100 = Device(108, 163 << 10), Device(132, 227 << 10, tall=True)
 MI300 = Device(304, 64 << 10, lanes=64)
@@ -57,25 +60,44 @@ def test_schedules():
     assert lstm(64, 1, INTERPRETER).persistent and not lstm(512, 1, INTERPRETER).persistent
 
 
-def test_graphs_replay_what_repeats(monkeypatch):
-    monkeypatch.setattr(graphs, "_chains", OrderedDict())
-    done = []
+@pytest.mark.parametrize("persistent", [False, True])
+def test_launches_are_made_on_the_device_of_the_tensors(persistent, monkeypatch):
+    """Triton takes the current device and stream, whatever the arguments lie on."""
+    launch = pytest.importorskip("fastrnn.dispatch.triton.launch", reason="there is no Triton")
+    current, launched, chains = [0], [], []
 
-    def record(run):
-        done.append("record")
-        return lambda: done.append("replay")
+    class On:
+        def __init__(self, device):
+            self.device = device
 
-    for _ in range(3):
-        graphs.repeat("a", lambda: done.append("run"), record)
-    assert done == ["run", "record", "replay", "replay"]
-    for k in range(graphs.LIMIT - 1):
-        graphs.repeat(k, lambda: None, record)
-    graphs.repeat("a", lambda: done.append("run"), record)
-    assert done[4:] == ["replay"]  # used since, so not the oldest
-    for k in range(graphs.LIMIT):
-        graphs.repeat(("other", k), lambda: None, record)
-    graphs.repeat("a", lambda: done.append("run"), record)
-    assert done[5:] == ["run"] and len(graphs._chains) == graphs.LIMIT
+        def __enter__(self):
+            current.append(self.device.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda **arguments: launched.append(current[-1])
+
+    w = SimpleNamespace(
+        is_cuda=True, device=torch.device("cuda", 1), dtype=torch.float32, data_ptr=lambda: 16
+    )
+    monkeypatch.setattr(torch.cuda, "device", On)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=10 + current[-1])
+    )
+    monkeypatch.setattr(launch, "device_of", lambda tensor: H100)
+    monkeypatch.setattr(launch, "precision", lambda tensor: "tf32")
+    monkeypatch.setattr(launch, "plan_for", lambda *_: Plan(persistent, 16, 16, 16, 4, 2))
+    monkeypatch.setattr(launch, "constants", lambda *_: {})
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.empty(1))
+    monkeypatch.setattr(graphs, "repeat", lambda key, run: (chains.append(key), run()))
+    size = Sizes(T=3, N=1, I=16, H=16, P=16, D=1, rows=3)
+    launch.launch(Kernel(), CELLS["lstm"], size, {"w_hh": w, "w_hr": None}, {})
+    assert launched == [1] * (1 if persistent else 3) and current == [0]
+    assert persistent or 11 in chains[0][0]
 
 
 def test_reasons():

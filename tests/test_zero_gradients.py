@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import KERNELS, assert_matches
+from layers import reference_ops
 from test_ops import DTYPES, Case, arguments, assert_gradients, converted
 from test_threads import threads
 from torch import Tensor, nn
 
 import fastrnn
-from fastrnn import reference_ops
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
 OPS = torch.ops.fastrnn
@@ -43,7 +43,7 @@ def cotangents(case: Case, results: tuple, batch_sizes: Tensor | None, loss: str
 def backward(function, args: tuple, results: tuple, grads: list, *limits) -> tuple:
     """A layer_backward with what belongs to one forward call; limits: reset and what follows it."""
     output, _, _, *saved = results
-    return function(*grads, None, *args[:5], output, *saved, *args[5:], True, True, True, *limits)
+    return function(*grads, None, output, *saved, True, True, True, *args, *limits)
 
 
 def flat(gradients: tuple) -> list[Tensor]:

@@ -175,12 +175,15 @@ class _Loop:
         """Runs all steps; `with_library` does in the library schedule."""
         on_gpu = self.device.type == "cuda"
 
+        def current() -> int:
+            return torch.cuda.current_stream(self.device).cuda_stream if on_gpu else 0
+
         def chain() -> None:
-            stream = torch.cuda.current_stream(self.device).cuda_stream if on_gpu else 0
+            stream = current()  # another one while the chain is recorded
             with_library(stream) if self.plan.library else self.kernels.run(stream)
 
         with torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext():
             if on_gpu and not torch.cuda.is_current_stream_capturing():
-                graphs.repeat(self.chain, chain)
+                graphs.repeat((*self.chain, current()), chain)
             else:
                 chain()

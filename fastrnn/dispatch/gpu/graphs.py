@@ -4,10 +4,15 @@ A chain is known by everything that its launches are given, addresses included, 
 same launches on the same memory. The allocator of torch hands the same addresses to a loop that
 repeats itself. The first time a chain runs as it is, which also compiles and loads its kernels; the
 second time it is recorded; from then on it is replayed.
+
+Any thread may call `repeat`. A graph that is forgotten while it runs is safe: whoever replays it
+holds it until it is launched, and CUDA frees what was launched when it is done.
 """
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -16,24 +21,63 @@ import torch
 LIMIT = 64  # chains remembered
 
 _chains: OrderedDict[Hashable, Callable[[], None] | None] = OrderedDict()
+_lock = threading.Lock()  # of `_chains`
+_recording = threading.Lock()  # held while a chain is recorded, and of `_recorders`
+
+
+def _own_stream() -> torch.cuda.Stream:
+    """A stream of the current device that torch will not give to anyone else."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:  # ROCm
+        return torch.cuda.Stream()
+    non_blocking, handle = 1, ctypes.c_void_p()
+    if error := driver.cuStreamCreate(ctypes.byref(handle), non_blocking):
+        raise RuntimeError(f"cuStreamCreate failed with error {error}")
+    return torch.cuda.ExternalStream(handle.value)
+
+
+class _Recorder:
+    """Records the chains of one stream, on a stream and in memory that are for these alone.
+
+    Products of cuBLAS write to a workspace, which torch keeps for each stream and gives up when a
+    graph recorded there is destroyed. So the stream is none of torch's pool. The workspace comes
+    from the pool of memory of these graphs, to which it returns: none of them is without it, nobody
+    else gets it, and graphs that share it run one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._stream, self._pool = _own_stream(), torch.cuda.graph_pool_handle()
+        self._first: torch.cuda.CUDAGraph | None = None  # while it is there, the pool is
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        # torch.cuda.graph would empty the allocator's cache, after which no address comes back.
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                run()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        self._first = self._first or graph
+        return graph.replay
+
+
+_recorders: dict[tuple[int, int], _Recorder] = {}
 
 
 def record(run: Callable[[], None]) -> Callable[[], None]:
-    """Records what `run` launches on the current device; returns what launches it again.
+    """Records what `run` launches on the current stream; returns what launches it again, there.
 
-    `run` must not allocate and must have run before.
+    `run` must not allocate and must have run before. One thread at a time.
     """
-    # torch.cuda.graph would empty the allocator's cache, after which no address comes back.
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            run()
-        finally:
-            graph.capture_end()
-    torch.cuda.current_stream().wait_stream(stream)
-    return graph.replay
+    stream = torch.cuda.current_stream()
+    key = (stream.device_index, stream.cuda_stream)
+    if key not in _recorders:
+        _recorders[key] = _Recorder()
+    return _recorders[key].record(run)
 
 
 def repeat(
@@ -41,15 +85,30 @@ def repeat(
     run: Callable[[], None],
     record: Callable[[Callable[[], None]], Callable[[], None]] = record,
 ) -> None:
-    """Does what `run` does, by replaying a graph where `chain` has come before."""
-    if chain in _chains:
-        _chains.move_to_end(chain)
-        replay = _chains[chain]
-        if replay is None:
-            replay = _chains[chain] = record(run)
-        replay()
+    """Does what `run` does, by replaying a graph where `chain`, on this stream, has come before."""
+    with _lock:
+        known = chain in _chains
+        if known:
+            _chains.move_to_end(chain)
+        replay = _chains.get(chain)
+    if not known:
+        run()
+        _remember(chain, None)
         return
-    run()
-    _chains[chain] = None
-    if len(_chains) > LIMIT:
-        _chains.popitem(last=False)
+    if replay is None:
+        with _recording:
+            with _lock:
+                replay = _chains.get(chain)
+            if replay is None:
+                replay = record(run)
+                _remember(chain, replay)
+    replay()
+
+
+def _remember(chain: Hashable, replay: Callable[[], None] | None) -> None:
+    forgotten = []  # destroyed when the lock is free
+    with _lock:
+        _chains[chain] = replay or _chains.get(chain)
+        _chains.move_to_end(chain)
+        while len(_chains) > LIMIT:
+            forgotten.append(_chains.popitem(last=False))

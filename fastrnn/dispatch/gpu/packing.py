@@ -22,7 +22,9 @@ class Packing(NamedTuple):
 
 
 _known: OrderedDict[tuple, tuple[object, Packing]] = OrderedDict()
-_captured: list[tuple[Tensor, ...]] = []
+# What graphs of the user's read, one for each packing: nobody says how long a graph lives.
+_captured: dict[tuple, tuple[Tensor, ...]] = {}  # made before a capture, and read by it
+_sources: dict[tuple, tuple[Tensor, ...]] = {}  # on the host, copied at each replay
 _lock = threading.Lock()
 
 
@@ -39,16 +41,18 @@ def _on_gpu(steps: list[int], device: torch.device) -> Packing:
     key = (*steps, device)
     made_on, found = _known.get(key, (None, None))
     # What was made on another stream may not be there yet; before a capture the device was waited
-    # for. What a graph reads has to outlive it, and nobody says how long that is.
-    if found is not None and (capturing or made_on == stream):
+    # for.
+    if capturing and (key in _captured or found is not None):
+        return _captured.setdefault(key, found)
+    if found is not None and made_on == stream:
         _known.move_to_end(key)
-        if capturing:
-            _captured.append(found)
         return found
-    on_host = tuple(tensor.pin_memory() for tensor in _make(steps))
+    on_host = _sources.get(key)
+    if on_host is None:
+        on_host = tuple(tensor.pin_memory() for tensor in _make(steps))
     found = Packing(*(tensor.to(device, non_blocking=True) for tensor in on_host))
     if capturing:
-        _captured.append(on_host)
+        _sources[key] = on_host
         return found
     _known[key] = (stream, found)
     if len(_known) > LIMIT:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -132,19 +134,22 @@ def launch(
             PART=part,
         )
 
-    if plan.persistent:
-        run(0, size.T, 0)
-        return
-
     def chain() -> None:
+        if plan.persistent:
+            run(0, size.T, 0)
+            return
         for i in range(size.T):
             step = i if kernel is forward_kernel else size.T - 1 - i
             for part in (1, 2) if projected else (0,):
                 run(step, step + 1, part)
 
-    if w_hh.is_cuda and not torch.cuda.is_current_stream_capturing():
+    # Triton launches on the current device, whichever holds the tensors.
+    with torch.cuda.device(w_hh.device) if w_hh.is_cuda else contextlib.nullcontext():
+        capturing = not w_hh.is_cuda or torch.cuda.is_current_stream_capturing()
+        if plan.persistent or capturing:
+            chain()
+            return
         addresses = tuple(None if t is None else t.data_ptr() for t in tensors.values())
-        key = (kernel, size, w_hh.dtype, w_hh.device, *fixed.values(), *numbers.values())
+        stream = torch.cuda.current_stream().cuda_stream
+        key = (kernel, size, w_hh.dtype, w_hh.device, stream, *fixed.values(), *numbers.values())
         graphs.repeat((key, addresses, meetings.data_ptr()), chain)
-    else:
-        chain()

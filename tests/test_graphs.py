@@ -1,0 +1,247 @@
+"""Chains of launches that are recorded and replayed, with stand-ins for a GPU, in many threads."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import sys
+import threading
+import time
+from collections import Counter, OrderedDict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from fastrnn.dispatch.gpu import graphs
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(graphs, "_chains", OrderedDict())
+    monkeypatch.setattr(graphs, "_recorders", {})
+
+
+def test_graphs_replay_what_repeats():
+    done = []
+
+    def record(run):
+        done.append("record")
+        return lambda: done.append("replay")
+
+    for _ in range(3):
+        graphs.repeat("a", lambda: done.append("run"), record)
+    assert done == ["run", "record", "replay", "replay"]
+    for k in range(graphs.LIMIT - 1):
+        graphs.repeat(k, lambda: None, record)
+    graphs.repeat("a", lambda: done.append("run"), record)
+    assert done[4:] == ["replay"]  # used since, so not the oldest
+    for k in range(graphs.LIMIT):
+        graphs.repeat(("other", k), lambda: None, record)
+    graphs.repeat("a", lambda: done.append("run"), record)
+    assert done[5:] == ["run"] and len(graphs._chains) == graphs.LIMIT
+
+
+class Chain:
+    """A key that lets other threads run while it is hashed: what happens in between is seen."""
+
+    def __init__(self, k):
+        self.k = k
+
+    def __eq__(self, other):
+        return self.k == other.k
+
+    def __hash__(self):
+        time.sleep(0)
+        return self.k
+
+
+@pytest.mark.parametrize("key", [Chain, lambda k: ("chain", "lstm", k)])
+def test_threads_with_more_chains_than_are_remembered(key):
+    calls, errors, recording = Counter(), [], []
+    lock = threading.Lock()
+
+    def work(seed):
+        draw = random.Random(seed)
+        try:
+            for _ in range(1000):
+                k = draw.randrange(graphs.LIMIT + 16)
+
+                def run(k=k):
+                    with lock:
+                        calls[k] += 1
+
+                def record(run):
+                    recording.append(seed)
+                    assert len(recording) == 1  # one stream, one capture
+                    time.sleep(0)
+                    recording.remove(seed)
+                    return run
+
+                graphs.repeat(key(k), run, record)
+        except BaseException as error:
+            errors.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not errors
+    assert sum(calls.values()) == 6000  # each call ran once, recorded or not
+    assert len(graphs._chains) == graphs.LIMIT
+
+
+def test_threads_record_a_chain_once():
+    recorded, start = [], threading.Barrier(4)
+    graphs.repeat("a", lambda: None, None)
+
+    def record(run):
+        recorded.append(run)
+        time.sleep(0.05)
+        return run
+
+    def work():
+        start.wait()
+        graphs.repeat("a", lambda: None, record)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(recorded) == 1
+
+
+def test_a_graph_that_is_replayed_is_held_while_others_come():
+    """Its chain is forgotten meanwhile; when it is destroyed, no lock is held."""
+    seen = []
+
+    class Graph:
+        def __call__(self):
+            for k in range(graphs.LIMIT + 1):
+                graphs.repeat(k, lambda: None, None)
+            assert "a" not in graphs._chains
+            seen.append("replayed")
+
+        def __del__(self):
+            seen.append("destroyed")
+            graphs.repeat("from the destructor", lambda: None, None)
+
+    graphs.repeat("a", lambda: None, None)
+    graphs.repeat("a", lambda: None, lambda run: Graph())
+    assert seen == ["replayed", "destroyed"]
+
+
+def test_a_recording_that_fails_is_tried_again():
+    def fail(run):
+        raise RuntimeError("capture")
+
+    graphs.repeat("a", lambda: None, fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="capture"):
+            graphs.repeat("a", lambda: None, fail)
+    done = []
+    graphs.repeat("a", lambda: done.append(1), lambda run: run)
+    assert done == [1]
+
+
+class Stream:
+    device_index = 0
+
+    def __init__(self, handle):
+        self.cuda_stream, self.waited = handle, []
+
+    def wait_stream(self, other):
+        self.waited.append(other)
+
+    def __enter__(self):
+        self.before, self.gpu.current = self.gpu.current, self
+
+    def __exit__(self, *_):
+        self.gpu.current = self.before
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Streams and graphs of a GPU that is not there."""
+    state = SimpleNamespace(current=Stream(7), own=[], graphs=[], pools=0)
+    Stream.gpu = state
+
+    def create(handle, flags):
+        assert flags == 1  # else work on the default stream would end the recording
+        state.own.append(100 + len(state.own))
+        ctypes.cast(handle, ctypes.POINTER(ctypes.c_void_p))[0] = state.own[-1]
+        return 0
+
+    class Graph:
+        def __init__(self):
+            state.graphs.append(self)
+
+        def capture_begin(self, pool, capture_error_mode):
+            self.pool, self.stream, self.mode = pool, state.current.cuda_stream, capture_error_mode
+            self.ended = False
+
+        def capture_end(self):
+            self.ended = True
+
+        def replay(self):
+            return self
+
+    def pool():
+        state.pools += 1
+        return (0, state.pools)
+
+    driver = SimpleNamespace(cuStreamCreate=create)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver if "libcuda" in name else None)
+    monkeypatch.setattr(torch.cuda, "ExternalStream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", pool)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: state.current)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    state.driver = driver
+    return state
+
+
+def test_chains_of_a_stream_are_recorded_on_a_stream_for_them_alone(gpu, monkeypatch):
+    ran = []
+    replays = [graphs.record(lambda: ran.append(gpu.current.cuda_stream)) for _ in range(3)]
+    assert ran == [100] * 3 and gpu.own == [100]
+    assert [replay() for replay in replays] == gpu.graphs
+    assert {(g.stream, g.pool, g.mode, g.ended) for g in gpu.graphs} == {
+        (100, (0, 1), "thread_local", True)
+    }
+    # as long as chains may come, their memory is kept, though all graphs be forgotten
+    (recorder,) = graphs._recorders.values()
+    assert recorder._first is gpu.graphs[0]
+    # another stream, whose graphs may run at the same time, shares nothing with it
+    gpu.current = Stream(8)
+    graphs.record(lambda: ran.append(gpu.current.cuda_stream))
+    assert (ran[-1], gpu.graphs[-1].pool) == (101, (0, 2))
+
+    def fail():
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        graphs.record(fail)
+    assert gpu.graphs[-1].ended and gpu.current.cuda_stream == 8
+
+
+def test_without_a_stream_of_its_own(gpu, monkeypatch):
+    monkeypatch.setattr(gpu.driver, "cuStreamCreate", lambda *_: 2)
+    with pytest.raises(RuntimeError, match="cuStreamCreate failed with error 2"):
+        graphs.record(lambda: None)
+
+    def missing(name):
+        raise OSError
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream(50))
+    ran = []
+    graphs.record(lambda: ran.append(gpu.current.cuda_stream))
+    assert ran == [50]
