@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import direct, functional
+from .interop.classes import PassesFor
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -83,9 +84,10 @@ class _CellBase(torch.nn.RNNCellBase):
             )
 
 
-class RNNCell(_CellBase):
+class RNNCell(PassesFor, _CellBase):
     """One step of RNN: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.RNNCell`."""
 
+    torch_class = torch.nn.RNNCell
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
     nonlinearity: str
 
@@ -114,8 +116,10 @@ class RNNCell(_CellBase):
         return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
 
 
-class GRUCell(_CellBase):
+class GRUCell(PassesFor, _CellBase):
     """One step of GRU: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.GRUCell`."""
+
+    torch_class = torch.nn.GRUCell
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
@@ -132,8 +136,10 @@ class GRUCell(_CellBase):
         return self._step("GRUCell", "gru", input, None if hx is None else (hx,))[0]
 
 
-class LSTMCell(_CellBase):
+class LSTMCell(PassesFor, _CellBase):
     """One step of LSTM: (N, input_size), (h, c) -> (h', c'), each (N, H); `torch.nn.LSTMCell`."""
+
+    torch_class = torch.nn.LSTMCell
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None

@@ -1,8 +1,8 @@
 """RNN, LSTM and GRU, as in `torch.nn`: same parameters, results and errors.
 
-Construction, parameter bookkeeping and pickling are those of `torch.nn.RNNBase`. The modules do
-not derive from `torch.nn.LSTM` and its siblings, because `torch.compile` refuses any instance of
-these.
+Construction, parameter bookkeeping and pickling are those of `torch.nn.RNNBase`. The modules pass
+for instances of `torch.nn.LSTM` and its siblings but do not derive from them, because
+`torch.compile` refuses whatever does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import direct, functional
+from .interop.classes import PassesFor
 from .trees import map_tensors
 
 __all__ = ["GRU", "LSTM", "RNN", "RNNBase"]
@@ -219,12 +220,14 @@ class RNNBase(torch.nn.RNNBase):
         return output, self.permute_hidden(state, unsorted_indices)
 
 
-class RNN(RNNBase):
+class RNN(PassesFor, RNNBase):
     """Elman network, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with ReLU; as `torch.nn.RNN`.
 
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
     """
+
+    torch_class = torch.nn.RNN
 
     def __init__(
         self,
@@ -262,12 +265,14 @@ class RNN(RNNBase):
         )
 
 
-class GRU(RNNBase):
+class GRU(PassesFor, RNNBase):
     """Gated recurrent unit, reset after the product; as `torch.nn.GRU`.
 
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
     """
+
+    torch_class = torch.nn.GRU
 
     def __init__(
         self,
@@ -299,12 +304,14 @@ class GRU(RNNBase):
         )
 
 
-class LSTM(RNNBase):
+class LSTM(PassesFor, RNNBase):
     """Long short-term memory, optionally with a projection of h; as `torch.nn.LSTM`.
 
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
     """
+
+    torch_class = torch.nn.LSTM
 
     def __init__(
         self,
