@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import direct, functional
-from .interop.classes import PassesFor
+from .interop import AsTorch, tracing
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -25,6 +25,10 @@ class _CellBase(torch.nn.RNNCellBase):
             input = input.unsqueeze(0)
             states = states and tuple(state.unsqueeze(0) for state in states)
         results = direct.step(self, cell, input, states)
+        if results is None and tracing.recording():
+            hx = states if states is None or cell == "lstm" else states[0]
+            results = tracing.as_torch(self, input, hx)
+            results = results if cell == "lstm" else (results,)
         if results is None:
             results = self._long_step(cell, input, states)
         return results if rank == 2 else tuple(state.squeeze(0) for state in results)
@@ -84,7 +88,7 @@ class _CellBase(torch.nn.RNNCellBase):
             )
 
 
-class RNNCell(PassesFor, _CellBase):
+class RNNCell(AsTorch, _CellBase):
     """One step of RNN: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.RNNCell`."""
 
     torch_class = torch.nn.RNNCell
@@ -110,13 +114,15 @@ class RNNCell(PassesFor, _CellBase):
             ValueError: a wrong rank.
             RuntimeError: a size, dtype or device does not fit, or the nonlinearity is unknown.
         """
+        if not isinstance(input, Tensor):
+            return tracing.of_no_tensor(self, input, hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         cell = f"rnn_{self.nonlinearity}"
         return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
 
 
-class GRUCell(PassesFor, _CellBase):
+class GRUCell(AsTorch, _CellBase):
     """One step of GRU: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.GRUCell`."""
 
     torch_class = torch.nn.GRUCell
@@ -133,10 +139,12 @@ class GRUCell(PassesFor, _CellBase):
             ValueError: a wrong rank.
             RuntimeError: a size, dtype or device does not fit.
         """
+        if not isinstance(input, Tensor):
+            return tracing.of_no_tensor(self, input, hx)
         return self._step("GRUCell", "gru", input, None if hx is None else (hx,))[0]
 
 
-class LSTMCell(PassesFor, _CellBase):
+class LSTMCell(AsTorch, _CellBase):
     """One step of LSTM: (N, input_size), (h, c) -> (h', c'), each (N, H); `torch.nn.LSTMCell`."""
 
     torch_class = torch.nn.LSTMCell
@@ -155,4 +163,6 @@ class LSTMCell(PassesFor, _CellBase):
             ValueError: a wrong rank.
             RuntimeError: a size, dtype or device does not fit.
         """
+        if not isinstance(input, Tensor):
+            return tracing.of_no_tensor(self, input, hx)
         return self._step("LSTMCell", "lstm", input, hx)

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import cells, modules
+from .interop.tracing import end_scripting
 from .scopes import Choice, Scope
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -115,6 +116,7 @@ def convert(module: Module, filter: Filter | None = None) -> Module:
     """
     left = []
     for name, child in list(module.named_modules()):
+        end_scripting(child)
         cls = _class_of(child)
         if not issubclass(cls, tuple(_OURS)) or issubclass(cls, tuple(_TORCHS)):
             continue
@@ -145,6 +147,7 @@ def to_torch(module: Module) -> Module:
     """
     left = []
     for name, child in list(module.named_modules()):
+        end_scripting(child)
         cls = _class_of(child)
         if not issubclass(cls, tuple(_TORCHS)):
             continue

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import direct, functional
+from .interop import AsTorch, tracing
 from .interop.classes import PassesFor
 from .trees import map_tensors
 
@@ -145,6 +146,8 @@ class RNNBase(torch.nn.RNNBase):
             }
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, asked)
+        if not isinstance(input, Tensor):
+            return tracing.of_no_tensor(self, input, hx, asked)
         rank = input.dim()
         if rank not in (2, 3):
             tensor = " tensor" if self.mode.startswith("RNN") else ""
@@ -163,6 +166,8 @@ class RNNBase(torch.nn.RNNBase):
             if not batched:
                 hx = self._unsqueeze_state(hx)
         results = direct.stack(self, input, hx) if asked is None else None
+        if results is None and tracing.recording():
+            results = tracing.as_torch(self, input, hx, asked)
         if results is None:
             if hx is None:
                 self.check_input(input, None)
@@ -204,6 +209,8 @@ class RNNBase(torch.nn.RNNBase):
         return output.squeeze(time), state
 
     def _forward_packed(self, packed: PackedSequence, hx, asked: dict | None):
+        if tracing.recording():
+            return tracing.as_torch(self, packed, hx, asked)
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         if hx is not None:
             self.check_forward_args(input, hx, batch_sizes)
@@ -220,7 +227,7 @@ class RNNBase(torch.nn.RNNBase):
         return output, self.permute_hidden(state, unsorted_indices)
 
 
-class RNN(PassesFor, RNNBase):
+class RNN(AsTorch, RNNBase):
     """Elman network, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with ReLU; as `torch.nn.RNN`.
 
     Raises:
@@ -265,7 +272,7 @@ class RNN(PassesFor, RNNBase):
         )
 
 
-class GRU(PassesFor, RNNBase):
+class GRU(AsTorch, RNNBase):
     """Gated recurrent unit, reset after the product; as `torch.nn.GRU`.
 
     Raises:
@@ -304,7 +311,7 @@ class GRU(PassesFor, RNNBase):
         )
 
 
-class LSTM(PassesFor, RNNBase):
+class LSTM(AsTorch, RNNBase):
     """Long short-term memory, optionally with a projection of h; as `torch.nn.LSTM`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Class checks: `isinstance(ours, torch.nn.LSTM)` is true although no class of ours derives from it.
+"""Class checks: `isinstance(ours, torch.nn.LSTM)` is true though no class of ours derives from it.
 
 `torch.compile` refuses every instance whose type derives from `torch.nn.LSTM` and its siblings, so
 the type of a module cannot. `isinstance` asks twice, though: for the type, then for what the
@@ -71,6 +71,13 @@ def _stand_in(cls: type) -> type:
     return made
 
 
+def torchs_class(cls: type) -> type | None:
+    """The class of `torch.nn` that does what `cls` does; None if a user's code is in between."""
+    if "converted_from" in vars(cls):
+        return cls.converted_from
+    return vars(cls).get("torch_class")
+
+
 @functools.cache
 def _meta(base: type[type]) -> type[_StandIn]:
     """The class of the stand-ins of classes whose own class is `base`."""
@@ -81,6 +88,11 @@ def _meta(base: type[type]) -> type[_StandIn]:
 
 def _new(cls: type, *args):
     return cls.__new__(cls, *args)
+
+
+def set_class(module: nn.Module, new: type) -> None:
+    """Makes `new` the type of the module."""
+    object.__dict__["__class__"].__set__(module, new)
 
 
 class PassesFor:
@@ -97,7 +109,7 @@ class PassesFor:
 
     @__class__.setter
     def __class__(self, new: type) -> None:
-        object.__dict__["__class__"].__set__(self, _type_behind(new))
+        set_class(self, _type_behind(new))
 
     def __reduce_ex__(self, protocol: int):
         """As the object's own, which pickle refuses where type and `__class__` differ."""
