@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from . import flops, opacus
 from .classes import PassesFor
+from .imports import when_imported
+from .opacus import PerSample
 from .quantization import Quantizable
 from .tracing import Recorded
 
 __all__ = ["AsTorch"]
 
 
-class AsTorch(PassesFor, Quantizable, Recorded):
+class AsTorch(PassesFor, PerSample, Quantizable, Recorded):
     """A module that other code may take for that of `torch.nn`."""
+
+
+when_imported("torch.utils.flop_counter", flops.register)
+when_imported("opacus.grad_sample", opacus.register)

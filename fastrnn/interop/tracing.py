@@ -38,8 +38,8 @@ def as_torch(module: nn.Module, input, hx, asked: dict | None = None):
     features = [key for key, value in (asked or {}).items() if not _off(value)]
     if features:
         raise RuntimeError(
-            f"{', '.join(sorted(features))}: torch.jit.trace, export to ONNX and input that is no tensor "
-            f"get what torch.nn.{name} can do, and this it cannot"
+            f"{', '.join(sorted(features))}: torch.jit.trace, export to ONNX and input that is no "
+            f"tensor get what torch.nn.{name} can do, and this it cannot"
         )
     return module.torch_class.forward(module, input, hx)
 
