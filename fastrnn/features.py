@@ -5,6 +5,7 @@ T time steps, N batch, D directions, P width of h, H hidden units, G gates.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -60,10 +61,13 @@ def request(
             "reset, lengths, return_states, return_gates, detach_every and grad_clip need padded "
             "input, got packed"
         )
-    if detach_every is not None and not (isinstance(detach_every, int) and detach_every >= 1):
-        raise ValueError(f"detach_every must be an integer of at least 1, got {detach_every!r}")
-    if grad_clip is not None and not grad_clip > 0:
-        raise ValueError(f"grad_clip must be greater than 0, got {grad_clip!r}")
+    if detach_every is not None:
+        detach_every = _whole_number("detach_every", detach_every)
+    if grad_clip is not None:
+        if isinstance(grad_clip, bool) or not grad_clip > 0:
+            raise ValueError(f"grad_clip must be greater than 0, got {grad_clip!r}")
+        grad_clip = float(grad_clip)
+    reset, lengths = mask_of(reset, input), lengths_of(lengths)
     if reset is not None:
         if bidirectional:
             raise ValueError("reset needs a network of one direction: one is bidirectional")
@@ -83,6 +87,27 @@ def request(
     )
     options = ops.Options(reset, lengths, detach_every or 0, grad_clip or 0.0, trace)
     return Request(options, return_states or return_gates, return_gates)
+
+
+def mask_of(given, input: Tensor) -> Tensor | None:
+    """`reset` as a tensor: it may be a list, a tuple or an array of numpy too."""
+    if given is None or isinstance(given, Tensor):
+        return given
+    return torch.as_tensor(given, device=input.device)
+
+
+def lengths_of(given) -> Tensor | None:
+    """`lengths` likewise, on the CPU, where they are checked."""
+    if given is None or isinstance(given, Tensor):
+        return given
+    tensor = torch.as_tensor(given)
+    return tensor if tensor.numel() else tensor.long()  # an empty list has no dtype of its own
+
+
+def _whole_number(name: str, given) -> int:
+    if isinstance(given, bool) or not isinstance(given, Integral) or given < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {given!r}")
+    return int(given)
 
 
 def _check_size(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

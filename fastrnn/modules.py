@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import direct, functional
+from . import direct, features, functional
 from .interop import AsTorch, tracing
 from .interop.classes import PassesFor
 from .trees import map_tensors
@@ -40,9 +40,9 @@ _FUNCTIONS = {name.upper(): getattr(functional, name) for name in functional.__a
 _PROJ_SIZE = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
 
-def _unsqueeze_features(asked: dict, batch_dim: int) -> None:
+def _unsqueeze_features(asked: dict, batch_dim: int, input: Tensor) -> None:
     """Makes what came with unbatched input fit the batch of one."""
-    reset = asked["reset"]
+    reset = features.mask_of(asked["reset"], input)
     if asked["lengths"] is not None:
         raise ValueError("lengths need batched input, got unbatched")
     if reset is not None:
@@ -160,7 +160,7 @@ class RNNBase(torch.nn.RNNBase):
         if not batched:
             input = input.unsqueeze(batch_dim)
             if asked:
-                _unsqueeze_features(asked, batch_dim)
+                _unsqueeze_features(asked, batch_dim, input)
         if hx is not None:
             self._check_state_rank(hx, batched)
             if not batched:
@@ -201,6 +201,7 @@ class RNNBase(torch.nn.RNNBase):
             raise ValueError("step needs a network of one direction: this one is bidirectional")
         if input.dim() != 2:
             raise ValueError(f"step: Expected input to be 2D, got {input.dim()}D instead")
+        reset = features.mask_of(reset, input)
         if reset is not None and reset.dim() != 1:
             raise RuntimeError(f"Expected reset size {(len(input),)}, got {tuple(reset.shape)}")
         time = 1 if self.batch_first else 0
