@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import direct, features, functional
 from .interop import AsTorch, tracing
-from .interop.classes import PassesFor
 from .trees import map_tensors
 
 __all__ = ["GRU", "LSTM", "RNN", "RNNBase"]
