@@ -8,6 +8,7 @@
 # make cuda-check  compile and link csrc/cuda, list what each kernel takes (needs nvcc, no GPU)
 # make sanitize  run the C++ tests under the address and undefined-behaviour sanitizers
 # make every-float  check sigmoid and tanh at all floats, half a minute on two cores
+# make thirdparty  train other people's libraries with our modules in them (needs a network)
 # make clean     remove everything that these made, .venv included
 #
 # The first call sets up .venv; later ones install and compile only what changed. Variables:
@@ -40,7 +41,7 @@ EMULATED := build/emulated.so
 ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
-.PHONY: bench test lint build emulated gpu micro cuda-check sanitize every-float clean
+.PHONY: thirdparty bench test lint build emulated gpu micro cuda-check sanitize every-float clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -75,6 +76,9 @@ micro: $(VENV)/pyvenv.cfg
 
 cuda-check: $(VENV)/pyvenv.cfg
 	$(BIN)/python csrc/cuda/check.py
+
+thirdparty: $(BUILT)
+	$(BIN)/python tests/thirdparty
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so

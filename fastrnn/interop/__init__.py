@@ -18,3 +18,5 @@ class AsTorch(PassesFor, PerSample, Quantizable, Recorded):
 
 when_imported("torch.utils.flop_counter", flops.register)
 when_imported("opacus.grad_sample", opacus.register)
+when_imported("ptflops.pytorch_ops", lambda ptflops: flops.share(ptflops.MODULES_MAPPING))
+when_imported("thop.profile", lambda thop: flops.share(thop.register_hooks))

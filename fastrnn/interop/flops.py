@@ -66,3 +66,12 @@ def register(counter: ModuleType) -> None:
     ):
         packet = getattr(ops, name)
         counter.register_flop_formula(packet, get_raw=True)(formula(packet.default))
+
+
+def share(table: dict[type, object]) -> None:
+    """Enters our classes into a table that has those of `torch.nn`."""
+    from .. import cells, modules
+
+    for ours in (modules.LSTM, modules.GRU, modules.RNN, *map(cells.__dict__.get, cells.__all__)):
+        if ours.torch_class in table:
+            table[ours] = table[ours.torch_class]
