@@ -12,6 +12,7 @@
 #                threads under that of threads
 # make coverage  which lines of csrc/cpu the tests of threads and the C++ tests reach
 # make every-float  check sigmoid and tanh at all floats, half a minute on two cores
+# make thirdparty  train other people's libraries with our modules in them (needs a network)
 # make clean     remove everything that these made, .venv included
 #
 # The first call sets up .venv; later ones install and compile only what changed. Variables:
@@ -47,7 +48,7 @@ ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
 .PHONY: bench test stress lint docs build emulated gpu micro cuda-check sanitize coverage every-float
-.PHONY: clean
+.PHONY: thirdparty clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -90,6 +91,9 @@ micro: $(VENV)/pyvenv.cfg
 
 cuda-check: $(VENV)/pyvenv.cfg
 	$(BIN)/python csrc/cuda/check.py
+
+thirdparty: $(BUILT)
+	$(BIN)/python tests/thirdparty
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so

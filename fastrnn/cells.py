@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import direct, functional
+from .interop import AsTorch, tracing
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -24,6 +25,10 @@ class _CellBase(torch.nn.RNNCellBase):
             input = input.unsqueeze(0)
             states = states and tuple(state.unsqueeze(0) for state in states)
         results = direct.step(self, cell, input, states)
+        if results is None and tracing.recording():
+            hx = states if states is None or cell == "lstm" else states[0]
+            results = tracing.as_torch(self, input, hx)
+            results = results if cell == "lstm" else (results,)
         if results is None:
             results = self._long_step(cell, input, states)
         return results if rank == 2 else tuple(state.squeeze(0) for state in results)
@@ -83,9 +88,10 @@ class _CellBase(torch.nn.RNNCellBase):
             )
 
 
-class RNNCell(_CellBase):
+class RNNCell(AsTorch, _CellBase):
     """One step of RNN: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.RNNCell`."""
 
+    torch_class = torch.nn.RNNCell
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
     nonlinearity: str
 
@@ -108,14 +114,18 @@ class RNNCell(_CellBase):
             ValueError: a wrong rank.
             RuntimeError: a size, dtype or device does not fit, or the nonlinearity is unknown.
         """
+        if not isinstance(input, Tensor):
+            return tracing.of_no_tensor(self, input, hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         cell = f"rnn_{self.nonlinearity}"
         return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
 
 
-class GRUCell(_CellBase):
+class GRUCell(AsTorch, _CellBase):
     """One step of GRU: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.GRUCell`."""
+
+    torch_class = torch.nn.GRUCell
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
@@ -129,11 +139,15 @@ class GRUCell(_CellBase):
             ValueError: a wrong rank.
             RuntimeError: a size, dtype or device does not fit.
         """
+        if not isinstance(input, Tensor):
+            return tracing.of_no_tensor(self, input, hx)
         return self._step("GRUCell", "gru", input, None if hx is None else (hx,))[0]
 
 
-class LSTMCell(_CellBase):
+class LSTMCell(AsTorch, _CellBase):
     """One step of LSTM: (N, input_size), (h, c) -> (h', c'), each (N, H); `torch.nn.LSTMCell`."""
+
+    torch_class = torch.nn.LSTMCell
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
@@ -149,4 +163,6 @@ class LSTMCell(_CellBase):
             ValueError: a wrong rank.
             RuntimeError: a size, dtype or device does not fit.
         """
+        if not isinstance(input, Tensor):
+            return tracing.of_no_tensor(self, input, hx)
         return self._step("LSTMCell", "lstm", input, hx)

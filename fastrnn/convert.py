@@ -8,6 +8,7 @@ them, hooks, tied weights, parametrizations, the training flag, its place in the
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,10 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
+from . import base as rnn_base
 from . import cells, modules
+from .interop.classes import torchs_class
+from .interop.tracing import end_scripting
 from .scopes import Choice, Scope
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -30,16 +34,9 @@ _OURS = {
 _TORCHS = {ours: theirs for theirs, ours in _OURS.items()}
 
 
-class _Converted:
-    """A user's subclass of a `torch.nn` class, with the methods of ours before its own.
-
-    Copies and pickles refer to the user's class, since this one has no name to be imported by.
-    """
-
-    converted_from: type
-
-    def __reduce__(self):
-        return _restore, (self.converted_from,), self.__getstate__()
+def _reduce(module: nn.Module):
+    """Copies and pickles refer to the user's class: that of `module` has no name."""
+    return _restore, (type(module).converted_from,), module.__getstate__()
 
 
 def _restore(cls: type) -> nn.Module:
@@ -50,29 +47,49 @@ def _restore(cls: type) -> nn.Module:
 
 @functools.cache
 def _to_ours(cls: type) -> type:
-    """The class to put in the place of `cls`, which is one of `torch.nn` or derived from one."""
+    """The class to put in the place of `cls`, which is one of `torch.nn` or derived from one.
+
+    In a user's subclass the methods of ours come before those of torch's class.
+    """
     if cls in _OURS:
         return _OURS[cls]
-    ours = next(_OURS[base] for base in cls.__mro__ if base in _OURS)
     names = ("__module__", "__qualname__", "__doc__")
-    members = {name: getattr(cls, name) for name in names} | {"converted_from": cls}
-    return type(cls.__name__, (_Converted, ours, cls), members)
+    members = {name: getattr(cls, name) for name in names}
+    members |= {"converted_from": cls, "__reduce__": _reduce}
+    torchs = next(base for base in cls.__mro__ if base in _OURS)
 
+    class Meta(type(cls)):
+        def mro(cls) -> list[type]:
+            """Ours comes right before torch's, where `super()` of a user's method finds it."""
+            order = super().mro()
+            at = order.index(torchs)
+            ours = [base for base in _OURS[torchs].__mro__ if base not in order]
+            return order[:at] + ours + order[at:]
 
-def _to_torchs(cls: type) -> type:
-    """The class that `cls`, one of ours, stands for or was converted from."""
-    return cls.converted_from if issubclass(cls, _Converted) else _TORCHS[cls]
+    return Meta(cls.__name__, (cls,), members)
 
 
 def _overridden(cls: type) -> str | None:
-    """A method that a call of ours is made of and that `cls`, derived from torch's, overrides."""
+    """A method that a call of ours is made of and that `cls`, derived from torch's, overrides.
+
+    Not a `forward` that calls that of the class above it: this one is then ours.
+    """
     torchs = next(base for base in cls.__mro__ if base in _OURS)
-    own = {name for base in cls.__mro__[: cls.__mro__.index(torchs)] for name in vars(base)}
+    derived = cls.__mro__[: cls.__mro__.index(torchs)]
+    own = {name for base in derived for name in vars(base)}
+    if all(map(_calls_super, (vars(base).get("forward") for base in derived))):
+        own -= {"forward"}
     call = {"__call__"}
     for base in _OURS[torchs].__mro__:
-        if base.__module__ in (modules.__name__, cells.__name__):
+        if base.__module__ in (rnn_base.__name__, modules.__name__, cells.__name__):
             call |= {name for name in vars(base) if not name.startswith("__")}
     return min(own & call, default=None)
+
+
+def _calls_super(forward: Callable | None) -> bool:
+    """Whether a method is a plain function with `super()` in it, or there is none."""
+    code = getattr(inspect.unwrap(forward), "__code__", None) if forward else None
+    return forward is None or (code is not None and "super" in code.co_names)
 
 
 def _class_of(module: nn.Module) -> type:
@@ -101,9 +118,10 @@ def convert(module: Module, filter: Filter | None = None) -> Module:
     names, tied weights, parametrizations and the training flag are kept, a module that occurs twice
     is still one, and an optimizer or a variable that holds them goes on working.
 
-    An instance of a subclass gets a class that derives from ours and from the subclass. It is left
-    alone, and a UserWarning lists it, where `forward` or another method that a call is made of is
-    overridden, in the class or in the instance.
+    An instance of a subclass gets a class that derives from the subclass and from ours. It is left
+    alone, and a UserWarning lists it, where a method that a call is made of is overridden, in the
+    class or in the instance; but a `forward` that calls `super().forward` goes on, to ours. A model
+    in which there is nothing to convert is a UserWarning too.
 
     Args:
         module: a model, or a recurrent module by itself.
@@ -113,9 +131,11 @@ def convert(module: Module, filter: Filter | None = None) -> Module:
     Returns:
         `module`.
     """
-    left = []
+    left, found = [], False
     for name, child in list(module.named_modules()):
+        end_scripting(child)
         cls = _class_of(child)
+        found = found or issubclass(cls, (*_OURS, *_TORCHS))
         if not issubclass(cls, tuple(_OURS)) or issubclass(cls, tuple(_TORCHS)):
             continue
         if filter is not None and not filter(name, child):
@@ -126,6 +146,11 @@ def convert(module: Module, filter: Filter | None = None) -> Module:
         else:
             _set_class(child, _to_ours(cls))
     _list(left)
+    if not found:
+        warnings.warn(
+            f"nothing to convert: {type(module).__name__} has no LSTM, GRU, RNN or cell",
+            stacklevel=2,
+        )
     return module
 
 
@@ -145,13 +170,14 @@ def to_torch(module: Module) -> Module:
     """
     left = []
     for name, child in list(module.named_modules()):
+        end_scripting(child)
         cls = _class_of(child)
         if not issubclass(cls, tuple(_TORCHS)):
             continue
         if "forward" in vars(child):
             left.append(f"{name or 'the module'} ({cls.__name__} overrides forward)")
-        elif cls in _TORCHS or issubclass(cls, _Converted):
-            _set_class(child, _to_torchs(cls))
+        elif torchs := torchs_class(cls):
+            _set_class(child, torchs)
         else:
             left.append(f"{name or 'the module'} ({cls.__name__} is a subclass of fastrnn's)")
     _list(left)

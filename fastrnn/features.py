@@ -5,6 +5,7 @@ T time steps, N batch, D directions, P width of h, H hidden units, G gates.
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -56,14 +57,15 @@ class Asked(NamedTuple):
         Raises:
             ValueError, RuntimeError: as `functional.lstm` says.
         """
-        reset, lengths, states, gates, detach_every, grad_clip = self
+        reset, lengths, states, gates, _, _ = self
         input, batch_first = stack.call.input, stack.batch_first
         if stack.call.batch_sizes is not None:
             raise ValueError(
                 "reset, lengths, return_states, return_gates, detach_every and grad_clip need "
                 "padded input, got packed"
             )
-        self.check_limits()
+        detach_every, grad_clip = self.limits()
+        reset, lengths = mask_of(reset, input), lengths_of(lengths)
         if reset is not None:
             if stack.directions == 2:
                 raise ValueError("reset needs a network of one direction: one is bidirectional")
@@ -80,29 +82,45 @@ class Asked(NamedTuple):
         call = stack.call._replace(
             reset=reset,
             lengths=lengths,
-            detach_every=detach_every or 0,
-            grad_clip=grad_clip or 0.0,
+            detach_every=detach_every,
+            grad_clip=grad_clip,
         )
         return stack._replace(call=call, states=states or gates, gates=gates)
 
-    def check_limits(self) -> None:
-        """ValueError if detach_every or grad_clip is out of its range."""
+    def limits(self) -> tuple[int, float]:
+        """detach_every and grad_clip as in `Call`; ValueError if one is out of its range."""
         k, v = self.detach_every, self.grad_clip
-        if k is not None and not (isinstance(k, int) and k >= 1):
+        if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
             raise ValueError(f"detach_every must be an integer of at least 1, got {k!r}")
-        if v is not None and not v > 0:
+        if v is not None and (isinstance(v, bool) or not v > 0):
             raise ValueError(f"grad_clip must be greater than 0, got {v!r}")
+        return int(k or 0), float(v or 0.0)
 
-    def of_one_row(self, batch_dim: int) -> Asked:
+    def of_one_row(self, batch_dim: int, input: Tensor) -> Asked:
         """The same for input that came without a batch and was given one of one row."""
         if self.lengths is not None:
             raise ValueError("lengths need batched input, got unbatched")
-        if self.reset is None:
+        reset = mask_of(self.reset, input)
+        if reset is None:
             return self
-        if self.reset.dim() != 1:
-            rank = self.reset.dim()
-            raise RuntimeError(f"For unbatched input, reset should be 1-D but got {rank}-D")
-        return self._replace(reset=self.reset.unsqueeze(batch_dim))
+        if reset.dim() != 1:
+            raise RuntimeError(f"For unbatched input, reset should be 1-D but got {reset.dim()}-D")
+        return self._replace(reset=reset.unsqueeze(batch_dim))
+
+
+def mask_of(given, input: Tensor) -> Tensor | None:
+    """`reset` as a tensor: it may be a list, a tuple or an array of numpy too."""
+    if given is None or isinstance(given, Tensor):
+        return given
+    return torch.as_tensor(given, device=input.device)
+
+
+def lengths_of(given) -> Tensor | None:
+    """`lengths` likewise, on the CPU, where they are checked."""
+    if given is None or isinstance(given, Tensor):
+        return given
+    tensor = torch.as_tensor(given)
+    return tensor if tensor.numel() else tensor.long()  # an empty list has no dtype of its own
 
 
 def _check_size(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

@@ -108,7 +108,7 @@ def lstm(
         batch_sizes: (T,) int64 on the CPU for the data of a PackedSequence; `hx` and the final
             states are then in its sorted order, and `batch_first` has no meaning.
 
-    The rest needs padded input:
+    The rest needs padded input. `reset` and `lengths` may be lists, tuples or arrays of numpy too:
         reset: (T, N) bool, (N, T) if `batch_first`. Where True, h and c of the row are zero before
             the step, in every layer. Not bidirectional.
         lengths: (N,) of any integer dtype, on any device, each in [0, T], in any order. Results

@@ -1,21 +1,17 @@
 """RNN, LSTM and GRU, as in `torch.nn`: same parameters, results and errors.
 
-Construction, parameter bookkeeping and pickling are those of `torch.nn.RNNBase`. The modules do
-not derive from `torch.nn.LSTM` and its siblings, because `torch.compile` refuses any instance of
-these.
+Construction, parameter bookkeeping and pickling are those of `torch.nn.RNNBase`. The modules pass
+for instances of `torch.nn.LSTM` and its siblings but do not derive from them, because
+`torch.compile` refuses whatever does.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
-from . import direct, stack
-from .call import Call, Stack
-from .features import Asked
-from .table import weight_names
-from .trees import map_tensors
+from .base import RNNBase
+from .interop import AsTorch
 
 __all__ = ["GRU", "LSTM", "RNN", "RNNBase"]
 
@@ -34,175 +30,22 @@ Where torch.nn accepts a mistake, or fails somewhere inside, the modules raise a
   LSTMCell for an hx that is not a pair.
 Where torch.nn is limited, they work: vmap and per-sample gradients, forward-mode AD of the float32
 LSTM, torch.compile(fullgraph=True), a bidirectional that is not a bool.
-On a CPU the kernels take denormal numbers, below 1.2e-38 or in float64 2.3e-308, for zeros; torch.nn
-computes with them, slowly. The floating-point state of the caller's threads is as before.
+On a CPU the kernels take denormal numbers, below 1.2e-38 or in float64 2.3e-308, for zeros.
+torch.nn computes with them, slowly. The caller's own floating-point state is as before.
 Under autocast on the CPU they compute in float32, and return the dtypes of torch.nn.
 """
 
 _PROJ_SIZE = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
 
-class RNNBase(torch.nn.RNNBase):
-    """What RNN, LSTM and GRU share: the way from user input to the stack of layers.
-
-    Derived classes are told apart by `mode`: LSTM, GRU, RNN_TANH or RNN_RELU.
-    """
-
-    def _update_flat_weights(self) -> None:
-        parameters = self._parameters
-        for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):
-            if parameters.get(name) is not weight:
-                super()._update_flat_weights()
-                return
-
-    def _zero_state(self, input: Tensor, batch: int):
-        layers = self.num_layers * (2 if self.bidirectional else 1)
-        return input.new_zeros(layers, batch, self.hidden_size)
-
-    def _check_state_rank(self, hx: Tensor, batched: bool) -> None:
-        if hx.dim() != (3 if batched else 2):
-            kind, rank = ("batched 3-D", 3) if batched else ("unbatched 2-D", 2)
-            raise RuntimeError(
-                f"For {kind} input, hx should also be {rank}-D but got {hx.dim()}-D tensor"
-            )
-
-    def _unsqueeze_state(self, hx: Tensor) -> Tensor:
-        return hx.unsqueeze(1)
-
-    def _squeeze_state(self, hx: Tensor) -> Tensor:
-        return hx.squeeze(1)
-
-    def _run(self, input: Tensor, hx, batch_sizes: Tensor | None, asked: Asked | None):
-        """(output, state) of the stack, and States if asked for."""
-        self._update_flat_weights()
-        h0, c0 = hx if self.mode == "LSTM" else (hx, None)
-        names = weight_names(self.bias, self.proj_size > 0)
-        call = Call(input, batch_sizes, h0, c0, self._flat_weights, self.mode.lower(), names)
-        directions, dropout = 2 if self.bidirectional else 1, self.dropout if self.training else 0.0
-        whole = Stack(call, self.num_layers, directions, dropout, self.batch_first)
-        output, h_n, c_n, states = stack.run(whole if asked is None else asked.of(whole))
-        state = h_n if c0 is None else (h_n, c_n)
-        return (output, state) if states is None else (output, state, states)
-
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx=None,
-        *,
-        reset: Tensor | None = None,
-        lengths: Tensor | None = None,
-        return_states: bool = False,
-        return_gates: bool = False,
-        detach_every: int | None = None,
-        grad_clip: float | None = None,
-    ):
-        """Runs all layers over all time steps.
-
-        Args:
-            input: (T, N, input_size), (N, T, input_size) if `batch_first`, (T, input_size)
-                unbatched, or a PackedSequence.
-            hx: initial state, zeros if None: (num_layers*D, N, H), without N if unbatched, in
-                the order of the user's batch; D is 1 or 2 directions. An LSTM takes a pair
-                (h, c), and its h has width `proj_size` if that is not 0.
-            reset, lengths, return_states, return_gates, detach_every, grad_clip: as in
-                `functional.lstm`, for input that is not packed. Unbatched input takes a `reset`
-                of (T,) and no `lengths`.
-
-        Returns:
-            output, in the form of `input` with D*H features (D*proj_size for a projected LSTM;
-            a transposed view if `batch_first`), and the final state, in the form of `hx`. With
-            `return_states` or `return_gates` also States.
-
-        Raises:
-            ValueError: input has a wrong rank, or another dtype than the weights; a feature is out
-                of its range, of a wrong dtype, or does not go with the input.
-            RuntimeError: another size, dtype or device does not fit, there is no time step, or a
-                length on the CPU is out of range.
-        """
-        asked = None
-        plain = reset is lengths is detach_every is grad_clip is None
-        if not plain or return_states or return_gates:
-            asked = Asked(reset, lengths, return_states, return_gates, detach_every, grad_clip)
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, asked)
-        rank = input.dim()
-        if rank not in (2, 3):
-            tensor = " tensor" if self.mode.startswith("RNN") else ""
-            raise ValueError(
-                f"{self.mode.split('_')[0]}: Expected input to be 2D or 3D, "
-                f"got {rank}D{tensor} instead"
-            )
-        batched = rank == 3
-        batch_dim = 0 if self.batch_first else 1
-        if not batched:
-            input = input.unsqueeze(batch_dim)
-            asked = asked and asked.of_one_row(batch_dim)
-        if hx is not None:
-            self._check_state_rank(hx, batched)
-            if not batched:
-                hx = self._unsqueeze_state(hx)
-        results = direct.stack(self, input, hx, None, asked)
-        if results is None:
-            if hx is None:
-                self.check_input(input, None)
-                hx = self._zero_state(input, input.size(batch_dim))
-            else:
-                self.check_forward_args(input, hx, None)
-            results = self._run(input, hx, None, asked)
-        if batched:
-            return results
-        output, state, *states = results
-        states = map_tensors(lambda each: each.squeeze(batch_dim), states)
-        return output.squeeze(batch_dim), self._squeeze_state(state), *states
-
-    def step(self, input: Tensor, state=None, reset: Tensor | None = None):
-        """One time step of all layers, for input that comes step by step.
-
-        Args:
-            input: (N, input_size).
-            state: as `hx` of a call, and what the step before returned; zeros if None.
-            reset: (N,) bool. Where True the row begins anew, from a state of zero.
-
-        Returns:
-            The last layer's output (N, P), and the state after the step.
-
-        Raises:
-            ValueError: the module is bidirectional, or as a call raises.
-            RuntimeError: as a call raises.
-        """
-        if self.bidirectional:
-            raise ValueError("step needs a network of one direction: this one is bidirectional")
-        if input.dim() != 2:
-            raise ValueError(f"step: Expected input to be 2D, got {input.dim()}D instead")
-        if reset is not None and reset.dim() != 1:
-            raise RuntimeError(f"Expected reset size {(len(input),)}, got {tuple(reset.shape)}")
-        time = 1 if self.batch_first else 0
-        reset = None if reset is None else reset.unsqueeze(time)
-        output, state = self(input.unsqueeze(time), state, reset=reset)
-        return output.squeeze(time), state
-
-    def _forward_packed(self, packed: PackedSequence, hx, asked: Asked | None):
-        input, batch_sizes, sorted_indices, unsorted_indices = packed
-        if hx is not None:
-            self.check_forward_args(input, hx, batch_sizes)
-            hx = self.permute_hidden(hx, sorted_indices)
-        results = direct.stack(self, input, hx, batch_sizes, asked)
-        if results is None:
-            if hx is None:
-                self.check_input(input, batch_sizes)
-                hx = self._zero_state(input, int(batch_sizes[0]))
-            results = self._run(input, hx, batch_sizes, asked)
-        output, state = results
-        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return output, self.permute_hidden(state, unsorted_indices)
-
-
-class RNN(RNNBase):
+class RNN(AsTorch, RNNBase):
     """Elman network, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with ReLU; as `torch.nn.RNN`.
 
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
     """
+
+    torch_class = torch.nn.RNN
 
     def __init__(
         self,
@@ -240,12 +83,14 @@ class RNN(RNNBase):
         )
 
 
-class GRU(RNNBase):
+class GRU(AsTorch, RNNBase):
     """Gated recurrent unit, reset after the product; as `torch.nn.GRU`.
 
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
     """
+
+    torch_class = torch.nn.GRU
 
     def __init__(
         self,
@@ -277,12 +122,14 @@ class GRU(RNNBase):
         )
 
 
-class LSTM(RNNBase):
+class LSTM(AsTorch, RNNBase):
     """Long short-term memory, optionally with a projection of h; as `torch.nn.LSTM`.
 
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
     """
+
+    torch_class = torch.nn.LSTM
 
     def __init__(
         self,

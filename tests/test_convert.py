@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import pickle
 import warnings
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch_pairs import CELLS, LAYERS, assert_same_results, everything, example, layers
 
 import fastrnn
@@ -47,9 +49,37 @@ class Named(nn.LSTM):
 
 
 class Doubled(nn.LSTM):
+    """It computes itself, with what it finds in the class above."""
+
     def forward(self, input, hx=None):
-        output, state = super().forward(input, hx)
+        output, state = nn.LSTM.forward(self, input, hx)
         return 2 * output, state
+
+
+class Lengths(abc.ABC, nn.RNNBase):
+    """The half of a class that adds something to a call, and asks the class above for the rest."""
+
+    def forward(self, input, hx=None, lengths=None):
+        if lengths is None:
+            return super().forward(input, hx)
+        packed = pack_padded_sequence(input, lengths, enforce_sorted=False)
+        output, state = super().forward(packed, hx)
+        return pad_packed_sequence(output)[0], state
+
+    @abc.abstractmethod
+    def tag(self): ...
+
+
+class LengthsGRU(Lengths, nn.GRU):
+    def tag(self):
+        return "GRU"
+
+
+class Wrapping(LengthsGRU):
+    @torch.no_grad()
+    def forward(self, input, hx=None, lengths=None):
+        output, state = super().forward(input, hx, lengths=lengths)
+        return output + 1, state
 
 
 class Unchecked(nn.LSTM):
@@ -228,6 +258,45 @@ def test_other_subclasses_keep_what_they_add():
     assert type(fastrnn.to_torch(module)).__bases__ == (Named,)
     assert type(fastrnn.to_torch(copied)) is Named
     assert_same_results(copied(x), wanted)
+
+
+@pytest.mark.parametrize("cls", [LengthsGRU, Wrapping])
+def test_a_forward_that_calls_the_class_above_goes_on_to_ours(cls, monkeypatch):
+    module, x, lengths = cls(4, 3), torch.randn(5, 2, 4), torch.tensor([2, 5])
+    wanted = module(x), module(x, lengths=lengths)
+    kept = copy.deepcopy(module)
+    calls, run = [], fastrnn.GRU.forward
+    monkeypatch.setattr(
+        fastrnn.modules.RNNBase, "forward", lambda *args: calls.append(args) or run(*args)
+    )
+    assert fastrnn.convert(module) is module
+    for _ in range(2):
+        assert isinstance(module, cls) and isinstance(module, fastrnn.GRU)
+        assert isinstance(module, abc.ABC) and module.tag() == "GRU"
+        assert_same_results((module(x), module(x, lengths=lengths)), wanted)
+        module = pickle.loads(pickle.dumps(module))
+    assert len(calls) == 4
+    parametrizations.weight_norm(module, "weight_hh_l0")
+    assert_same_results(module(x), wanted[0])
+    parametrize.remove_parametrizations(module, "weight_hh_l0")
+    assert len(calls) == 5
+    parametrizations.weight_norm(kept, "weight_hh_l0")
+    assert_same_results(fastrnn.convert(kept)(x), wanted[0])
+    assert len(calls) == 6
+    assert type(fastrnn.to_torch(module)) is cls
+    assert_same_results(module(x), wanted[0])
+    assert len(calls) == 6
+
+
+def test_a_model_with_nothing_to_convert():
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.warns(UserWarning, match="nothing to convert: Sequential has no LSTM") as caught:
+        assert fastrnn.convert(model) is model
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastrnn.convert(fastrnn.convert(nn.GRU(2, 2)))
+        fastrnn.convert(nn.GRU(2, 2), lambda name, module: False)
 
 
 def third_party(lstm=nn.LSTM):

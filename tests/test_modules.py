@@ -321,7 +321,6 @@ def test_public_names():
     for name in fastrnn.__all__:
         assert hasattr(fastrnn, name)
     for name in LAYERS:
-        assert not isinstance(getattr(fastrnn, name)(4, 3), getattr(torch.nn, name))
         assert isinstance(getattr(fastrnn, name)(4, 3), torch.nn.RNNBase)
 
 

@@ -1,0 +1,78 @@
+"""What `torch.utils.flop_counter` counts for a layer: its products, as it does for other modules.
+
+The activations and element-wise products of the cells are not counted, nor are they elsewhere. A
+row counts whole whatever its length in `lengths` is.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+
+def _named(op, args: tuple, kwargs: dict) -> dict:
+    """The arguments by name. The dispatcher leaves out those that are the defaults."""
+    names = [argument.name for argument in op._schema.arguments]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+def _rows(input: torch.Tensor) -> int:
+    return input.shape[:-1].numel()
+
+
+def _forward(op):
+    def flops(*args, out_val=None, **kwargs) -> int:
+        given = _named(op, args, kwargs)
+        matrices = [weight for weight in given["weights"] if weight.dim() == 2]
+        return 2 * _rows(given["input"]) * sum(map(torch.numel, matrices))
+
+    return flops
+
+
+def _backward(op):
+    def flops(*args, out_val=None, **kwargs) -> int:
+        given = _named(op, args, kwargs)
+        h0, weights, rows = given["h0"], given["weights"], _rows(given["input"])
+        names = given["names"].split()
+        need_input = given.get("need_input", True)
+        need_state = given.get("need_state", True)
+        need_weights = given.get("need_weights", True)
+        total = 0
+        for at, weight in enumerate(weights):
+            if weight.dim() != 2:
+                continue
+            name = names[at % len(names)]
+            if name == "w_ih":
+                through = rows * need_input
+            elif name == "w_hh":
+                through = rows if need_state else rows - h0.size(1)  # the first step's h is h0
+            else:
+                through = rows
+            total += 2 * (through + rows * need_weights) * weight.numel()
+        return total
+
+    return flops
+
+
+def register(counter: ModuleType) -> None:
+    """Tells `torch.utils.flop_counter` of the ops."""
+    ops = torch.ops.fastrnn
+    for name, formula in (
+        ("layer_inference", _forward),
+        ("layer_forward", _forward),
+        ("layer_backward", _backward),
+        ("torch_layer", _forward),
+        ("torch_layer_backward", _backward),
+    ):
+        packet = getattr(ops, name)
+        counter.register_flop_formula(packet, get_raw=True)(formula(packet.default))
+
+
+def share(table: dict[type, object]) -> None:
+    """Enters our classes into a table that has those of `torch.nn`."""
+    from .. import cells, modules
+
+    for ours in (modules.LSTM, modules.GRU, modules.RNN, *map(cells.__dict__.get, cells.__all__)):
+        if ours.torch_class in table:
+            table[ours] = table[ours.torch_class]

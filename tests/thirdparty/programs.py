@@ -1,0 +1,255 @@
+"""A short training in each library, with `torch.nn` and with ours, and how far they are apart."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import nn
+
+import fastrnn
+
+
+def steps(make, loss, count=5) -> tuple[nn.Module, list[float]]:
+    """The model and its losses, from the same seed each time."""
+    torch.manual_seed(0)
+    model, losses = make(), []
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for _ in range(count):
+        optimizer.zero_grad()
+        value = loss(model)
+        value.backward()
+        optimizer.step()
+        losses.append(value.item())
+    return model, losses
+
+
+def compare(make, loss, *swaps) -> str:
+    """Trains with torch.nn, and with ours by patch() and by convert()."""
+    _, wanted = steps(make, loss)
+
+    def patched():
+        with fastrnn.patch():
+            return make()
+
+    apart = 0.0
+    for swapped in swaps or (patched, lambda: fastrnn.convert(make())):
+        model, losses = steps(swapped, loss)
+        ours = [m for m in model.modules() if isinstance(m, fastrnn.RNNBase)]
+        assert ours, "no module of ours in the model"
+        apart = max(apart, *(abs(a - e) for a, e in zip(losses, wanted, strict=True)))
+    assert apart < 1e-4, apart
+    return f"losses of 5 steps within {apart:.0e}"
+
+
+def transformers():
+    """EncodecModel, whose coder holds LSTMs."""
+    from transformers import EncodecConfig, EncodecModel
+
+    config = EncodecConfig(num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=16)
+    audio = torch.randn(1, 1, 640, generator=torch.Generator().manual_seed(1))
+    return compare(
+        lambda: EncodecModel(config),
+        lambda m: (m.decoder(m.encoder(audio)) - audio).square().mean(),
+    )
+
+
+def torchrl():
+    """LSTMModule and GRUModule, an episode ending within a row."""
+    from tensordict import TensorDict
+    from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
+
+    generator, told = torch.Generator().manual_seed(1), []
+    for cls, extra in ((LSTMModule, ["c"]), (GRUModule, [])):
+        start = torch.zeros(2, 6, 1, dtype=torch.bool)
+        start[:, 0] = start[0, 3] = True
+        states = {key: torch.zeros(2, 6, 1, 4) for key in ["h", *extra]}
+        obs = torch.randn(2, 6, 3, generator=generator)
+        data = TensorDict({"obs": obs, "is_init": start} | states, [2, 6])
+        keys = {
+            "in_keys": ["obs", "h", *extra],
+            "out_keys": ["out", ("next", "h"), *(("next", key) for key in extra)],
+        }
+
+        def loss(module, data=data):
+            with set_recurrent_mode(True):
+                return module(data.clone())["out"].square().mean()
+
+        told.append(
+            compare(lambda cls=cls, keys=keys: cls(input_size=3, hidden_size=4, **keys), loss)
+        )
+    return told[-1]
+
+
+def sb3_contrib():
+    """RecurrentPPO on CartPole, and a file of it loaded again."""
+    import tempfile
+
+    from sb3_contrib import RecurrentPPO
+
+    def trained(swap):
+        agent = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=32, seed=0, device="cpu")
+        swap(agent.policy)
+        return agent.learn(64)
+
+    theirs, ours = trained(lambda policy: None), trained(fastrnn.convert)
+    pairs = zip(theirs.policy.parameters(), ours.policy.parameters(), strict=True)
+    apart = max((a - e).abs().max().item() for a, e in pairs)
+    assert apart < 1e-3, apart
+    with tempfile.TemporaryDirectory() as folder:
+        ours.save(f"{folder}/agent")
+        loaded = RecurrentPPO.load(f"{folder}/agent", device="cpu")
+    assert type(loaded.policy.lstm_actor) is nn.LSTM
+    return f"parameters after 64 steps within {apart:.0e}; a loaded agent is `torch.nn`'s again"
+
+
+def pytorch_forecasting():
+    """Its subclasses of nn.LSTM and nn.GRU, with lengths."""
+    from pytorch_forecasting.models.nn.rnn import GRU, LSTM
+
+    x = torch.randn(4, 6, 3, generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([6, 2, 3, 1])
+    for cls in (LSTM, GRU):
+        told = compare(
+            lambda cls=cls: cls(3, 4, 2, batch_first=True),
+            lambda m: m(x, lengths=lengths, enforce_sorted=False)[0].square().mean(),
+            lambda cls=cls: fastrnn.convert(cls(3, 4, 2, batch_first=True)),
+        )
+    return told
+
+
+def opacus():
+    """GradSampleModule, with no DPLSTM."""
+    from opacus import GradSampleModule
+    from opacus.validators import ModuleValidator
+
+    class Net(nn.Module):
+        def __init__(self, library, name):
+            super().__init__()
+            self.rnn = getattr(library, name)(3, 4, 2, batch_first=True, bidirectional=True)
+            self.out = nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[0][:, -1])
+
+    x, apart = torch.randn(6, 5, 3), 0.0
+    for name in ("LSTM", "GRU", "RNN"):
+        ours, theirs = Net(fastrnn, name), Net(nn, name)
+        theirs.load_state_dict(ours.state_dict())
+        assert not ModuleValidator.validate(ours)
+        wrapped = GradSampleModule(ours, loss_reduction="sum")
+        wrapped(x).square().sum().backward()
+        for row in range(len(x)):
+            theirs.zero_grad()
+            theirs(x[row : row + 1]).square().sum().backward()
+            for a, e in zip(ours.parameters(), theirs.parameters(), strict=True):
+                apart = max(apart, (a.grad_sample[row] - e.grad).abs().max().item())
+        _refused("an initial state", ours.rnn, x, state(ours.rnn, x))
+        _refused("h_n", lambda rnn=ours.rnn: total(rnn(x)).backward())
+    assert apart < 1e-5, apart
+    return f"per-sample gradients within {apart:.0e} of one at a time"
+
+
+def state(rnn, x):
+    with torch.enable_grad():
+        return rnn(x)[1]
+
+
+def total(results) -> torch.Tensor:
+    return sum(each.sum() for each in torch.utils._pytree.tree_leaves(results))
+
+
+def _refused(text: str, call, *args) -> None:
+    try:
+        call(*args)
+    except RuntimeError as error:
+        assert text in str(error), error
+    else:
+        raise AssertionError(f"{text} is not refused")
+
+
+def lightning():
+    """A Trainer, and its summary."""
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.utilities.model_summary import ModelSummary
+
+    class Net(LightningModule):
+        def __init__(self, library):
+            super().__init__()
+            torch.manual_seed(0)
+            self.rnn = library.GRU(3, 4)
+            self.losses = []
+
+        def training_step(self, batch, _):
+            loss = self.rnn(batch)[0].square().mean()
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    data, runs = torch.randn(5, 4, 2, 3, generator=torch.Generator().manual_seed(1)), []
+    for library in (nn, fastrnn):
+        model = Net(library)
+        Trainer(
+            max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            accelerator="cpu",
+        ).fit(model, torch.utils.data.DataLoader(data, batch_size=None))  # fmt: skip
+        runs.append((model.losses, str(ModelSummary(model)).replace("train", "")))
+    apart = max(abs(a - e) for a, e in zip(runs[0][0], runs[1][0], strict=True))
+    assert apart < 1e-5 and runs[0][1] == runs[1][1], runs
+    return f"losses within {apart:.0e}; the same summary"
+
+
+def torchinfo():
+    """summary()."""
+    from torchinfo import summary
+
+    found = [summary(nn.Sequential(lib.LSTM(3, 4)), (5, 2, 3), verbose=0) for lib in (nn, fastrnn)]
+    assert str(found[0]) == str(found[1]), found[1]
+    return "the same table"
+
+
+def ptflops():
+    """get_model_complexity_info, both backends."""
+    from ptflops import get_model_complexity_info
+
+    told = []
+    for backend in ("pytorch", "aten"):
+        counts = [
+            get_model_complexity_info(
+                nn.Sequential(lib.GRU(3, 4)), (5, 3), as_strings=False, backend=backend,
+                print_per_layer_stat=False,
+            )
+            for lib in (nn, fastrnn)
+        ]  # fmt: skip
+        assert backend == "aten" or counts[0] == counts[1], counts
+        told.append(f"{backend}: (FLOPs, parameters) {counts[1]}, torch.nn {counts[0]}")
+    return "; ".join(told)
+
+
+def thop():
+    """profile()."""
+    from thop import profile
+
+    counts = [
+        profile(lib.GRU(3, 4), (torch.randn(5, 2, 3),), verbose=False) for lib in (nn, fastrnn)
+    ]
+    assert counts[0] == counts[1], counts
+    return "the same counts"
+
+
+PROGRAMS = {
+    "transformers": transformers,
+    "torchrl": torchrl,
+    "sb3-contrib": sb3_contrib,
+    "pytorch-forecasting": pytorch_forecasting,
+    "opacus": opacus,
+    "lightning": lightning,
+    "torchinfo": torchinfo,
+    "ptflops": ptflops,
+    "thop": thop,
+}
+
+if __name__ == "__main__":
+    print(PROGRAMS[sys.argv[1]]())
