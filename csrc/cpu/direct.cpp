@@ -137,7 +137,10 @@ class Direct {
       if (!c_n.is_none()) all.c_n = lifted(read(c_n), 3);
       for (const py::handle given : {x, h0, c0})
         if (!given.is_none() && negated(given)) throw Misfit();
-      Given given{.cell = cell, .names = names, .input = read(x)};
+      Given given;
+      given.cell = cell;
+      given.names = names;
+      given.input = read(x);
       given.batch_sizes = optional(batch_sizes, 1);
       if (!given.batch_sizes) given.input = lifted(given.input, 3);
       given.reset = optional(reset, 2);
