@@ -182,7 +182,7 @@ coverage: $(COVERED) $(INSTALLED)
 	set -e; for program in $(COVERED); do $$program; done
 	PATH="$(abspath $(BIN)):$$PATH" CFLAGS=--coverage LDFLAGS=--coverage FASTRNN_BUILD=cpu \
 	    $(BIN)/python setup.py --quiet build_ext --build-temp $(COVER)/temp --build-lib $(COVER)/lib
-	cp -r fastrnn/*.py fastrnn/cuda fastrnn/triton $(COVER)/lib/fastrnn/
+	cp -r fastrnn/*.py fastrnn/dispatch fastrnn/interop $(COVER)/lib/fastrnn/
 	cp -r tests pyproject.toml $(COVER)/lib/
 	cd $(COVER)/lib && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q \
 	    $(COVER_TESTS:%=tests/%.py)

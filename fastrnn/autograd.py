@@ -18,18 +18,20 @@ from .torch_private import below_autograd
 
 def _save(ctx, call: Call, results: Results) -> None:
     # Each place in what is saved takes 2 us of a call, whatever is in it.
-    optional = (call.batch_sizes, call.c0, call.reset, call.lengths)
-    kept = (bool(call.kind.saved), call.kind.has_c, call.projected)
-    ctx.given = [tensor is not None for tensor in optional] + [*kept]
-    ctx.kind, ctx.rest = call.kind, (*call[5:7], *call[9:])
-    ctx.save_for_backward(
-        call.input,
-        call.h0,
-        results.output,
-        *(tensor for tensor in optional if tensor is not None),
-        *(tensor for tensor, is_kept in zip(results[3:], kept, strict=True) if is_kept),
-        *call.weights,
+    kind, (_, _, _, gates, cells, hidden) = call.kind, results
+    optional = (
+        call.batch_sizes,
+        call.c0,
+        call.reset,
+        call.lengths,
+        gates if kind.saved else None,
+        cells if kind.has_c else None,
+        hidden if call.projected else None,
     )
+    ctx.given = [tensor is not None for tensor in optional]
+    ctx.kind, ctx.rest = kind, (*call[5:7], *call[9:])
+    present = [tensor for tensor in optional if tensor is not None]
+    ctx.save_for_backward(call.input, call.h0, results.output, *present, *call.weights)
     ctx.set_materialize_grads(False)
 
 
@@ -37,9 +39,9 @@ def _saved(ctx) -> tuple[Call, Saved]:
     """The call, and what it left for backward."""
     input, h0, output, *rest = ctx.saved_tensors
     tensors = iter(rest)
-    batch_sizes, c0, reset, lengths, *kept = (
+    batch_sizes, c0, reset, lengths, *kept = [
         next(tensors) if given else None for given in ctx.given
-    )
+    ]
     cell, names, *limits = ctx.rest
     call = Call(input, batch_sizes, h0, c0, list(tensors), cell, names, reset, lengths, *limits)
     if not all(ctx.given[4:]):

@@ -10,7 +10,7 @@ h (H, or the projection size). `rows` is T*N for padded input and sum(batch_size
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -228,7 +228,7 @@ class Stack(NamedTuple):
         """Whether the user has the batch before the time."""
         return self.batch_first and self.call.batch_sizes is None
 
-    def each(self) -> Iterator[Call]:
+    def each(self) -> Iterable[Call]:
         """The call of each layer in turn, as the first one's but for states and weights.
 
         Raises:
@@ -240,9 +240,10 @@ class Stack(NamedTuple):
                 f"{layers} layers of {D} directions cannot take {call.h0.size(0)} "
                 f"initial states and {len(call.weights)} weights"
             )
-        if layers == 1:
-            yield call
-            return
+        return [call] if layers == 1 else self._each_of_several()
+
+    def _each_of_several(self) -> Iterator[Call]:
+        call, layers, D = self.call, self.layers, self.directions
         count = len(call.weights) // layers
         c0s = (None,) * layers if call.c0 is None else call.c0.split(D)
         for k, (h0, c0) in enumerate(zip(call.h0.split(D), c0s, strict=True)):

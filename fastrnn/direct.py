@@ -100,10 +100,9 @@ def stack(
             h0, c0 = hx
         c_n = new_empty(layers * directions, batch, hidden)
     h_n = new_empty(layers * directions, batch, width)
-    ys, saved = [new_empty(shape)], []
-    states = asked is not None and (asked.return_states or asked.return_gates)
-    if states:
-        ys += [new_empty(shape) for _ in range(layers - 1)]
+    ys, saved, states = (new_empty(shape),), (), False
+    if asked is not None and (asked.return_states or asked.return_gates):
+        states, ys = True, [new_empty(shape) for _ in range(layers)]
         saved = _room_for_states(new_empty, cell, layers, (directions, shape[0] * batch), module)
     names = weight_names(module.bias, module.proj_size > 0)
     if not _direct.run(

@@ -141,7 +141,7 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
         RuntimeError: ranks, sizes, dtypes or devices do not fit, the backend that was forced
             cannot run, or, on the CPU, a length is not in [0, T].
     """
-    attached = call.attached()
+    attached = call.attached()  # and its checks
     if backend is None:
         backend = dispatch.choose(call, traced=traced)
     if dispatch.widens(backend, call.input):

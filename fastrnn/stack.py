@@ -36,20 +36,23 @@ def run(stack: Stack, keep_dtype: bool = False) -> Returned:
 
 
 def _layers(stack: Stack) -> Returned:
-    call, compiling = stack.call, torch.compiler.is_compiling()
-    backend = dispatch.choose(call, stack.layers, stack.traced)
-    if backend is cudnn and not compiling and not stack.states:
+    call, traced = stack.call, stack.states and stack.traced
+    backend = dispatch.choose(call, stack.layers, traced)
+    if backend is cudnn and not stack.states and not torch.compiler.is_compiling():
         return *cudnn.run_stack(stack)[:3], None
-    output = call.input.transpose(0, 1) if stack.transposed else call.input
-    if call.batch_sizes is None and output.size(0) == 0:
+    if stack.transposed:
+        call = call._replace(input=call.input.transpose(0, 1))
+        stack = stack._replace(call=call)
+    if call.batch_sizes is None and call.input.size(0) == 0:
         raise RuntimeError(NO_STEPS)
     layers = []
     for layer in stack.each():
-        if layers and stack.dropout:
-            output = F.dropout(output, stack.dropout)
-        results = ops.layer(layer._replace(input=output), backend, stack.traced)
-        output = results.output
-        layers.append(results)
+        if layers:
+            below = layers[-1].output
+            below = F.dropout(below, stack.dropout) if stack.dropout else below
+            layer = layer._replace(input=below)
+        layers.append(ops.layer(layer, backend, traced))
+    output = layers[-1].output
     if len(layers) == 1:
         _, h_n, c_n, *_ = layers[0]
     else:

@@ -55,6 +55,13 @@ for _module, _name in ((forward_ad, "_current_level"), (profiler, "_is_profiler_
     _private(_name, None, _module)  # both change, and are read at each call
 
 
+def is_tracing() -> bool:
+    """Whether `torch.jit.trace` records what is called."""
+    if _tracing_state is _taken_to_be_so:
+        return torch.jit.is_tracing()
+    return _tracing_state() is not None
+
+
 def in_forward_ad() -> bool:
     """Whether forward-mode AD is active, which an op does not see either."""
     return getattr(forward_ad, "_current_level", 0) >= 0

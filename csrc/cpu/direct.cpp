@@ -117,13 +117,15 @@ class Direct {
   }
 
   // See bind_direct.
-  bool run(const std::string& cell, const std::string& names, int64_t directions, py::handle x,
+  bool run(std::string_view cell, std::string_view names, int64_t directions, py::handle x,
            py::handle batch_sizes, py::handle h0, py::handle c0, const py::dict& parameters,
            const py::sequence& weights, py::handle reset, py::handle lengths,
            const py::sequence& ys, py::handle h_n, py::handle c_n,
            const py::sequence& saved) const {
     Layers all;
     try {
+      all.weights.reserve(weights.size());
+      all.owners.reserve(weights.size());
       for (const py::handle name : weights) {
         const py::handle weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
         if (!weight) throw Misfit();

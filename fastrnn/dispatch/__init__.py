@@ -258,20 +258,20 @@ def _faster(kernels: ModuleType, call: Call, layers: int) -> bool:
 
 def run(backend: Backend, call: Call, save: bool) -> Results:
     """`backend.run` of kernels, as an op where something wants to see one."""
-    return (backend if _past_dispatcher(backend, call) else cpu).run(call, save)
+    op = backend is cpu or not _past_dispatcher(call)
+    return (cpu if op else backend).run(call, save)
 
 
 def run_backward(
     backend: Backend, call: Call, cotangents: Cotangents, saved: Saved, needs: Needs
 ) -> Gradients:
     """`backend.run_backward` of kernels, as an op where something wants to see one."""
-    which = backend if _past_dispatcher(backend, call) else cpu
-    return which.run_backward(call, cotangents, saved, needs)
+    op = backend is cpu or not _past_dispatcher(call)
+    return (cpu if op else backend).run_backward(call, cotangents, saved, needs)
 
 
-def _past_dispatcher(backend: Backend, call: Call) -> bool:
-    plain = (torch.Tensor, torch.nn.Parameter)
-    return backend in _LOOPS and type(call.input) in plain and unseen()
+def _past_dispatcher(call: Call) -> bool:
+    return type(call.input) in (Tensor, torch.nn.Parameter) and unseen()
 
 
 def report() -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.compiler import is_dynamo_compiling
 
+from ..torch_private import is_tracing
 from .classes import set_class, torchs_class
 
 
@@ -22,7 +23,7 @@ def recording() -> bool:
     """Whether calls are recorded for PyTorch's own operators, rather than just run."""
     if is_dynamo_compiling():
         return False
-    if torch.jit.is_tracing():
+    if is_tracing():
         return True
     onnx = sys.modules.get("torch.onnx")  # which importing torch leaves out
     return onnx is not None and onnx.is_in_onnx_export()
