@@ -58,9 +58,14 @@ class RNNBase(torch.nn.RNNBase):
     def _update_flat_weights(self) -> None:
         parameters = self._parameters
         for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):
-            if parameters.get(name) is not weight:
+            if parameters.get(name) is not weight or weight is None:
                 super()._update_flat_weights()
-                return
+                break
+        else:
+            return
+        for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):
+            if weight is None:
+                raise TypeError(f"{name} is None, expected a tensor")
 
     def _zero_state(self, input: Tensor, batch: int):
         layers = self.num_layers * (2 if self.bidirectional else 1)
@@ -145,6 +150,8 @@ class RNNBase(torch.nn.RNNBase):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, asked)
         rank = input.dim()
+        if input.is_nested:
+            raise RuntimeError("a nested tensor is not taken: give a PackedSequence, or lengths")
         if rank not in (2, 3):
             tensor = " tensor" if self.mode.startswith("RNN") else ""
             raise ValueError(
@@ -163,12 +170,12 @@ class RNNBase(torch.nn.RNNBase):
                 hx = self._unsqueeze_state(hx)
         results = direct.stack(self, input, hx) if asked is None else None
         if results is None:
+            self._update_flat_weights()
             if hx is None:
                 self.check_input(input, None)
                 hx = self._zero_state(input, input.size(batch_dim))
             else:
                 self.check_forward_args(input, hx, None)
-            self._update_flat_weights()
             results = self._run(input, hx, None, asked)
         if batched:
             return results
@@ -204,6 +211,9 @@ class RNNBase(torch.nn.RNNBase):
 
     def _forward_packed(self, packed: PackedSequence, hx, asked: dict | None):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
+        if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
+            raise RuntimeError("batch_sizes must be a 1-D int64 tensor on the CPU")
+        self._update_flat_weights()
         if hx is not None:
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
@@ -212,7 +222,6 @@ class RNNBase(torch.nn.RNNBase):
             if hx is None:
                 self.check_input(input, batch_sizes)
                 hx = self._zero_state(input, int(batch_sizes[0]))
-            self._update_flat_weights()
             results = self._run(input, hx, batch_sizes, asked)
         output, state = results
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)

@@ -128,8 +128,13 @@ def _(
 
 
 def raise_mixed(input: Tensor, tensors: Sequence[Tensor]) -> None:
-    """RuntimeError if the tensors do not share one dtype and one device."""
+    """RuntimeError if the tensors do not share one dtype and one device, or are not dense."""
+    if input.layout is not torch.strided or input.is_nested:
+        kind = "nested" if input.is_nested else input.layout
+        raise RuntimeError(f"input must be a dense tensor, got {kind}")
     for tensor in tensors:
+        if tensor.layout is not torch.strided:
+            raise RuntimeError(f"hx and weights must be dense tensors, got {tensor.layout}")
         if tensor.dtype != input.dtype:
             raise RuntimeError(
                 f"input, hx and weights must have the same dtype, but got "
@@ -170,7 +175,7 @@ def layer(
     on_cpu, requires_grad = True, False
     tensors = (input, h0, *weights) if c0 is None else (input, h0, c0, *weights)
     for tensor in tensors:
-        if tensor.dtype is not dtype:
+        if tensor.dtype is not dtype or tensor.layout is not torch.strided:
             raise_mixed(input, tensors)
         on_cpu = on_cpu and tensor.is_cpu
         requires_grad = requires_grad or tensor.requires_grad
