@@ -23,9 +23,14 @@ class RNNBase(torch.nn.RNNBase):
     def _update_flat_weights(self) -> None:
         parameters = self._parameters
         for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):
-            if parameters.get(name) is not weight:
+            if parameters.get(name) is not weight or weight is None:
                 super()._update_flat_weights()
-                return
+                break
+        else:
+            return
+        for name, weight in zip(self._flat_weights_names, self._flat_weights, strict=True):
+            if weight is None:
+                raise TypeError(f"{name} is None, expected a tensor")
 
     def _zero_state(self, input: Tensor, batch: int):
         layers = self.num_layers * (2 if self.bidirectional else 1)
@@ -46,7 +51,6 @@ class RNNBase(torch.nn.RNNBase):
 
     def _run(self, input: Tensor, hx, batch_sizes: Tensor | None, asked: Asked | None):
         """(output, state) of the stack, and States if asked for."""
-        self._update_flat_weights()
         h0, c0 = hx if self.mode == "LSTM" else (hx, None)
         names = weight_names(self.bias, self.proj_size > 0)
         call = Call(input, batch_sizes, h0, c0, self._flat_weights, self.mode.lower(), names)
@@ -100,6 +104,8 @@ class RNNBase(torch.nn.RNNBase):
         if not isinstance(input, Tensor):
             return tracing.of_no_tensor(self, input, hx, asked and asked._asdict())
         rank = input.dim()
+        if input.is_nested:
+            raise RuntimeError("a nested tensor is not taken: give a PackedSequence, or lengths")
         if rank not in (2, 3):
             tensor = " tensor" if self.mode.startswith("RNN") else ""
             raise ValueError(
@@ -119,6 +125,7 @@ class RNNBase(torch.nn.RNNBase):
         if results is None and tracing.recording():
             results = tracing.as_torch(self, input, hx, asked and asked._asdict())
         if results is None:
+            self._update_flat_weights()
             if hx is None:
                 self.check_input(input, None)
                 hx = self._zero_state(input, input.size(batch_dim))
@@ -162,6 +169,9 @@ class RNNBase(torch.nn.RNNBase):
         if tracing.recording():
             return tracing.as_torch(self, packed, hx, asked and asked._asdict())
         input, batch_sizes, sorted_indices, unsorted_indices = packed
+        if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
+            raise RuntimeError("batch_sizes must be a 1-D int64 tensor on the CPU")
+        self._update_flat_weights()
         if hx is not None:
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)

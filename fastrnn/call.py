@@ -97,7 +97,11 @@ class Call(NamedTuple):
         """Whether a gradient is wanted of any of the tensors. Raises as `check_alike`."""
         dtype, on_cpu, attached = self.input.dtype, self.input.is_cpu, False
         for tensor in self.tensors():
-            if tensor.dtype is not dtype or tensor.is_cpu is not on_cpu:
+            if (
+                tensor.dtype is not dtype
+                or tensor.is_cpu is not on_cpu
+                or tensor.layout is not torch.strided
+            ):
                 self.check_alike()
             attached = attached or tensor.requires_grad
         if not on_cpu or self.reset is not None or self.lengths is not None:
@@ -266,8 +270,13 @@ def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:
-    """RuntimeError if the tensors do not share the dtype and the device of the input."""
+    """RuntimeError if the tensors are not dense, or not of the input's dtype and device."""
+    if input.layout is not torch.strided or input.is_nested:
+        kind = "nested" if input.is_nested else input.layout
+        raise RuntimeError(f"input must be a dense tensor, got {kind}")
     for tensor in tensors:
+        if tensor.layout is not torch.strided:
+            raise RuntimeError(f"hx and weights must be dense tensors, got {tensor.layout}")
         if tensor.dtype != input.dtype:
             raise RuntimeError(
                 f"input, hx and weights must have the same dtype, but got "

@@ -17,6 +17,9 @@ class _CellBase(torch.nn.RNNCellBase):
     def _step(self, name: str, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
         """The states after one step of `cell`; zeros if None. `name` is the class in messages."""
         rank = input.dim()
+        if input.is_nested or input.layout is not torch.strided:
+            kind = "nested" if input.is_nested else input.layout
+            raise RuntimeError(f"{name}: input must be a dense tensor, got {kind}")
         if rank not in (1, 2):
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {rank}D instead")
         if states is not None:
@@ -36,6 +39,8 @@ class _CellBase(torch.nn.RNNCellBase):
     def _long_step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
         """`_step` of batched input through the op, with all checks."""
         weights, bias = self._weights()
+        if weights[0].dim() != 2:
+            raise RuntimeError(f"weight_ih must have 2 dimensions, got {weights[0].dim()}")
         batch, width = input.shape
         if width != weights[0].size(1):
             raise RuntimeError(
@@ -57,7 +62,14 @@ class _CellBase(torch.nn.RNNCellBase):
             w_ih, w_hh, b_ih, b_hh = p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"]
         except KeyError:  # a parametrization, or a plain tensor in place of the parameter
             w_ih, w_hh, b_ih, b_hh = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-        return ([w_ih, w_hh], False) if b_ih is None else ([w_ih, w_hh, b_ih, b_hh], True)
+        for name, weight in (("weight_ih", w_ih), ("weight_hh", w_hh)):
+            if weight is None:
+                raise TypeError(f"{name} is None, expected a tensor")
+        if b_ih is None and b_hh is None:
+            return [w_ih, w_hh], False
+        b_ih = torch.zeros_like(b_hh) if b_ih is None else b_ih
+        b_hh = torch.zeros_like(b_ih) if b_hh is None else b_hh
+        return [w_ih, w_hh, b_ih, b_hh], True
 
     def _check_state_ranks(self, name: str, states: tuple[Tensor, ...], rank: int) -> None:
         """ValueError for ranks that no input has, RuntimeError if not that of this input."""
