@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .table import CELLS, Cell, cell_named
+from .table import CELLS, Cell, cell_named, weight_shapes
 from .torch_private import are_transforms_active
 
 
@@ -70,17 +70,14 @@ class Call(NamedTuple):
     @property
     def has_features(self) -> bool:
         """Whether it asks the loop for anything that torch.nn lacks."""
-        masks = self.reset is not None or self.lengths is not None
-        return masks or bool(self.detach_every or self.grad_clip)
+        given = not (self.reset is self.lengths is None)
+        return given or bool(self.detach_every or self.grad_clip)
 
-    def by_name(self, tensors: Sequence[Tensor] | None = None) -> list[dict[str, Tensor]]:
-        """Each direction's weights, or other tensors in their order, by name."""
-        names = self.names.split()
-        flat = self.weights if tensors is None else tensors
-        return [
-            dict(zip(names, flat[at : at + len(names)], strict=True))
-            for at in range(0, len(flat), len(names))
-        ]
+    def by_name(self) -> list[dict[str, Tensor]]:
+        """Each direction's weights by name."""
+        names, flat = self.names.split(), self.weights
+        starts = range(0, len(flat), len(names))
+        return [dict(zip(names, flat[at : at + len(names)], strict=True)) for at in starts]
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors of one dtype and one device, which are those that have gradients."""
@@ -97,11 +94,8 @@ class Call(NamedTuple):
         """Whether a gradient is wanted of any of the tensors. Raises as `check_alike`."""
         dtype, on_cpu, attached = self.input.dtype, self.input.is_cpu, False
         for tensor in self.tensors():
-            if (
-                tensor.dtype is not dtype
-                or tensor.is_cpu is not on_cpu
-                or tensor.layout is not torch.strided
-            ):
+            alike = tensor.dtype is dtype and tensor.is_cpu is on_cpu
+            if not alike or tensor.layout is not torch.strided:
                 self.check_alike()
             attached = attached or tensor.requires_grad
         if not on_cpu or self.reset is not None or self.lengths is not None:
@@ -256,12 +250,6 @@ class Stack(NamedTuple):
 
 
 NO_STEPS = "Expected sequence length to be larger than 0 in RNN"
-
-
-def weight_shapes(kind: Cell, I: int, H: int, P: int) -> dict[str, tuple[int, ...]]:
-    """The shape of a weight by its name."""
-    GH = kind.gates * H
-    return {"w_ih": (GH, I), "w_hh": (GH, P), "b_ih": (GH,), "b_hh": (GH,), "w_hr": (P, H)}
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -43,6 +43,12 @@ def weight_names(bias: bool, projected: bool) -> str:
     return "w_ih w_hh" + " b_ih b_hh" * bool(bias) + " w_hr" * bool(projected)
 
 
+def weight_shapes(kind: Cell, I: int, H: int, P: int) -> dict[str, tuple[int, ...]]:
+    """The shape of a weight by its name."""
+    GH = kind.gates * H
+    return {"w_ih": (GH, I), "w_hh": (GH, P), "b_ih": (GH,), "b_hh": (GH,), "w_hr": (P, H)}
+
+
 def names_in(cell: str, bias: bool, count: int) -> str:
     """The names of `count` weights of one direction.
 
