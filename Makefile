@@ -41,6 +41,7 @@ CPP_STYLED := $(filter-out %.py,$(SOURCES)) $(shell find tests/cpp -name '*.h' -
 INSTALLED := $(VENV)/installed
 BUILT := $(VENV)/built-$(FASTRNN_BUILD)
 EMULATED := build/emulated.so
+CUDA_TESTS := tests/test_cuda.py tests/test_cuda_calls.py
 
 # GCC's address sanitizer; where there is none, the emulation does without. It must be in the process
 # before Python, and with it the library whose exceptions it watches.
@@ -59,7 +60,7 @@ bench: $(BUILT)
 # so that what its fixtures build is built once.
 test: $(BUILT)
 	@if ls fastrnn/_C*.so >/dev/null 2>&1; then $(MAKE) --no-print-directory emulated; fi
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_cuda.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(CUDA_TESTS:%=--ignore %)
 
 # The number of threads is a part of each call; this one is of what checks it.
 stress: $(BUILT)
@@ -79,7 +80,7 @@ build: $(BUILT)
 # Not captured is what the address sanitizer reports before it ends the process.
 emulated: $(EMULATED)
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$(PRELOAD)" \
-	    $(BIN)/python -m pytest --capture=sys tests/test_cuda.py
+	    $(BIN)/python -m pytest --capture=sys $(CUDA_TESTS)
 
 gpu:
 	@test -n "$(OUT)" || { echo "make gpu OUT=folder: where the results go" >&2; exit 2; }
@@ -176,7 +177,8 @@ build/races/%: build/races/%.o
 # The C++ tests, and the tests of threads on an extension, all beside those that others use.
 COVER := build/coverage
 COVERED := $(patsubst %,$(COVER)/%,test_kernels test_threads test_team test_memory test_zero test_vec)
-COVER_TESTS := test_threads test_ragged test_memory test_streamer test_direct test_op_errors
+COVER_TESTS := test_threads test_ragged test_memory test_streamer test_streamer_memory \
+    test_direct test_direct_refused test_op_errors
 coverage: $(COVERED) $(INSTALLED)
 	find $(COVER) -name '*.gcda' -delete
 	set -e; for program in $(COVERED); do $$program; done

@@ -26,7 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TESTS = ("tests/test_gpu.py", "tests/test_cuda.py", "tests/test_triton.py")
+TESTS = (
+    *("tests/test_gpu.py", "tests/test_gpu_choice.py", "tests/test_gpu_graphs.py"),
+    *("tests/test_cuda.py", "tests/test_cuda_calls.py"),
+    *("tests/test_triton.py", "tests/test_triton_programs.py"),
+)
 SMALL = ("tests/test_gpu.py", "-k", "small_layers")
 GRACE = 5  # seconds to say what went wrong when the time is over
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")

@@ -11,6 +11,8 @@ from bench.facts import Facts
 from bench.problems import Problem
 
 TINY = Case("tiny", 9, 3, 4, 5, 2, "nobody")
+PROJECTED = replace(TINY, proj_size=2)
+PACKED = replace(TINY, N=4, job="packed", shortest=1 / 3)
 SPEC = Spec(TINY, "LSTM", "training")
 FACTS = Facts(
     "1.0", "abc", "123", "2.13.0", "3.11.7", "A CPU (R)", 2, "avx2", 70.5, "2026-01-02",

@@ -100,3 +100,41 @@ def isa(request):
     KERNELS.set_isa(request.param)
     yield request.param
     KERNELS.set_isa(before)
+
+
+@pytest.fixture
+def exact_products():
+    """float32 without TF32 on GPUs; cuDNN uses it unless told otherwise."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture
+def taken(monkeypatch) -> list[bool]:
+    """Of each call since, whether it took the short way (fastrnn/direct.py)."""
+    from fastrnn import direct
+
+    calls = []
+
+    def watched(function):
+        def call(*arguments):
+            results = function(*arguments)
+            calls.append(results is not None)
+            return results
+
+        return call
+
+    for name in ("stack", "step"):
+        monkeypatch.setattr(direct, name, watched(getattr(direct, name)))
+    return calls
+
+
+@pytest.fixture
+def one_thread():
+    """For this process, whatever the test sets."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -99,15 +100,30 @@ def test_without_plugins_of_pytest(xdist, wheel, parallel, tmp_path, monkeypatch
 
 def test_what_the_tests_import():
     """Nothing but pytest, torch and what stands beside them."""
-    for path in [*gpu.TESTS, "tests/conftest.py", "tests/test_ops.py"]:
-        if not (ROOT / path).exists():
-            continue
-        for line in (ROOT / path).read_text().splitlines():
-            words = line.split()
-            if line.startswith(("import ", "from ")):
-                top = words[1].split(".")[0]
-                known = {"pytest", "torch", "fastrnn", "conftest", "test_ops", "torch_pairs"}
-                assert top in known | set(sys.stdlib_module_names), (path, line)
+    known = {"pytest", "torch", "fastrnn"} | set(sys.stdlib_module_names)
+    paths = [ROOT / path for path in (*gpu.TESTS, "tests/conftest.py")]
+    for path in paths:
+        for line in path.read_text().splitlines():
+            if not line.startswith(("import ", "from ")):
+                continue
+            top = line.split()[1].split(".")[0]
+            beside = ROOT / "tests" / f"{top}.py"
+            if beside.exists():
+                paths += [beside] * (beside not in paths)
+            else:
+                assert top in known, (path, line)
+
+
+def test_every_test_of_kernels_for_gpus_is_run():
+    """By `make gpu`, and by `make emulated` those of the CUDA kernels."""
+
+    def importers(module: str) -> set[str]:
+        files = (ROOT / "tests").glob("test_*.py")
+        return {f"tests/{f.name}" for f in files if f"\nfrom {module} import" in f.read_text()}
+
+    assert importers("gpu_modules") | importers("cuda_kernels") <= set(gpu.TESTS)
+    (emulated,) = re.findall("^CUDA_TESTS := (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert importers("cuda_kernels") == set(emulated.split())
 
 
 @pytest.mark.parametrize("option", ["--kernel-regex", "--filter", ""])

@@ -1,35 +1,25 @@
-"""How the benchmark suite times: turns, ratios, processes, other checkouts, memory. Clocks are
-injected: no test depends on how fast anything runs."""
+"""How the benchmark suite times: turns, ratios, spreads.
 
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
+Clocks are injected: no test depends on how fast anything runs.
+"""
+
 from dataclasses import replace
-from multiprocessing import Pipe
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 import torch
-from bench_doubles import FACTS, SPEC, TINY, Clock, altered
+from bench_doubles import SPEC, TINY, Clock, altered
 
-from bench import base, ceilings, cuda, facts, jobs, memory, timing, verify
+from bench import ceilings, cuda, jobs, timing, verify
 from bench.cases import Spec
 from bench.contenders import BASELINE, OURS
 from bench.jobs import find
 from bench.measure import measure
 from bench.results import Row
-from bench.sessions import Local, Remote, Unfit, serve
+from bench.sessions import Local
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sessions set the number of threads for their process, which here is that of the tests."""
-    with timing.torch_threads(1):
-        yield
+# Sessions set the number of threads for their process, which here is that of the tests.
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def measured(clock: Clock, *entrants, seconds: float = 1.0, **options) -> dict[str, Row]:
@@ -151,175 +141,6 @@ def test_spread_of_one_sample_and_of_many():
     assert many.relative == pytest.approx(25 / 51)
 
 
-# --- Processes --------------------------------------------------------------------------------
-
-
-def test_another_process_answers_as_this_one_does(monkeypatch):
-    wrong = replace(altered(lambda found: found[:-1]), name="wrong")
-    monkeypatch.setitem(jobs.JOBS, "layer", (wrong, BASELINE))
-    for contender in (wrong, BASELINE):
-        mine, theirs = Pipe()
-        server = threading.Thread(target=serve, args=(theirs, contender.name))
-        server.start()
-        mine.send(("open", (SPEC,)))
-        reply = mine.recv()
-        if contender is BASELINE:
-            assert reply > 0
-            mine.send(("sample", (2,)))
-            assert mine.recv()[0] > 0
-        else:
-            assert reply.startswith("wrong: ")
-        mine.close()
-        server.join()
-
-
-def wait_for_state(pid: int, *states: str | None) -> None:
-    """Until a process is in one of the states of /proc; None: there is no such process."""
-    stat, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + 60
-    while True:
-        try:
-            state = stat.read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            state = None
-        if state in states:
-            return
-        assert time.monotonic() < deadline, f"state {state}"
-        time.sleep(0.01)
-
-
-def test_a_contender_in_a_process_of_its_own():
-    session = Remote(BASELINE.name)
-    spec = replace(SPEC, threads=2)
-    row = measure(spec, {BASELINE.name: session}, seconds=0.01, memory=True)[0]
-    assert row.status == "ok" and row.peak_mib is not None
-    wait_for_state(session.process.pid, "T")  # stopped, and takes no core
-    session.process.kill()
-    with pytest.raises(Unfit, match="its process died"):
-        session.open(spec)
-    session.close()
-
-
-def test_a_process_that_is_stopped_ends_with_its_parent():
-    program = """
-import signal
-from bench.sessions import Remote
-Remote("torch.nn").signal(signal.SIGSTOP)
-"""
-    assert subprocess.run([sys.executable, "-c", program], timeout=90).returncode == 0
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
-def test_whatever_ends_the_parent_ends_what_it_stopped():
-    program = """
-import sys, time
-from bench.sessions import Remote
-sys.path.insert(0, sys.argv[1])
-from bench_doubles import SPEC
-remote = Remote("torch.nn")
-remote.open(SPEC)
-print(remote.process.pid, flush=True)
-time.sleep(600)
-"""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)
-    parents = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(Path(__file__).parent)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in numbers
-    ]
-    children = []
-    try:
-        for parent, number in zip(parents, numbers, strict=True):
-            children.append(int(parent.stdout.readline()))
-            wait_for_state(children[-1], "T")
-            parent.send_signal(number)
-            parent.wait(60)
-            wait_for_state(children[-1], None, "Z")
-            children.pop()
-    finally:
-        for process in [*(parent.pid for parent in parents if parent.poll() is None), *children]:
-            os.kill(process, signal.SIGKILL)
-
-
-def test_a_checkout_of_another_commit(tmp_path):
-    """Of which `git archive` gives the files; compiling it is left out."""
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    package = tmp_path / "fastrnn"
-    package.mkdir()
-    (package / "__init__.py").write_text("# the old one")
-    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "old"], ["tag", "then"]):
-        subprocess.run([*git, *words], check=True)
-    (package / "__init__.py").write_text("# the new one")
-
-    built = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base, "build", built.append)
-        folder = base.checkout("then", tmp_path, tmp_path / "kept")
-        assert base.checkout("then", tmp_path, tmp_path / "kept") == folder
-    assert built == [folder]
-    ours, theirs = base.rivals(SPEC, "then", folder)
-    assert (ours.name, theirs.name, theirs.checkout) == ("fastrnn", "fastrnn@then", folder)
-    assert "the old one" in (folder / "fastrnn" / "__init__.py").read_text()
-
-
-# --- Memory and machine -----------------------------------------------------------------------
-
-
-def test_the_peak_is_what_a_call_holds_at_once():
-    megabytes = 2**20
-
-    def call():
-        held = [torch.ones(16 * megabytes // 4) for _ in range(3)]
-        torch.ones(8 * megabytes // 4)
-        return held[0]
-
-    found = memory.peak(call, "cpu")
-    assert 55 * megabytes <= found < 80 * megabytes  # pages are counted in batches
-    assert memory.peak(lambda: None, "cpu") < 8 * megabytes
-
-
-def test_ceilings_of_this_machine():
-    """That something was counted: the rates themselves are not judged."""
-    found = ceilings.measure("float32", 1)
-    assert found.flops > 1e8
-    assert [size for size, _ in found.reads] == list(ceilings.SIZES)
-    assert found.bandwidth(1) == found.reads[0][1]
-    assert found.bandwidth(1 << 40) == found.reads[-1][1]
-    assert ceilings.measure("bfloat16", 1) is None
-
-
-def test_no_ceilings_without_a_compiler(monkeypatch):
-    ceilings.compiled.cache_clear()
-    monkeypatch.setenv("CC", "no-such-compiler")
-    assert ceilings.measure("float32", 1) is None
-    ceilings.compiled.cache_clear()
-
-
-def test_facts_of_this_machine(monkeypatch):
-    monkeypatch.setattr(facts, "matrix_rate", lambda: 12.34e9)
-    found = facts.gather(ceilings.Ceilings(5e10, ((1 << 18, 7e10), (1 << 27, 2e10))))
-    assert (found.mm_gflops, found.fma_gflops) == (12.3, 50)
-    assert (found.cache_gbs, found.memory_gbs) == (70, 20)
-    assert found.torch == torch.__version__
-    assert found.isa in found.machine()
-    assert "onnxruntime" in found.peers
-    assert facts.gather().fma_gflops is None
-
-
-def test_the_machine_names_its_file():
-    assert FACTS.machine() == "a-cpu-r-avx2-2-cores"
-    assert replace(FACTS, gpu="NVIDIA H100 80GB HBM3").machine() == "nvidia-h100-80gb-hbm3"
-
-
-def test_tf32_is_allowed_where_the_dtype_says_so():
-    for dtype in ("tf32", "float32"):
-        Local(BASELINE).open(replace(SPEC, dtype=dtype))
-        assert torch.backends.cudnn.allow_tf32 == (dtype == "tf32")
-        assert torch.backends.cuda.matmul.allow_tf32 == (dtype == "tf32")
-
-
 def test_a_gpu_is_timed_by_events_around_each_call_with_a_cold_cache(monkeypatch):
     """With stand-ins for the events: what order things are put into the stream."""
     stream = []
@@ -340,8 +161,3 @@ def test_a_gpu_is_timed_by_events_around_each_call_with_a_cold_cache(monkeypatch
     monkeypatch.setattr(cuda, "eraser", lambda: Mock(zero_=lambda: stream.append("flush")))
     assert cuda.sample(lambda: stream.append("call"), 4) == pytest.approx(0.003)
     assert [one for one in stream if isinstance(one, str)] == ["flush", "call"] * 4 + ["wait"]
-
-
-def test_a_question_to_a_driver_that_is_not_there(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert cuda.query("driver_version") == ""

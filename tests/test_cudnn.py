@@ -286,7 +286,7 @@ def test_compile(name, form):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_opcheck(cell, packed):
-    from test_ops import Case, arguments
+    from op_cases import Case, arguments
 
     args = arguments(Case(cell, H=3, N=2, T=3, I=2, packed=packed))
     for tensor in (args[0], args[2], *args[4]):

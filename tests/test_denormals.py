@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from conftest import KERNELS
-from test_ops import Case, arguments, backward, cotangents
+from op_cases import Case, arguments, backward, cotangents
 from test_threads import threads
 from torch import Tensor
 

@@ -20,18 +20,13 @@ import scores
 import speech
 import text_classifier
 import voices
-from bench.timing import torch_threads
 
 EXAMPLES = Path(text_classifier.__file__).parent
 PROGRAMS = sorted(
     path.stem for path in EXAMPLES.glob("*.py") if "--backend" in path.read_text().split('"""')[1]
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    with torch_threads(1):
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:

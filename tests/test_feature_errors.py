@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_feature_tools import FEATURES, layer_arguments
-from test_features import each_backend, using
+from feature_calls import FEATURES, each_backend, layer_arguments, using
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch_pairs import layers, state

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import torch
 from conftest import assert_matches
+from feature_calls import each_backend, using
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_loop import plain_loop
@@ -16,21 +15,6 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import LAYERS, layers, state
 
 import fastrnn
-from fastrnn.dispatch import cpu
-
-each_backend = pytest.mark.parametrize("backend", ["reference", "cpu"])
-
-
-@contextlib.contextmanager
-def using(backend: str):
-    """The backend; "cpu" is the ops, in plain PyTorch where no kernels are built."""
-    not_built = cpu.not_built
-    cpu.not_built = None
-    try:
-        with fastrnn.backend(backend):
-            yield
-    finally:
-        cpu.not_built = not_built
 
 
 @st.composite

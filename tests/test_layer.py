@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import KERNELS, assert_matches
 from layers import layer, reference, reference_ops
-from test_ops import SMALL, TINY, Case, arguments, backward, converted, cotangents, ops_of
+from op_cases import SMALL, TINY, Case, arguments, backward, converted, cotangents, ops_of
 from torch import Tensor
 
 import fastrnn

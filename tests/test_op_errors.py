@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import KERNELS
-from test_ops import AXES, DTYPES, Case, arguments, backward, cotangents, ops_of
+from op_cases import AXES, DTYPES, Case, arguments, backward, cotangents, ops_of
 from torch import Tensor
 
 from fastrnn.table import weight_names

@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import KERNELS, assert_matches
 from layers import reference_ops
-from test_ops import AXES, DTYPES, FORWARD, Case, arguments, assert_gradients, backward, converted
-from test_ops import cotangents as cotangents_of
+from op_cases import AXES, DTYPES, FORWARD, Case, arguments, assert_gradients, backward, converted
+from op_cases import cotangents as cotangents_of
 from test_threads import GATES, threads
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch_pairs import layers, pair

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import KERNELS
-from test_ops import DTYPES, Case, arguments, backward, cotangents
+from op_cases import DTYPES, Case, arguments, backward, cotangents
 from torch.utils.data import DataLoader, Dataset
 
 import fastrnn

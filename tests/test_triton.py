@@ -7,22 +7,25 @@ arithmetic and addresses, not what threads of a GPU see of each other's memory, 
 from __future__ import annotations
 
 import itertools
-import multiprocessing
+from functools import partial
 
 import pytest
 import torch
 from conftest import assert_matches
 from layers import layer, on_loops, reference, reference_ops
-from test_ops import (
+from op_cases import (
     AXES,
+    FORMS,
     FORWARD,
     Case,
     arguments,
     assert_gradients,
+    assert_state_in_float32,
     backward,
     converted,
     cotangents,
     expected,
+    moved,
     ops_of,
     scattered,
 )
@@ -33,7 +36,7 @@ import fastrnn
 from fastrnn.dispatch import triton
 from fastrnn.dispatch.triton import cells, launch
 from fastrnn.dispatch.triton.choose import Plan
-from fastrnn.table import CELLS, weight_names
+from fastrnn.table import CELLS
 
 # numpy warns where an exponential overflows, which the cells expect.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -41,15 +44,7 @@ DEVICE = "cpu" if triton.INTERPRETED else "cuda"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # Tiles so small that little sizes have several, and a tail in the last.
 PLANS = {"step": Plan(False, 16, 16, 16, 4, 2), "persistent": Plan(True, 16, 32, 16, 4, 2)}
-FORMS = [(1, False, True), (2, True, True), (2, False, False), (1, True, False)]
-
-
-def on_device(value):
-    """Tensors in it moved to the device under test, but for batch sizes, which stay on the CPU."""
-    move = tree_map_only(Tensor, lambda t: t.to(DEVICE), value)
-    if isinstance(value, tuple) and len(value) > 1 and isinstance(value[1], Tensor):
-        return (move[0], value[1], *move[2:])
-    return move
+on_device = partial(moved, DEVICE)
 
 
 def force(monkeypatch, schedule: str) -> None:
@@ -193,24 +188,7 @@ def test_compile():
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_state_is_kept_in_float32(cell):
-    # Each step changes the state by less than half a unit in the last place of bfloat16, so that a
-    # rounded state stands still: an lstm adds 1/8 to a c of 64, a gru leaves 1 for 0 by 1/1000.
-    T, H, zero = 32, 1, torch.zeros
-    x = torch.ones(T, 1, 1, dtype=torch.bfloat16)
-    h0, c0 = zero(1, 1, H), None
-    if cell == "lstm":
-        c0 = torch.full((1, 1, H), 64.0)
-        w_ih = torch.tensor([[-1.9375], [100.0], [100.0], [0.0]])  # sigmoid(-1.9375) is 0.126
-    else:
-        h0 = torch.ones(1, 1, H)
-        w_ih = torch.tensor([[0.0], [6.9], [0.0]])  # sigmoid(6.9) is 0.999
-    args = (x, None, h0, c0, [w_ih, zero(len(w_ih), H)], cell, weight_names(False, False))
-    args = converted(args, torch.bfloat16)
-    _, h_n, c_n = ops_of.layer_inference(*on_device(args))
-    _, h, c = reference.layer(*converted(args, torch.float64))
-    begin, actual, wanted = (64.0, c_n, c) if cell == "lstm" else (1.0, h_n, h)
-    change = (wanted - begin).item()
-    assert abs(actual.item() - begin - change) < 0.25 * abs(change)
+    assert_state_in_float32(cell, ops_of.layer_inference, DEVICE)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
@@ -285,61 +263,3 @@ def test_what_cannot_run_says_so():
 
 def test_cells_are_those_of_the_table():
     assert list(cells.STEPS) == list(CELLS)
-
-
-class Concurrent:
-    """A kernel whose programs run at the same time, each in a process of its own, on shared memory.
-
-    The processes meet at the barrier as programs on a GPU do, but see memory as a CPU orders it.
-    """
-
-    def __init__(self, kernel):
-        self.kernel = kernel
-
-    def __getitem__(self, grid):
-        def run(**arguments):
-            for value in arguments.values():
-                if isinstance(value, Tensor):
-                    value.share_memory_()
-            context = multiprocessing.get_context("fork")
-            programs = [
-                context.Process(target=self.program, args=(grid, p, arguments))
-                for p in range(grid[0])
-            ]
-            for program in programs:
-                program.start()
-            for program in programs:
-                program.join(100)
-                if program.exitcode != 0:
-                    for other in programs:
-                        other.kill()
-                    raise AssertionError(f"program ended with {program.exitcode}")
-
-        return run
-
-    def program(self, grid, index, arguments):
-        from triton.runtime.interpreter import interpreter_builder
-
-        place = interpreter_builder.set_grid_idx
-        interpreter_builder.set_grid_dim = lambda *_: None
-        interpreter_builder.grid_dim = (*grid, 1, 1)
-        interpreter_builder.set_grid_idx = lambda x, y, z: place(index, y, z)
-        self.kernel[(1,)](**arguments)
-
-
-@pytest.mark.parametrize("cell", ["lstm_proj", "gru"])
-def test_programs_exchange_states(cell, monkeypatch):
-    monkeypatch.setattr(launch, "choose", lambda *_: Plan(True, 16, 16, 32, 4, 2))
-    if triton.INTERPRETED:
-        for name in ("forward_kernel", "backward_kernel"):
-            monkeypatch.setattr(launch, name, Concurrent(getattr(launch, name)))
-    case = Case(cell, H=33, N=3, T=4, D=1, dtype=torch.float32)
-    args = on_device(arguments(case))
-    wanted, wanted_gradients = expected(case)
-    results = on_loops(launch).layer_forward(*args)
-    for name, actual, value in zip(FORWARD, results, wanted, strict=True):
-        assert_matches(actual.cpu(), value, name)
-    grads = on_device(cotangents(wanted))
-    grads = [None if g is None else g.float() for g in grads]
-    gradients = backward(on_loops(launch).layer_backward, args, results, grads)
-    assert_gradients(tree_map_only(Tensor, Tensor.cpu, gradients), wanted_gradients)

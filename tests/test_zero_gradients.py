@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import KERNELS, assert_matches
 from layers import reference_ops
-from test_ops import DTYPES, Case, arguments, assert_gradients, converted
+from op_cases import DTYPES, Case, arguments, assert_gradients, converted
 from test_threads import threads
 from torch import Tensor, nn
 

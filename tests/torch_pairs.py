@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from conftest import assert_matches
@@ -64,3 +66,17 @@ def assert_same_error(call) -> None:
             ours, theirs = outcome(call, fastrnn), outcome(call, torch.nn)
         assert isinstance(theirs, tuple) and isinstance(theirs[0], type), "torch.nn raised nothing"
         assert ours == theirs
+
+
+def gradients(call, parameters) -> list[Tensor]:
+    """Those of the squares of all that `call` gives."""
+    leaves = [each for each in tree_leaves(call()) if each.requires_grad]
+    return list(torch.autograd.grad(sum(each.square().sum() for each in leaves), parameters))
+
+
+def saved_and_loaded(scripted: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """What a file of `torch.jit.save` holds."""
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    return torch.jit.load(file)

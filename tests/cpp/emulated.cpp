@@ -1,4 +1,4 @@
-// The CUDA kernels and their binding on the host, as a Python module for tests/test_cuda.py.
+// The CUDA kernels and their binding on the host, as a Python module for tests/cuda_kernels.py.
 #include "cuda/bind.cpp"
 #include "cuda/forward.cu"
 #include "cuda/backward.cu"

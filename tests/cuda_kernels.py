@@ -1,0 +1,115 @@
+"""The CUDA kernels to be tested: those of a GPU if there is one, else emulated on CPU tensors.
+
+The emulation (tests/cpp/emulate.h) runs the same source, thread by thread. It proves arithmetic,
+addresses and what waits for what, not what real memory does besides, and not speed. Who imports
+this is skipped where there is neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import itertools
+from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import KERNELS
+from layers import on_loops
+from op_cases import moved
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from fastrnn.dispatch import cuda
+
+ON_GPU = cuda.status() is None
+EMULATED = Path(__file__).parents[1] / "build/emulated.so"
+
+
+def emulation_loads() -> bool:
+    """Whether the emulation is there and, if it needs the address sanitizer, that is too."""
+    name = "__asan_init"
+    return EMULATED.exists() and (
+        name.encode() not in EMULATED.read_bytes() or hasattr(ctypes.CDLL(None), name)
+    )
+
+
+if KERNELS is None or not (ON_GPU or emulation_loads()):
+    pytest.skip("there is no GPU; `make emulated` runs the emulation", allow_module_level=True)
+
+from fastrnn.dispatch.cuda import launch  # noqa: E402  (needs the compiled kernels)
+from fastrnn.dispatch.cuda.launch import Plan  # noqa: E402
+
+DEVICE = "cuda" if ON_GPU else "cpu"
+on_device = partial(moved, DEVICE)
+HOW = ["float32", "tf32", "float16", "bfloat16", "float64"]
+PLANS = {
+    "few": Plan(False, 0),
+    "held": Plan(False, 1),
+    "tall": Plan(False, 2),
+    "library": Plan(True, 0),
+}
+# No such kernels.
+WITHOUT = [*itertools.product(("held", "tall"), ("float32", "float64")), ("library", "tf32")]
+
+
+class Emulated:
+    """The emulated kernels: what is launched has run when the call returns."""
+
+    def __init__(self, path: Path):
+        spec = importlib.util.spec_from_file_location("emulated", path)
+        self.module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.module)
+
+    def __getattr__(self, name: str):
+        def make(*args):
+            loop = getattr(self.module, name)(*args)
+
+            def done(function, *args):
+                function(*args)
+                self.module.synchronize()
+
+            return SimpleNamespace(run=partial(done, loop.run), step=partial(done, loop.step))
+
+        return make
+
+
+@cache
+def emulation() -> Emulated:
+    """One for all: a process loads the module once."""
+    return Emulated(EMULATED)
+
+
+@contextlib.contextmanager
+def emulated() -> Iterator[None]:
+    """The kernels are the emulated ones, unless there is a GPU."""
+    if ON_GPU:
+        yield
+        return
+    before, launch.KERNELS = launch.KERNELS, emulation()
+    try:
+        yield
+    finally:
+        launch.KERNELS = before
+
+
+_ops = on_loops(launch)
+layer_inference, layer_forward, layer_backward = (
+    _ops.layer_inference, _ops.layer_forward, _ops.layer_backward
+)  # fmt: skip
+
+
+def force(monkeypatch, plan: str, how: str = "") -> None:
+    """Makes every loop run by this plan, and float32 products in TF32 if `how` says so."""
+    monkeypatch.setattr(launch, "choose", lambda *_: PLANS[plan])
+    if how == "tf32":
+        monkeypatch.setattr(launch, "precision", lambda _: "tf32")
+
+
+def as_precise(how: str, value):
+    """TF32 rounds factors as float16 does, and is held to its tolerance."""
+    narrow = tree_map_only(Tensor, lambda t: t.half() if how == "tf32" else t, value)
+    return tree_map_only(Tensor, Tensor.cpu, narrow)

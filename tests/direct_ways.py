@@ -1,0 +1,37 @@
+"""The short and the long way of a call without gradients, and a call made both ways."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from fastrnn import direct
+
+
+@contextlib.contextmanager
+def long_way():
+    """Calls here take the long way, as where there are no compiled kernels."""
+    before, direct._direct = direct._direct, None
+    try:
+        yield
+    finally:
+        direct._direct = before
+
+
+def both_ways(module, *arguments) -> list[torch.Tensor]:
+    """The results of the call, which both ways give bit by bit."""
+    results = tree_leaves(module(*arguments))
+    with long_way():
+        wanted = tree_leaves(module(*arguments))
+    for a, e in zip(results, wanted, strict=True):
+        assert torch.equal(a, e) and a.dtype == e.dtype and a.stride() == e.stride()
+        assert a.requires_grad == e.requires_grad and a.is_inference() == e.is_inference()
+    storages = {a.untyped_storage().data_ptr() for a in results}
+    assert len(storages) == len(results) and all(a.untyped_storage().resizable() for a in results)
+    return results
+
+
+class Subclass(torch.Tensor):
+    pass

@@ -1,0 +1,72 @@
+"""What the benchmark suite knows of the machine: memory, ceilings, facts, switches."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from bench_doubles import FACTS, SPEC
+
+from bench import ceilings, cuda, facts, memory
+from bench.contenders import BASELINE
+from bench.sessions import Local
+
+# Sessions set the number of threads for their process, which here is that of the tests.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_peak_is_what_a_call_holds_at_once():
+    megabytes = 2**20
+
+    def call():
+        held = [torch.ones(16 * megabytes // 4) for _ in range(3)]
+        torch.ones(8 * megabytes // 4)
+        return held[0]
+
+    found = memory.peak(call, "cpu")
+    assert 55 * megabytes <= found < 80 * megabytes  # pages are counted in batches
+    assert memory.peak(lambda: None, "cpu") < 8 * megabytes
+
+
+def test_ceilings_of_this_machine():
+    """That something was counted: the rates themselves are not judged."""
+    found = ceilings.measure("float32", 1)
+    assert found.flops > 1e8
+    assert [size for size, _ in found.reads] == list(ceilings.SIZES)
+    assert found.bandwidth(1) == found.reads[0][1]
+    assert found.bandwidth(1 << 40) == found.reads[-1][1]
+    assert ceilings.measure("bfloat16", 1) is None
+
+
+def test_no_ceilings_without_a_compiler(monkeypatch):
+    ceilings.compiled.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert ceilings.measure("float32", 1) is None
+    ceilings.compiled.cache_clear()
+
+
+def test_facts_of_this_machine(monkeypatch):
+    monkeypatch.setattr(facts, "matrix_rate", lambda: 12.34e9)
+    found = facts.gather(ceilings.Ceilings(5e10, ((1 << 18, 7e10), (1 << 27, 2e10))))
+    assert (found.mm_gflops, found.fma_gflops) == (12.3, 50)
+    assert (found.cache_gbs, found.memory_gbs) == (70, 20)
+    assert found.torch == torch.__version__
+    assert found.isa in found.machine()
+    assert "onnxruntime" in found.peers
+    assert facts.gather().fma_gflops is None
+
+
+def test_the_machine_names_its_file():
+    assert FACTS.machine() == "a-cpu-r-avx2-2-cores"
+    assert replace(FACTS, gpu="NVIDIA H100 80GB HBM3").machine() == "nvidia-h100-80gb-hbm3"
+
+
+def test_tf32_is_allowed_where_the_dtype_says_so():
+    for dtype in ("tf32", "float32"):
+        Local(BASELINE).open(replace(SPEC, dtype=dtype))
+        assert torch.backends.cudnn.allow_tf32 == (dtype == "tf32")
+        assert torch.backends.cuda.matmul.allow_tf32 == (dtype == "tf32")
+
+
+def test_a_question_to_a_driver_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert cuda.query("driver_version") == ""

@@ -1,0 +1,176 @@
+"""Which calls without gradients do not take the short way: watched ones, and what does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import KERNELS
+from direct_ways import Subclass
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch_pairs import CELLS, everything, layers
+
+import fastrnn
+from fastrnn import direct
+
+pytestmark = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
+
+
+class Dispatch(TorchDispatchMode):
+    seen = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen = True
+        return func(*args, **(kwargs or {}))
+
+
+class Function(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def inside(name: str):
+    """A context in which somebody may want to see the op."""
+    return {
+        "gradients": torch.enable_grad,
+        "autocast": lambda: torch.autocast("cpu"),
+        "dispatch": Dispatch,
+        "function": Function,
+        "device": lambda: torch.device("cpu"),
+        "dual": torch.autograd.forward_ad.dual_level,
+        "profiler": torch.profiler.profile,
+        "reference": lambda: fastrnn.backend("reference"),
+    }[name]()
+
+
+CONTEXTS = (
+    "gradients", "autocast", "dispatch", "function", "device", "dual", "profiler", "reference",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@everything
+def test_watched_calls_take_the_long_way(name, context, taken):
+    module = getattr(fastrnn, name)(5, 7)
+    x = torch.randn(3, 5) if name in CELLS else torch.randn(2, 3, 5)
+    with torch.no_grad(), inside(context) as entered:
+        module(x)
+        assert taken == [False]
+    if context == "dispatch":
+        assert entered.seen
+    if context == "profiler":
+        names = {event.key for event in entered.key_averages()}
+        assert any("fastrnn::" in key or "rnn_tanh_cell" in key for key in names)
+    with torch.no_grad():
+        module(x)
+    assert taken == [False, True]
+
+
+@layers
+def test_transforms_and_traces_see_the_op(name, taken):
+    module = getattr(fastrnn, name)(5, 7).requires_grad_(False)
+    x = torch.randn(4, 2, 3, 5)
+    with torch.no_grad():
+        mapped = torch.vmap(lambda x: module(x)[0], randomness="error")(x)
+        assert not any(taken)
+        for k in range(4):
+            assert torch.allclose(mapped[k], module(x[k])[0], atol=1e-6)
+        taken.clear()
+        # A constant in the place of the op would give the first input's result for every input.
+        traced = torch.jit.trace(lambda x: module(x)[0], x[0], check_trace=False)
+        assert not any(taken)
+        assert torch.allclose(traced(x[1]), module(x[1])[0], atol=1e-6)
+        exported = torch.export.export(module, (x[0],)).module()
+        assert torch.allclose(exported(x[1])[0], module(x[1])[0], atol=1e-6)
+
+
+@everything
+def test_what_does_not_fit_takes_the_long_way(name, taken):
+    """And gives the same results there."""
+    is_cell = name in CELLS
+    module = getattr(fastrnn, name)(5, 7)
+    x = torch.randn(3, 5) if is_cell else torch.randn(2, 3, 5)
+    weight = "weight_hh" if is_cell else "weight_hh_l0"
+    with torch.no_grad():
+        wanted = tree_leaves(module(x))
+        assert taken == [True]
+
+        def long(*arguments) -> None:
+            taken.clear()
+            for a, e in zip(tree_leaves(module(*arguments)), wanted, strict=True):
+                assert torch.allclose(a, e, atol=1e-6)
+            assert taken == [False]
+
+        long(x.as_subclass(Subclass))
+        shape = (3, 7) if is_cell else (1, 3, 7)
+        zero = torch.zeros(1).expand(shape)
+        long(x, (zero, zero) if name.startswith("LSTM") else zero)
+        zero = torch.zeros(shape).as_subclass(Subclass)
+        long(x, (zero, zero) if name.startswith("LSTM") else zero)
+        before = module._parameters[weight]
+        module._parameters[weight] = torch.nn.Parameter(before.T.contiguous().T)
+        long(x)
+        module._parameters[weight] = before
+        torch.nn.utils.parametrize.register_parametrization(
+            module, weight, torch.nn.Identity(), unsafe=True
+        )
+        long(x)
+
+
+def test_negated_views_take_the_long_way(taken):
+    """A tensor whose memory holds the opposite of its value."""
+    module = fastrnn.RNN(1, 1)
+    x = torch.complex(torch.zeros(1, 1, 1), torch.ones(1, 1, 1)).conj().imag
+    assert x.is_neg()
+    with torch.no_grad():
+        assert torch.equal(module(x)[0], module(torch.full((1, 1, 1), -1.0))[0])
+    assert taken == [False, True]
+
+
+def test_dropout_takes_the_long_way_in_training(taken):
+    module = fastrnn.LSTM(5, 7, 2, dropout=0.5)
+    x = torch.randn(2, 3, 5)
+    with torch.no_grad():
+        module(x)
+        module.eval()
+        module(x)
+    assert taken == [False, True]
+
+
+def test_wrong_addresses_are_refused():
+    """What the module never passes: the kernel reads nothing that does not fit."""
+    short = direct._direct
+    module, x = fastrnn.LSTM(5, 7), torch.randn(2, 3, 5)
+    y, h, c = torch.empty(2, 3, 7), torch.empty(1, 3, 7), torch.empty(1, 3, 7)
+    names, parameters = module._flat_weights_names, module._parameters
+
+    def run(cell="lstm", x=x, sizes=None, h0=None, y=y, h=h, c=c, names=names, D=1) -> bool:
+        kinds = "w_ih w_hh b_ih b_hh"
+        return short.run(
+            cell, kinds, D, x, sizes, h0, None, parameters, names, None, None, [y], h, c, []
+        )
+
+    assert run()
+    assert not run(cell="sru")
+    assert not run(x=torch.randn(2, 3, 6)) and not run(x=torch.randn(2, 4, 5))
+    assert (
+        not run(x=torch.randn(5))
+        and not run(x=x.to(torch.float16))
+        and not run(x=x.double())
+        and not run(x=None)
+    )
+    assert not run(y=torch.empty(2, 3, 14)) and not run(y=torch.empty(2, 3, 6))
+    assert not run(y=torch.empty(2, 3, 7, 1)) and not run(y=torch.empty(2, 3, 28))
+    assert not run(h=torch.empty(0, 3, 7)) and not run(D=2) and not run(D=0)
+    assert not run(c=None) and not run(c=torch.empty(1, 3, 8)) and not run(c=y)
+    assert not run(names=names[:3]) and not run(names=names[::-1]) and not run(names=[])
+    assert not run(h0=h)
+    rows = {"x": torch.randn(5, 5), "y": torch.empty(5, 7)}
+    assert run(**rows, sizes=torch.tensor([3, 1, 1])) and not run(**rows)
+    for wrong in ([3, 1], [3, 2, 0], [3, 0, 2], [2, 3], [4, 1], [1, 1, 3], [], [5]):
+        assert not run(**rows, sizes=torch.tensor(wrong, dtype=torch.int64))
+    assert not run(**rows, sizes=torch.tensor([3, 2], dtype=torch.int32))
+    assert not run(**rows, sizes=[3, 2]) and not run(sizes=torch.tensor([3, 3]))
+    cell = {"x": x[0], "h": h[0], "c": c[0]}
+    assert run(**cell, y=h[0]) and not run(**cell, y=torch.empty(3, 14))

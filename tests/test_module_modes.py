@@ -1,0 +1,113 @@
+"""The modules under transforms, compilation, another backend and autocast, against eager calls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_matches
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_leaves
+from torch_pairs import CELLS, LAYERS, assert_same_results, everything, example, layers, pair
+
+import fastrnn
+
+
+@everything
+def test_vmap_and_per_sample_gradients(name):
+    module = getattr(fastrnn, name)(4, 3, dtype=torch.float64)
+    parameters = dict(module.named_parameters())
+    x = torch.stack([example(name, dtype=torch.float64) for _ in range(3)])
+
+    def call(parameters, x):
+        return tree_leaves(torch.func.functional_call(module, parameters, (x,)))
+
+    def loss(parameters, x):
+        return sum(t.square().sum() for t in call(parameters, x))
+
+    batched = torch.vmap(call, (None, 0))(parameters, x)
+    gradients = torch.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    ensemble = {k: torch.stack([p, 2 * p, -p]).detach() for k, p in parameters.items()}
+    of_ensemble = torch.vmap(call)(ensemble, x)
+    for k in range(3):
+        for a, e in zip(batched, call(parameters, x[k]), strict=True):
+            assert_matches(a[k], e)
+        wanted = torch.autograd.grad(loss(parameters, x[k]), list(parameters.values()))
+        for a, e in zip(gradients.values(), wanted, strict=True):
+            assert_matches(a[k], e)
+        member = {key: p[k] for key, p in ensemble.items()}
+        for a, e in zip(of_ensemble, call(member, x[k]), strict=True):
+            assert_matches(a[k], e)
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, "padded") for name in LAYERS + CELLS]
+    + [(name, form) for name in LAYERS for form in ("sorted", "unsorted")],
+)
+def test_compile(name, form):
+    options = {} if name in CELLS else {"num_layers": 2, "bidirectional": True}
+    module, x = getattr(fastrnn, name)(4, 3, **options), example(name)
+    if form != "padded":
+        lengths = [5, 3, 2] if form == "sorted" else [2, 5, 3]
+        x = pack_padded_sequence(x, lengths, enforce_sorted=form == "sorted")
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert_same_results(compiled(x), module(x))
+    runs = []
+    for call in (compiled, module):
+        floats = [t for t in tree_leaves(call(x)) if t is not None and t.requires_grad]
+        runs.append(torch.autograd.grad(sum(t.sum() for t in floats), list(module.parameters())))
+    for a, e in zip(*runs, strict=True):
+        assert_matches(a, e)
+
+
+@layers
+def test_compile_of_transforms(name):
+    """An op by itself would fail under vmap and grad, and give zero under jvp."""
+    module = getattr(fastrnn, name)(4, 3, dtype=torch.float64)
+    x = example(name, T=2, dtype=torch.float64)
+
+    def loss(x):
+        return module(x)[0].square().sum()
+
+    def halved(x):
+        parameters = {k: p / 2 for k, p in module.named_parameters()}
+        return torch.func.functional_call(module, parameters, (x,))
+
+    for function in (
+        torch.func.grad(loss),
+        torch.vmap(lambda row: module(row)[0], 1),
+        lambda x: torch.func.jvp(loss, (x,), (torch.ones_like(x),)),
+        halved,
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        assert_same_results(compiled(x), function(x))
+
+
+@everything
+def test_reference_backend(name):
+    module = getattr(fastrnn, name)(4, 3)
+    x = example(name)
+    with fastrnn.backend("reference"):
+        wanted = module(x)
+    assert_same_results(module(x), wanted)
+
+
+def test_cells_keep_their_state_dtype_under_autocast():
+    for name in CELLS:
+        ours, theirs = pair(name, 4, 3)
+        x = example(name)
+        with torch.autocast("cpu", torch.bfloat16):
+            results, wanted = ours(x), theirs(x)
+        for a, e in zip(tree_leaves(results), tree_leaves(wanted), strict=True):
+            assert a.dtype == e.dtype
+            assert_matches(a.bfloat16(), e)
+
+
+def test_input_check_is_off_under_autocast():
+    ours, theirs = pair("GRU", 4, 3)
+    x = example("GRU").bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours(x)[0].dtype == theirs(x)[0].dtype == torch.bfloat16
