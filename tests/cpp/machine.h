@@ -13,178 +13,19 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
-#include <functional>
 #include <memory>
-#include <new>
 #include <numeric>
-#include <source_location>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "fiber.h"
+#include "grid.h"
 
 namespace fastrnn::cuda::emulate {
 
-using Where = std::source_location;
-
-// Storage that no thread has written reads as NaN in every floating type.
-inline constexpr int kPoison = 0xff;
-inline constexpr size_t kMaxShared = 227 << 10;  // of a block, Hopper's
-inline constexpr int kMaxLive = 3;               // launches under way at a time
-inline constexpr int kMaxPaired = 1 << 15;       // threads of two launches that shall overlap
-
-struct Block;
-struct Grid;
-
-inline std::string text(Where where) {
-  const char* name = std::strrchr(where.file_name(), '/');
-  return std::string(name != nullptr ? name + 1 : where.file_name()) + ":" +
-         std::to_string(where.line());
-}
-
-// What a thread of a kernel does wrong; becomes the exception's message.
-struct Fault : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-struct Thread : Fiber {
-  Block* block;
-  int index;
-  const char* at = nullptr;  // the name in which it waits
-  Where where;
-  bool (*ready)(const Thread&) = nullptr;  // whether that wait is over, where nobody says so
-  bool held = false;                       // waiting for another launch
-  const unsigned* counter = nullptr;       // what wait_for waits for
-  unsigned count = 0;
-  unsigned cluster_phase = 0;  // in which it last arrived
-  bool cluster_arrived = false;
-
-  struct Copy {
-    void* to;
-    const void* from;  // or null: zeros
-    unsigned char bytes[16];
-    int group;
-  };
-  std::vector<Copy> copies;  // under way, the oldest first
-  int group = 0;             // that the next copy belongs to
-};
-
-struct Warp {
-  uint32_t ready = ~0u;  // lanes that can run
-  uint32_t ended = 0;
-  int arrived = 0;  // lanes that wait in the collective
-  const char* name = nullptr;
-  Where where;
-  void* operands[32];
-};
-
-struct Cluster;
-
-struct Block {
-  Grid& grid;
-  Cluster& cluster;
-  int index, rank;
-  std::vector<Warp> warps;
-  std::unique_ptr<Thread[]> threads;
-  int size, alive;
-  char* shared = nullptr;
-  bool begun = false;
-  bool next_may_start = false;
-  int at_barrier = 0;
-  Where barrier;
-  std::vector<Thread*> polling;  // whose wait ends when `ready` says so
-
-  Block(Grid&, Cluster&, int index, int rank);
-  ~Block() { free_shared(); }
-  Block(const Block&) = delete;
-  void free_shared() {
-    ::operator delete(shared, std::align_val_t(128));
-    shared = nullptr;
-  }
-  bool holds(const void* address, size_t bytes) const;
-};
-
-struct Cluster {
-  std::vector<std::unique_ptr<Block>> blocks;
-  int alive = 0, arrived = 0;  // threads
-  unsigned phase = 0;
-};
-
-struct Grid {
-  LaunchShape shape;
-  std::function<void()> kernel;
-  std::vector<int> order = {};  // of clusters
-  size_t begun = 0;             // of them
-  std::vector<std::unique_ptr<Cluster>> clusters = {};
-  int ended = 0, next_may_start = 0;  // blocks
-  Grid* previous = nullptr;           // that previous_grid_wait waits for
-  Grid* next = nullptr;               // that will overlap with this and has not begun
-  bool alone = false;                 // it will not begin before this has ended
-};
-
-inline Block::Block(Grid& grid, Cluster& cluster, int index, int rank)
-    : grid(grid),
-      cluster(cluster),
-      index(index),
-      rank(rank),
-      warps(static_cast<size_t>(grid.shape.threads / 32)),
-      threads(new Thread[static_cast<size_t>(grid.shape.threads)]),
-      size(grid.shape.threads),
-      alive(size) {
-  // Of the exact size, so that the address sanitizer sees an access beyond.
-  shared = static_cast<char*>(::operator new(grid.shape.shared, std::align_val_t(128)));
-}
-
-inline bool Block::holds(const void* address, size_t bytes) const {
-  const uintptr_t offset =
-      reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(shared);
-  return bytes <= grid.shape.shared && offset <= grid.shape.shared - bytes;
-}
-
-inline Thread& self() { return *static_cast<Thread*>(Fiber::running); }
-
-// Suspends the thread; whoever lets it go on marks its lane as ready.
-inline void wait(const char* at, Where where) {
-  Thread& me = self();
-  me.at = at;
-  me.where = where;
-  me.suspend();
-  me.at = nullptr;
-}
-// Suspends the thread until `ready` is true of it.
-inline void wait_until(bool (*ready)(const Thread&), const char* at, Where where,
-                       bool held = false) {
-  Thread& me = self();
-  if (ready(me)) return;
-  me.ready = ready;
-  me.held = held;
-  me.block->polling.push_back(&me);
-  wait(at, where);
-}
-
-// All lanes of the warp bring an operand; the last to come calls `body(operands)` for all.
-template <class Operand, class Body>
-void collective(const char* name, Where where, Operand& operand, const Body& body) {
-  Thread& me = self();
-  Warp& warp = me.block->warps[static_cast<size_t>(me.index / 32)];
-  if (warp.ended != 0) throw Fault("other lanes of the warp have ended");
-  if (warp.arrived == 0) {
-    warp.name = name;
-    warp.where = where;
-  } else if (warp.name != name || warp.where.line() != where.line() ||
-             warp.where.column() != where.column()) {
-    throw Fault("the warp diverges: other lanes are at " + std::string(warp.name) + " (" +
-                text(warp.where) + ")");
-  }
-  warp.operands[me.index % 32] = &operand;
-  if (++warp.arrived < 32) return wait(name, where);
-  warp.arrived = 0;
-  Operand* operands[32];
-  for (int l = 0; l < 32; ++l) operands[l] = static_cast<Operand*>(warp.operands[l]);
-  body(operands);
-  warp.ready = ~(1u << me.index % 32);
-}
+inline constexpr int kMaxLive = 3;          // launches under way at a time
+inline constexpr int kMaxPaired = 1 << 15;  // threads of two launches that shall overlap
 
 class Machine {
  public:
