@@ -106,6 +106,8 @@ class RNNBase(torch.nn.RNNBase):
         rank = input.dim()
         if input.is_nested:
             raise RuntimeError("a nested tensor is not taken: give a PackedSequence, or lengths")
+        if input.layout is not torch.strided:
+            raise RuntimeError(f"input must be a dense tensor, got {input.layout}")
         if rank not in (2, 3):
             tensor = " tensor" if self.mode.startswith("RNN") else ""
             raise ValueError(
@@ -171,12 +173,13 @@ class RNNBase(torch.nn.RNNBase):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
             raise RuntimeError("batch_sizes must be a 1-D int64 tensor on the CPU")
-        self._update_flat_weights()
         if hx is not None:
+            self._update_flat_weights()
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
         results = direct.stack(self, input, hx, batch_sizes, asked)
         if results is None:
+            self._update_flat_weights()
             if hx is None:
                 self.check_input(input, batch_sizes)
                 hx = self._zero_state(input, int(batch_sizes[0]))

@@ -18,11 +18,8 @@ _DTYPES = (torch.float32, torch.float64)
 
 
 def _weights(module: RNNBase) -> list[Tensor]:
-    """The module's weights in the order of `torch.nn`; ValueError if there is one without."""
+    """The module's weights as they are now, in the order of `torch.nn`; TypeError without one."""
     module._update_flat_weights()
-    for name, weight in zip(module._flat_weights_names, module._flat_weights, strict=True):
-        if weight is None:
-            raise ValueError(f"the module has no {name}")
     return module._flat_weights
 
 
@@ -109,7 +106,8 @@ class Streamer:
         """Takes the module's weights as they are now; the state goes on.
 
         Raises:
-            ValueError: a weight is missing, or of another dtype or device than the stream.
+            TypeError: a weight is None.
+            ValueError: a weight is of another dtype or device than the stream.
             RuntimeError: a weight has another shape.
         """
         from . import _C

@@ -17,6 +17,7 @@ from torch_pairs import everything, layers
 
 import fastrnn
 from fastrnn import dispatch
+from fastrnn.dispatch import cpu
 from fastrnn.scopes import Choice, Scope
 
 
@@ -119,7 +120,7 @@ def test_set_backend():
 def test_what_cannot_be_chosen_is_an_error_at_the_call(choose, monkeypatch):
     with pytest.raises(ValueError, match="unknown backend 'gpu'"):
         choose("gpu")
-    monkeypatch.setattr(dispatch, "_not_built", "no compiler")
+    monkeypatch.setattr(cpu, "not_built", "no compiler")
     with pytest.raises(RuntimeError, match="backend 'cpu' cannot run: no compiler"):
         choose("cpu")
     assert dispatch.chosen() == "auto"
