@@ -89,7 +89,8 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     how = precision(x.dtype)
     plan = choose(products, N, D, how, x.device)
     memory = tensors.copy()
-    memory["h"] = h = _padded(memory.pop("h0").expand(2, D, N, P))
+    h0 = memory.pop("h0")
+    memory["h"] = h = _padded(torch.stack((h0, h0)))
     memory["m"] = m = None if w_hr is None else _rows(D, N, H, like=x)
     if plan.library:
         memory["sums"] = sums = _sums(x, D * N * G * H, D * N * P)

@@ -59,7 +59,8 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
     numbers are, not stored negated as those of a conjugate's imaginary part."""
     if tensor is None:
         return None
-    tensor = tensor.resolve_neg().contiguous()
+    if not tensor.is_contiguous() or tensor.is_neg():
+        tensor = tensor.resolve_neg().contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
@@ -200,7 +201,7 @@ def run_backward(
     D, N, H, P, rows, width = size.D, size.N, size.H, size.P, size.rows, cell.gates * size.H
     d_kept = None
     if cell.has_c and cotangents.c_n is not None:
-        d_kept = layer.initial(cotangents.c_n.contiguous(), wide=True)
+        d_kept = layer.initial(_dense(cotangents.c_n), wide=True)
     elif cell.keeps:
         d_kept = input.new_zeros((D, N, H), dtype=layer.form.wide)
     du = layer.matrix(rows, D * width)
