@@ -84,6 +84,7 @@ def test_launches_are_made_on_the_device_of_the_tensors(persistent, monkeypatch)
         is_cuda=True, device=torch.device("cuda", 1), dtype=torch.float32, data_ptr=lambda: 16
     )
     monkeypatch.setattr(torch.cuda, "device", On)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(
         torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=10 + current[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 
 import torch
@@ -59,6 +60,7 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     return None
 
 
+@functools.cache
 def _loops():
     """What imports the compiled kernels, at the first call."""
     return importlib.import_module("fastrnn.dispatch.cuda.launch")

@@ -7,7 +7,6 @@ torch's current stream, and a chain of launches that repeats is replayed as a gr
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor
 from ... import _C
 from ...call import Sizes
 from ...table import Cell
+from .. import gpu
 from ..gpu import graphs, precision
 from ..gpu.layer import Tensors
 
@@ -51,7 +51,7 @@ def choose(
 
 def _rows(*shape: int, like: Tensor) -> Tensor:
     """Zeros of that shape, but with rows that are `pitch` long."""
-    return like.new_zeros(*shape[:-1], pitch(shape[-1], like.itemsize))
+    return like.new_zeros((*shape[:-1], pitch(shape[-1], like.itemsize)))
 
 
 def _padded(matrix: Tensor) -> Tensor:
@@ -85,28 +85,27 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     """As `gpu.layer.Loops` says."""
     x, w_hh, w_hr = tensors["x"], tensors["w_hh"], tensors["w_hr"]
     D, N, H, P, G = size.D, size.N, size.H, size.P, cell.gates
-    products = ((G, H, P),) + ((1, P, H),) * (w_hr is not None)
+    products = ((G, H, P),) if w_hr is None else ((G, H, P), (1, P, H))
     how = precision(x.dtype)
     plan = choose(products, N, D, how, x.device)
-    h, m = _padded(tensors["h_n"].expand(2, D, N, P)), None
-    if w_hr is not None:
-        m = _rows(D, N, H, like=x)
-    memory = tensors | {"h": h, "m": m}
+    memory = tensors.copy()
+    h0 = memory.pop("h0")
+    memory["h"] = h = _padded(torch.stack((h0, h0)))
+    memory["m"] = m = None if w_hr is None else _rows(D, N, H, like=x)
     if plan.library:
         memory["sums"] = sums = _sums(x, D * N * G * H, D * N * P)
     else:
         memory["w_hh"], memory["w_hr"] = _padded(w_hh), None if w_hr is None else _padded(w_hr)
-    loop = _Loop("CudaForward", cell, size, plan, how, memory, {})
 
-    def with_library(stream: int) -> None:
+    def with_library(step: Callable[[int, bool, int], None], stream: int) -> None:
         for i in range(size.T):
-            _multiply(h[i % 2, ..., :P], w_hh.mT, sums)
-            loop.kernels.step(i, False, stream)
+            _multiply(h[i % 2, ..., :P], w_hh.view(D, -1, P).mT, sums)
+            step(i, False, stream)
             if w_hr is not None:
-                _multiply(m[..., :H], w_hr.mT, sums)
-                loop.kernels.step(i, True, stream)
+                _multiply(m[..., :H], w_hr.view(D, P, H).mT, sums)
+                step(i, True, stream)
 
-    loop.run(with_library)
+    _run("CudaForward", cell, size, plan, how, memory, {}, (), with_library)
 
 
 def backward(
@@ -115,75 +114,68 @@ def backward(
     """As `gpu.layer.Loops` says."""
     du, w_hh, w_hr = tensors["du"], tensors["w_hh"], tensors["w_hr"]
     D, N, H, P, K = size.D, size.N, size.H, size.P, cell.gates * size.H
-    products = ((1, P, K),) + ((1, H, P),) * (w_hr is not None)
+    products = ((1, P, K),) if w_hr is None else ((1, P, K), (1, H, P))
     how = precision(du.dtype)
     plan = choose(products, N, D, how, du.device)
-    sent, sent_state = _rows(2, D, N, K, like=du), None
-    if w_hr is not None:
-        sent_state = _rows(D, N, P, like=du)
-    memory = tensors | {"sent": sent, "sent_state": sent_state}
+    w_hh = w_hh.view(D, K, P)
+    w_hr = None if w_hr is None else w_hr.view(D, P, H)
+    memory = tensors.copy()
+    memory["sent"] = sent = _rows(2, D, N, K, like=du)
+    memory["sent_state"] = sent_state = None if w_hr is None else _rows(D, N, P, like=du)
     if plan.library:
         memory["sums"] = sums = _sums(du, D * N * P, D * N * H)
     else:
-        memory["w_hh"], memory["w_hr"] = (
-            _padded(w_hh.mT),
-            None if w_hr is None else _padded(w_hr.mT),
-        )
-    numbers = {"detach_every": detach_every}
-    loop = _Loop("CudaBackward", cell, size, plan, how, memory, numbers, float(grad_clip))
+        memory["w_hh"] = _padded(w_hh.mT)
+        memory["w_hr"] = None if w_hr is None else _padded(w_hr.mT)
 
-    def with_library(stream: int) -> None:
+    def with_library(step: Callable[[int, bool, int], None], stream: int) -> None:
         for i in reversed(range(size.T)):
             if i + 1 < size.T:  # nothing comes from after the last step
                 _multiply(sent[1 - i % 2, ..., :K], w_hh, sums)
             if w_hr is not None:
-                loop.kernels.step(i, True, stream)
+                step(i, True, stream)
                 _multiply(sent_state[..., :P], w_hr, sums)
-            loop.kernels.step(i, False, stream)
+            step(i, False, stream)
 
-    loop.run(with_library)
+    numbers, more = {"detach_every": detach_every}, (float(grad_clip),)
+    _run("CudaBackward", cell, size, plan, how, memory, numbers, more, with_library)
 
 
-class _Loop:
-    """The kernels of a loop, which know its memory by address."""
+def _run(
+    kind: str,
+    cell: Cell,
+    size: Sizes,
+    plan: Plan,
+    how: str,
+    memory: Tensors,
+    numbers: dict[str, int],
+    more: tuple[float, ...],
+    with_library: Callable[[Callable[[int, bool, int], None], int], None],
+) -> None:
+    """Runs all steps with the kernels of a loop, which know its memory by address; `with_library`
+    does in the library schedule."""
+    device = memory["y"].device
+    on_gpu = device.type == "cuda"
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in memory.values()]
 
-    def __init__(
-        self,
-        kind: str,
-        cell: Cell,
-        size: Sizes,
-        plan: Plan,
-        how: str,
-        memory: Tensors,
-        numbers: dict[str, int],
-        *more: float,
-    ):
-        values = {name: t.data_ptr() for name, t in memory.items() if t is not None}
+    @functools.cache
+    def kernels():
+        """Not needed where a graph of theirs is replayed."""
+        values = dict(zip(memory, addresses, strict=True)) | numbers
         values["T"], values["N"], values["rows"], values["D"] = size.T, size.N, size.rows, size.D
         values["H"], values["P"], values["G"] = size.H, size.P, cell.gates
-        values |= numbers
-        self.memory, self.device, self.plan = memory, memory["y"].device, plan
-        self.kind, self.arguments = kind, (cell.name, how, *plan, values, *more)
-        self.chain = (kind, cell.name, how, plan, *values.items(), *more, self.device)
+        return getattr(KERNELS, kind)(cell.name, how, *plan, values, *more)
 
-    @functools.cached_property
-    def kernels(self):
-        """Not needed where a graph of theirs is replayed."""
-        return getattr(KERNELS, self.kind)(*self.arguments)
+    def current() -> int:
+        return torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
 
-    def run(self, with_library: Callable[[int], None]) -> None:
-        """Runs all steps; `with_library` does in the library schedule."""
-        on_gpu = self.device.type == "cuda"
+    def chain() -> None:
+        stream = current()  # another one while the chain is recorded
+        with_library(kernels().step, stream) if plan.library else kernels().run(stream)
 
-        def current() -> int:
-            return torch.cuda.current_stream(self.device).cuda_stream if on_gpu else 0
-
-        def chain() -> None:
-            stream = current()  # another one while the chain is recorded
-            with_library(stream) if self.plan.library else self.kernels.run(stream)
-
-        with torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext():
-            if on_gpu and not torch.cuda.is_current_stream_capturing():
-                graphs.repeat((*self.chain, current()), chain)
-            else:
-                chain()
+    with gpu.current(device):
+        if on_gpu and not torch.cuda.is_current_stream_capturing():
+            settings = (kind, cell.name, how, plan, size, *numbers.values(), *more, device)
+            graphs.repeat((settings, current(), *addresses), chain)
+        else:
+            chain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import torch
@@ -19,8 +20,18 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def current(device: torch.device) -> contextlib.AbstractContextManager:
+    """Makes a device the current one, as launches need; nothing where it is or is no GPU."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
+_name = functools.cache(lambda dtype: str(dtype).removeprefix("torch."))
+
+
 def precision(dtype: torch.dtype) -> str:
     """How products are made: in the dtype, or "tf32" where torch's own of float32 are."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
+    if dtype is torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
-    return str(dtype).removeprefix("torch.")
+    return _name(dtype)

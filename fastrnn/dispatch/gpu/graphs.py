@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable
 import torch
 
 LIMIT = 64  # chains remembered
+_UNKNOWN = object()
 
 _chains: OrderedDict[Hashable, Callable[[], None] | None] = OrderedDict()
 _lock = threading.Lock()  # of `_chains`
@@ -87,11 +88,10 @@ def repeat(
 ) -> None:
     """Does what `run` does, by replaying a graph where `chain`, on this stream, has come before."""
     with _lock:
-        known = chain in _chains
-        if known:
+        replay = _chains.get(chain, _UNKNOWN)
+        if replay is not _UNKNOWN:
             _chains.move_to_end(chain)
-        replay = _chains.get(chain)
-    if not known:
+    if replay is _UNKNOWN:
         run()
         _remember(chain, None)
         return

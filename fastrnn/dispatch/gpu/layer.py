@@ -7,7 +7,7 @@ The products are torch's, with TF32 where its settings say so. The loop comes fr
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ Tensors = dict[str, Tensor | None]
 
 class Loops(Protocol):
     """The loops over time of a backend. Tensors are dense, aligned to 16 bytes and on one device.
+    Shapes say how the numbers lie; a tensor may fold some of its dimensions into one.
 
     Of the input's dtype, or, `kept` and `d_kept`, float32, float64 where that is the input's. None
     stands for what the cell or the call does not have. T, N, D, H, P, rows: `call.Sizes`.
@@ -31,12 +32,12 @@ class Loops(Protocol):
     @staticmethod
     def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
         """Reads x [rows, D, G, H], the input part of the pre-activations with b_ih; w_hh [D, G, H,
-        P]; b_hh [D, G, H]; w_hr [D, P, H]; lengths [N] int64, offsets [T] int64, the first row of
-        each step of packed input, and reset [T, N] bool.
+        P]; b_hh [D, G, H]; w_hr [D, P, H]; h0 [D, N, P]; lengths [N] int64, offsets [T] int64, the
+        first row of each step of packed input, and reset [T, N] bool.
 
-        Writes y [rows, D, P]; h_n [D, N, P], in which h0 stands before; kept [D, N, H], the initial
-        state that the cell keeps and then the final one; where they are wanted gates [D, rows, S,
-        H], cells [D, rows, H] and hidden [D, rows, H]. Rows without a step stay as they were.
+        Writes y [rows, D, P]; h_n [D, N, P]; kept [D, N, H], the initial state that the cell keeps
+        and then the final one; where they are wanted gates [D, rows, S, H], cells [D, rows, H] and
+        hidden [D, rows, H]. Rows without a step stay as they were.
         """
 
     @staticmethod
@@ -58,42 +59,78 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
     numbers are, not stored negated as those of a conjugate's imaginary part."""
     if tensor is None:
         return None
-    tensor = tensor.resolve_neg().contiguous()
+    if not tensor.is_contiguous() or tensor.is_neg():
+        tensor = tensor.resolve_neg().contiguous()
     return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
+class _Form(NamedTuple):
+    """What follows from the names, shapes, dtypes and devices of a call alone."""
+
+    size: Sizes
+    cell: Cell
+    wide: torch.dtype  # of what a unit keeps from step to step, which is not rounded to a short one
+    output: tuple[int, ...]  # shape
+
+
+LIMIT = 256  # forms remembered
+
+# Threads that miss the same form make two that are equal.
+_forms: dict[tuple, _Form] = {}
+
+
+def _form(call: Call) -> _Form:
+    """The form of a call. One that was seen before is checked by being equal."""
+    input, batch_sizes, h0, c0, weights, cell, names, reset, lengths, *_ = call
+    tensors = (input, batch_sizes, h0, c0, reset, lengths, *weights)
+    key = (cell, names, *[t if t is None else (t.shape, t.dtype, t.device) for t in tensors])
+    form = _forms.get(key)
+    if form is None:
+        size = call.sizes()
+        call.check_alike()
+        if batch_sizes is None:
+            call.steps(size)  # that there are any
+        wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+        form = _Form(size, call.kind, wide, call.output_shape(size))
+        if len(_forms) >= LIMIT:
+            _forms.clear()
+        _forms[key] = form
+    return form
+
+
 class _Layer:
-    """A call: checked, dense, its weights stacked over directions."""
+    """A call: checked and dense. Matrices of two directions are one below the other."""
 
     def __init__(self, call: Call):
-        self.size = size = call.sizes()
-        call.check_alike()
+        self.form = form = _form(call)
+        self.size, self.cell = size, _ = form[:2]
         if call.lengths is not None and call.lengths.is_cpu:
             check_lengths(call.lengths, size.T)
-        self.cell, self.input = call.kind, _dense(call.input)
+        input, weights = _dense(call.input), call.weights
+        self.input = input.view(size.rows, size.I) if call.batch_sizes is None else input
         self.h0, self.c0 = _dense(call.h0), _dense(call.c0)
-        first, *others = call.by_name()
-        if others:
-            weights = {name: torch.stack((w, others[0][name])) for name, w in first.items()}
+        if size.D == 1:
+            self.w_ih, self.w_hh, *others = map(_dense, weights)
         else:
-            weights = {name: _dense(w) for name, w in first.items()}
-        D, G = size.D, self.cell.gates
-        self.w_ih = weights["w_ih"].view(D * G * size.H, size.I)
-        self.w_hh = weights["w_hh"].view(D, G * size.H, size.P)
-        self.b_ih, self.b_hh = weights.get("b_ih"), weights.get("b_hh")
-        if self.b_ih is not None:
-            self.b_ih = self.b_ih.flatten()
-        self.w_hr = weights["w_hr"].view(D, size.P, size.H) if call.projected else None
+            pairs = zip(weights[: len(weights) // 2], weights[len(weights) // 2 :], strict=True)
+            self.w_ih, self.w_hh, *others = map(torch.cat, pairs)
+        self.w_hr = others.pop() if call.projected else None
+        self.b_ih, self.b_hh = others or (None, None)
         self.reset, self.lengths, self.offsets = _dense(call.reset), _dense(call.lengths), None
         self.earlier = slice(0, size.rows - size.N)
-        steps = call.steps(size)
+        self.ragged = call.lengths is not None  # whether rows of the input are past an end
         if call.batch_sizes is not None:
-            self.lengths, self.offsets, self.earlier = packing(steps, call.input.device)
+            device = input.device
+            self.lengths, self.offsets, self.earlier = packing(call.steps(size), device)
 
     def matrix(self, *shape: int) -> Tensor:
         """For results of the loop, which leaves what is past the end of a padded row: zero."""
-        ragged = self.lengths is not None and self.offsets is None
-        return (self.input.new_zeros if ragged else self.input.new_empty)(shape)
+        return (self.input.new_zeros if self.ragged else self.input.new_empty)(shape)
+
+    def initial(self, state: Tensor, wide: bool) -> Tensor:
+        """A state as a loop may overwrite it."""
+        dtype = self.form.wide if wide else state.dtype
+        return state.clone() if state.dtype is dtype else state.to(dtype)
 
     def first(self, d: int, matrix: Tensor) -> Tensor:
         """What a (rows, ...) matrix holds of the first step of each batch row; 0 without one."""
@@ -114,47 +151,45 @@ class _Layer:
         return values if alive is None else torch.where(alive[:, None], values, 0)
 
 
-def _kept_dtype(input: Tensor) -> torch.dtype:
-    """Of what a unit keeps from step to step, which is not rounded to a short dtype."""
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
-
-
 def run(loops: Loops, call: Call, save: bool) -> Results:
     """As `dispatch.Backend.run`, without gradients, on a backend's loops."""
     layer = _Layer(call)
-    size, cell = layer.size, layer.cell
-    D, H, P, rows = size.D, size.H, size.P, size.rows
-    x = F.linear(layer.input.reshape(rows, size.I), layer.w_ih, layer.b_ih)
-    kept = {"c": layer.c0, "h": layer.h0, "": None}[cell.keeps]
-    kept = None if kept is None else kept.to(_kept_dtype(x), copy=True)
+    size, cell, h0 = layer.size, layer.cell, layer.h0
+    D, H, rows = size.D, size.H, size.rows
+    kept = gates = cells = hidden = None
+    if cell.keeps:
+        kept = layer.initial(layer.c0 if cell.has_c else h0, wide=True)
+    # Where every row has a step, each element is written.
+    h_n = layer.initial(h0, wide=False) if layer.ragged else torch.empty_like(h0)
+    y = layer.matrix(*layer.form.output)
+    if save:
+        gates = layer.matrix(D, rows, cell.saved, H) if cell.saved else None
+        cells = layer.matrix(D, rows, H) if cell.has_c else None
+        hidden = layer.matrix(D, rows, H) if call.projected else None
     tensors = {
-        "x": x,
+        "x": F.linear(layer.input, layer.w_ih, layer.b_ih),
         "w_hh": layer.w_hh,
         "b_hh": layer.b_hh,
         "w_hr": layer.w_hr,
+        "h0": h0,
         "kept": kept,
-        "y": layer.matrix(rows, D * P),
-        "h_n": layer.h0.clone(),
-        "gates": layer.matrix(D, rows, cell.saved, H) if save and cell.saved else None,
-        "cells": layer.matrix(D, rows, H) if save and cell.has_c else None,
-        "hidden": layer.matrix(D, rows, H) if save and call.projected else None,
+        "y": y,
+        "h_n": h_n,
+        "gates": gates,
+        "cells": cells,
+        "hidden": hidden,
         "lengths": layer.lengths,
         "offsets": layer.offsets,
         "reset": layer.reset,
     }
     loops.forward(cell, size, tensors)
-    y = tensors["y"].view(call.output_shape(size))
     c_n = kept.to(y.dtype) if cell.has_c else y.new_empty(0)
     if not save:
-        return Results(y, tensors["h_n"], c_n)
-    gates = tensors["gates"]
+        return Results(y, h_n, c_n)
     if gates is None:
         gates = y.new_empty(D, rows, 0, H)
-    cells, hidden = (y.new_empty(0) if tensors[k] is None else tensors[k] for k in _SAVED)
-    return Results(y, tensors["h_n"], c_n, gates, cells, hidden)
-
-
-_SAVED = ("cells", "hidden")
+    cells, hidden = (y.new_empty(0) if each is None else each for each in (cells, hidden))
+    return Results(y, h_n, c_n, gates, cells, hidden)
 
 
 def run_backward(
@@ -163,16 +198,16 @@ def run_backward(
     """As `dispatch.Backend.run_backward`, on a backend's loops."""
     layer = _Layer(call)
     input, size, cell = call.input, layer.size, layer.cell
-    D, N, H, P, rows, G = size.D, size.N, size.H, size.P, size.rows, cell.gates
+    D, N, H, P, rows, width = size.D, size.N, size.H, size.P, size.rows, cell.gates * size.H
     d_kept = None
-    if cell.keeps:
-        d_kept = torch.zeros(D, N, H, dtype=_kept_dtype(input), device=input.device)
-        if cell.has_c and cotangents.c_n is not None:
-            d_kept.copy_(cotangents.c_n)
-    du = layer.matrix(rows, D, G * H)
-    dx = layer.matrix(rows, D, G * H) if cell.split else du
-    d_state = layer.matrix(rows, D, P) if call.projected else None
-    y = _dense(saved.output).view(rows, D, P)
+    if cell.has_c and cotangents.c_n is not None:
+        d_kept = layer.initial(_dense(cotangents.c_n), wide=True)
+    elif cell.keeps:
+        d_kept = input.new_zeros((D, N, H), dtype=layer.form.wide)
+    du = layer.matrix(rows, D * width)
+    dx = layer.matrix(rows, D * width) if cell.split else du
+    d_state = layer.matrix(rows, D * P) if call.projected else None
+    y = _dense(saved.output)
     tensors = {
         "dy": _dense(cotangents.output),
         "dh_n": _dense(cotangents.h_n),
@@ -196,27 +231,33 @@ def run_backward(
     grad_input = grad_h0 = grad_c0 = input.new_empty(0)
     grad_weights: list[Tensor] = []
     if needs.input:
-        grad_input = torch.mm(dx.flatten(1), layer.w_ih).view(input.shape)
+        grad_input = torch.mm(dx, layer.w_ih).view(input.shape)
     if needs.state:
         grad_h0 = _state_gradient(layer, du, d_kept, cotangents.h_n, call.grad_clip)
         grad_c0 = d_kept.to(input.dtype) if cell.has_c else grad_c0
     if needs.weights:
+        y = y.view(rows, D * P)
         for d in range(D):
-            grads = _weight_gradients(layer, d, dx[:, d], du[:, d], y[:, d])
+            grads = _weight_gradients(layer, d, *(_part(m, d, D) for m in (dx, du, y)))
             if call.projected:
-                grads["w_hr"] = torch.mm(d_state[:, d].t(), saved.hidden[d])
-            grad_weights += [grads[name] for name in call.names.split()]
+                grads.append(torch.mm(_part(d_state, d, D).t(), saved.hidden[d]))
+            grad_weights += grads
     return Gradients(grad_input, grad_h0, grad_c0, grad_weights)
+
+
+def _part(matrix: Tensor, d: int, D: int) -> Tensor:
+    """The columns of direction d."""
+    return matrix if D == 1 else matrix.chunk(D, 1)[d]
 
 
 def _state_gradient(
     layer: _Layer, du: Tensor, d_kept: Tensor | None, grad_h_n: Tensor | None, grad_clip: float
 ) -> Tensor:
     """Gradient of h0 (D, N, P): what the first step of each row sends back."""
-    grad = torch.bmm(
-        torch.stack([layer.first(d, du[:, d]) for d in range(layer.size.D)]),
-        layer.w_hh.flatten(1, -2),
-    )
+    D, N, P = layer.size.D, layer.size.N, layer.size.P
+    weights = layer.w_hh.chunk(D)
+    grads = [torch.mm(layer.first(d, _part(du, d, D)), weights[d]) for d in range(D)]
+    grad = grads[0].view(D, N, P) if D == 1 else torch.stack(grads)
     if layer.cell.keeps == "h":
         grad = grad + d_kept
     if grad_clip:
@@ -226,9 +267,7 @@ def _state_gradient(
     return grad.to(du.dtype)
 
 
-def _weight_gradients(
-    layer: _Layer, d: int, dx: Tensor, du: Tensor, y: Tensor
-) -> dict[str, Tensor]:
+def _weight_gradients(layer: _Layer, d: int, dx: Tensor, du: Tensor, y: Tensor) -> list[Tensor]:
     """Gradients of w_ih, w_hh and the biases of direction d; dx, du (rows, G*H), y (rows, P)."""
 
     def pick(matrix: Tensor) -> Tensor:
@@ -243,11 +282,8 @@ def _weight_gradients(
         before = before.masked_fill(layer.reset.flatten()[N:, None], 0)
     # The short sum, of the first steps, is rounded once more than the long one that is added to it.
     w_hh = torch.mm(layer.first(d, du).t(), layer.h0[d])
-    grads = {
-        "w_ih": torch.mm(dx.t(), layer.input.reshape(len(dx), layer.size.I)),
-        "w_hh": torch.addmm(w_hh, after.t(), before),
-    }
+    grads = [torch.mm(dx.t(), layer.input), w_hh.addmm_(after.t(), before)]
     if layer.b_ih is not None:
-        grads["b_hh"] = b_hh = du.sum(0)
-        grads["b_ih"] = dx.sum(0) if layer.cell.split else b_hh.clone()
+        b_hh = du.sum(0)
+        grads += [dx.sum(0) if layer.cell.split else b_hh.clone(), b_hh]
     return grads

@@ -8,6 +8,7 @@ tensors instead: slow, for tests.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import os
 from importlib import metadata
@@ -68,6 +69,7 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     return None
 
 
+@functools.cache
 def _loops():
     """What imports Triton, at the first call."""
     return importlib.import_module("fastrnn.dispatch.triton.launch")

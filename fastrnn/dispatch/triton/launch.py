@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 
 import torch
 from torch import Tensor
@@ -21,13 +21,12 @@ from .forward import forward as forward_kernel
 
 def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     """As `gpu.layer.Loops` says."""
-    x, h0 = tensors["x"], tensors["h_n"]
+    memory = tensors.copy()
+    h0 = memory.pop("h0")
+    memory["h"] = torch.stack((h0, h0))
     projected = tensors["w_hr"] is not None
-    scratch = {
-        "h": torch.stack((h0, h0)),
-        "m": x.new_empty(size.D, size.N, size.H) if projected else None,
-    }
-    launch(forward_kernel, cell, size, tensors | scratch, {})
+    memory["m"] = h0.new_empty(size.D, size.N, size.H) if projected else None
+    launch(forward_kernel, cell, size, memory, {})
 
 
 def backward(
@@ -45,7 +44,12 @@ def device_of(tensor: Tensor) -> Device:
     """
     if not tensor.is_cuda:
         return Device(processors=0, shared=227 << 10)
-    properties = torch.cuda.get_device_properties(tensor.device)
+    return _of_gpu(tensor.device)
+
+
+@functools.cache
+def _of_gpu(device: torch.device) -> Device:
+    properties = torch.cuda.get_device_properties(device)
     shared = getattr(properties, "shared_memory_per_block_optin", 64 << 10)
     tall = torch.version.hip is None and properties.major in (9, 10)
     return Device(properties.multi_processor_count, shared, properties.warp_size, tall)
@@ -144,7 +148,7 @@ def launch(
                 run(step, step + 1, part)
 
     # Triton launches on the current device, whichever holds the tensors.
-    with torch.cuda.device(w_hh.device) if w_hh.is_cuda else contextlib.nullcontext():
+    with gpu.current(w_hh.device):
         capturing = not w_hh.is_cuda or torch.cuda.is_current_stream_capturing()
         if plan.persistent or capturing:
             chain()
