@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +23,6 @@ from ..gpu.layer import Tensors
 KERNELS = _C  # has CudaForward and CudaBackward; in tests without a GPU, an emulation
 
 
-class Plan(NamedTuple):
-    """A schedule: the library's products, or a tile of csrc/cuda/choose.h."""
-
-    library: bool
-    tile: int
-
-
 def pitch(columns: int, itemsize: int) -> int:
     """Elements from row to row of what a product reads: a multiple of 16 bytes."""
     pack = 16 // itemsize
@@ -40,13 +32,14 @@ def pitch(columns: int, itemsize: int) -> int:
 @functools.lru_cache(1024)
 def choose(
     products: tuple[tuple[int, int, int], ...], N: int, D: int, how: str, device: torch.device
-) -> Plan:
-    """The plan for steps that make these products, each (planes, units, depth)."""
+) -> bool:
+    """Whether the library makes these products of the steps, each (planes, units, depth), or else
+    our kernels do."""
     processors, major = 132, 9  # without a GPU
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         processors, major = properties.multi_processor_count, properties.major
-    return Plan(*_C.cuda_choose(list(products), N, D, how, processors, major))
+    return _C.cuda_choose(list(products), N, D, how, processors, major)
 
 
 def _rows(*shape: int, like: Tensor) -> Tensor:
@@ -87,16 +80,16 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     D, N, H, P, G = size.D, size.N, size.H, size.P, cell.gates
     products = ((G, H, P),) + ((1, P, H),) * (w_hr is not None)
     how = precision(x.dtype)
-    plan = choose(products, N, D, how, x.device)
+    library = choose(products, N, D, how, x.device)
     h, m = _padded(tensors["h_n"].expand(2, D, N, P)), None
     if w_hr is not None:
         m = _rows(D, N, H, like=x)
     memory = tensors | {"h": h, "m": m}
-    if plan.library:
+    if library:
         memory["sums"] = sums = _sums(x, D * N * G * H, D * N * P)
     else:
         memory["w_hh"], memory["w_hr"] = _padded(w_hh), None if w_hr is None else _padded(w_hr)
-    loop = _Loop("CudaForward", cell, size, plan, how, memory, {})
+    loop = _Loop("CudaForward", cell, size, library, how, memory, {})
 
     def with_library(stream: int) -> None:
         for i in range(size.T):
@@ -117,12 +110,12 @@ def backward(
     D, N, H, P, K = size.D, size.N, size.H, size.P, cell.gates * size.H
     products = ((1, P, K),) + ((1, H, P),) * (w_hr is not None)
     how = precision(du.dtype)
-    plan = choose(products, N, D, how, du.device)
+    library = choose(products, N, D, how, du.device)
     sent, sent_state = _rows(2, D, N, K, like=du), None
     if w_hr is not None:
         sent_state = _rows(D, N, P, like=du)
     memory = tensors | {"sent": sent, "sent_state": sent_state}
-    if plan.library:
+    if library:
         memory["sums"] = sums = _sums(du, D * N * P, D * N * H)
     else:
         memory["w_hh"], memory["w_hr"] = (
@@ -130,7 +123,7 @@ def backward(
             None if w_hr is None else _padded(w_hr.mT),
         )
     numbers = {"detach_every": detach_every}
-    loop = _Loop("CudaBackward", cell, size, plan, how, memory, numbers, float(grad_clip))
+    loop = _Loop("CudaBackward", cell, size, library, how, memory, numbers, float(grad_clip))
 
     def with_library(stream: int) -> None:
         for i in reversed(range(size.T)):
@@ -152,7 +145,7 @@ class _Loop:
         kind: str,
         cell: Cell,
         size: Sizes,
-        plan: Plan,
+        library: bool,
         how: str,
         memory: Tensors,
         numbers: dict[str, int],
@@ -162,9 +155,9 @@ class _Loop:
         values["T"], values["N"], values["rows"], values["D"] = size.T, size.N, size.rows, size.D
         values["H"], values["P"], values["G"] = size.H, size.P, cell.gates
         values |= numbers
-        self.memory, self.device, self.plan = memory, memory["y"].device, plan
-        self.kind, self.arguments = kind, (cell.name, how, *plan, values, *more)
-        self.chain = (kind, cell.name, how, plan, *values.items(), *more, self.device)
+        self.memory, self.device, self.library = memory, memory["y"].device, library
+        self.kind, self.arguments = kind, (cell.name, how, library, values, *more)
+        self.chain = (kind, cell.name, how, library, *values.items(), *more, self.device)
 
     @functools.cached_property
     def kernels(self):
@@ -180,7 +173,7 @@ class _Loop:
 
         def chain() -> None:
             stream = current()  # another one while the chain is recorded
-            with_library(stream) if self.plan.library else self.kernels.run(stream)
+            with_library(stream) if self.library else self.kernels.run(stream)
 
         with torch.cuda.device(self.device) if on_gpu else contextlib.nullcontext():
             if on_gpu and not torch.cuda.is_current_stream_capturing():
