@@ -14,7 +14,7 @@ from bench.cases import Spec, shape
 from bench.facts import cores, gather, no_kernels
 from bench.options import parse
 from bench.report import show
-from bench.results import OK, load, save
+from bench.results import OK, kept, load, save
 from bench.run import Run
 from bench.sessions import MISSING
 from bench.suites import SUITES, select
@@ -109,12 +109,10 @@ def report(options, console: Console) -> int:
     from bench import page, plots  # and with them matplotlib and plotly, which take their time
     from bench.charts import charts, summary
 
-    files = sorted(options.results.glob("*.csv"))
-    results = [records for records in map(load, files) if records]
+    results, schedules = kept(options.results)
     if not results:
         console.print("[red]no results: run `python -m bench --save` first")
         return 2
-    schedules = sorted(options.results.glob("*-plans.csv"))
     for path in readme.rewrite(options.root, results, schedules):
         console.print(f"{os.path.relpath(path)}: written")
     newest = claims.newest(results)

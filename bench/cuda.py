@@ -1,6 +1,7 @@
 """What is different on a GPU: events instead of a clock, a cold L2, CUDA graphs, its ceilings."""
 
 import functools
+import statistics
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -36,6 +37,18 @@ def sample(call: Callable[[], object], repeats: int) -> float:
         after.record()
     torch.cuda.synchronize()
     return sum(before.elapsed_time(after) for before, after in events) / repeats / 1e3
+
+
+def host(call: Callable[[], object], clock: Callable[[], float], calls: int = 3) -> float:
+    """Seconds until a call returns when the GPU has nothing else to do; the median."""
+    took = []
+    for _ in range(calls):
+        torch.cuda.synchronize()
+        begun = clock()
+        call()
+        took.append(clock() - begun)
+    torch.cuda.synchronize()
+    return statistics.median(took)
 
 
 def captured(call: Callable[[], object]) -> Callable[[], object]:

@@ -23,12 +23,13 @@ def measure(
     suite: str = "cpu",
 ) -> list[Row]:
     """Verify every contender, then time in turns those that passed."""
-    estimates, faults, peaks, kernels = {}, {}, {}, {}
+    estimates, faults, peaks, kernels, hosts = {}, {}, {}, {}, {}
     for name, session in sessions.items():
         try:
             estimates[name] = session.open(spec)
             peaks[name] = session.peak() if memory else None
-            kernels[name] = session.kernels() if spec.device == "cuda" else ""
+            if spec.device == "cuda":
+                kernels[name], hosts[name] = session.kernels(), session.host()
         except Unfit as error:
             faults[name] = str(error)
             estimates.pop(name, None)
@@ -38,6 +39,8 @@ def measure(
     rows = []
     for name in sessions:
         numbers = figures(spec, taken.get(name, ()), taken.get(baseline, ()), least)
+        if name in hosts:
+            numbers["host_ms"] = 1e3 * hosts[name]
         if peaks.get(name) is not None:
             numbers["peak_mib"] = peaks[name] / 2**20
         row = row_of(spec, name, faults.get(name, OK), suite, baseline, **numbers)

@@ -4,7 +4,7 @@ the whole of bench/RESULTS.md."""
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bench import claims
+from bench import claims, plans
 from bench.cases import CELLS
 from bench.claims import Claim
 from bench.results import Record
@@ -106,23 +106,23 @@ def not_faster(results: list[list[Record]]) -> list[list[str]]:
     return out
 
 
-def page(results: list[list[Record]], schedules: Iterable[Path] = ()) -> str:
+def page(results: list[list[Record]], schedules: Iterable[list[Record]] = ()) -> str:
     """bench/RESULTS.md: a section for each suite, in it the tables of each machine, and one for the
-    files that `bench.plans` wrote."""
+    rows of `bench.plans`."""
     parts = [HEAD, f"## Where it is not faster\n\n{grid(not_faster(results))}\n"]
     for suite in claims.order(results):
         about = f": {SUITES[suite].about}" if suite in SUITES else ""
         parts.append(f"## {suite}\n\n`{suite}`{about}.\n")
         found = [[one for one in records if one[0].suite == suite] for records in results]
         parts += [markdown(records) + "\n" for records in found if records]
-    for path in schedules:
-        from bench import plans  # which imports fastrnn
-
-        parts.append(f"{SCHEDULES}\n{path.stem.removesuffix('-plans')}:\n\n{plans.table(path)}\n")
+    for records in schedules:
+        parts.append(f"{SCHEDULES}\n{records[-1][1].machine()}:\n\n{plans.table(records)}\n")
     return "\n".join(parts)
 
 
-def rewrite(root: Path, results: list[list[Record]], schedules: Iterable[Path] = ()) -> list[Path]:
+def rewrite(
+    root: Path, results: list[list[Record]], schedules: Iterable[list[Record]] = ()
+) -> list[Path]:
     """Write README.md and bench/RESULTS.md below `root`. ValueError where the README lacks a
     marker; both are then left alone."""
     readme, tables = root / "README.md", root / "bench" / "RESULTS.md"

@@ -46,6 +46,7 @@ class Row:
     kernels: str = ""  # on a GPU: what ran in a call
     proj_size: int = 0
     filled: float | None = None  # where rows end early: the share of T * N that is no padding
+    host_ms: float | None = None  # on a GPU: until the call returns, which waits for nothing there
 
     def key(self) -> tuple:
         place = self.case, self.cell, self.mode, self.dtype, self.threads, self.device
@@ -89,6 +90,20 @@ def load(path: Path) -> list[Record]:
         if not there <= known.keys() or not {n for n, due in known.items() if due} <= there:
             return []
         return [(_read(Row, line), _read(Facts, line)) for line in reader]
+
+
+def kept(folder: Path) -> tuple[list[list[Record]], list[list[Record]]]:
+    """The records of each file of the suites, and of each that `bench.plans` wrote."""
+    files = {path: load(path) for path in sorted(folder.glob("*.csv"))}
+
+    def those(schedules: bool) -> list[list[Record]]:
+        return [
+            records
+            for path, records in files.items()
+            if records and path.stem.endswith("-plans") == schedules
+        ]
+
+    return those(False), those(True)
 
 
 def _rounded(values: dict) -> dict:

@@ -48,6 +48,9 @@ class Session(Protocol):
     def kernels(self) -> str:
         """What runs on the GPU in a call, "" where there is none."""
 
+    def host(self) -> float:
+        """Seconds until a call returns, on a GPU before it is done."""
+
     def close(self) -> None: ...
 
 
@@ -102,6 +105,10 @@ class Local:
         with self.contender.around():
             return cuda.kernels(self.call)
 
+    def host(self) -> float:
+        with self.contender.around(), no_garbage_collection():
+            return cuda.host(self.call, self.clock)
+
     def close(self) -> None:
         self.call = lambda: None
 
@@ -149,6 +156,9 @@ class Remote:
 
     def kernels(self) -> str:
         return ""  # only what takes more than one thread of the CPU is in a process of its own
+
+    def host(self) -> float:
+        return self.ask("host")
 
     def close(self) -> None:
         self.connection.close()

@@ -11,7 +11,6 @@
 #include <new>
 #include <string>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "cpu/direct.h"
@@ -81,40 +80,32 @@ std::array<int64_t, 3> split_step(int64_t batch, int64_t outputs, int64_t depth,
   return {split.rows, split.units, split.slices};
 }
 
-// The plan of csrc/cuda/choose.h, (library, tile); products are (planes, units, depth).
-std::pair<bool, int> cuda_choose(const std::vector<std::array<int64_t, 3>>& products, int64_t batch,
-                                 int64_t directions, const std::string& dtype, int processors,
-                                 int major) {
+// csrc/cuda/choose.h; products are (planes, units, depth).
+bool cuda_choose(const std::vector<std::array<int64_t, 3>>& products, int64_t batch,
+                 int64_t directions, const std::string& dtype, int processors, int major) {
   namespace cuda = fastrnn::cuda;
   std::vector<cuda::ProductSize> sizes;
   for (const auto& [planes, units, depth] : products) sizes.push_back({planes, units, depth});
   for (int k = 0; k < cuda::kDtypes; ++k)
-    if (dtype == cuda::kDtypeNames[k]) {
-      const cuda::Plan plan =
-          cuda::choose(sizes.data(), static_cast<int>(sizes.size()), batch, directions,
-                       static_cast<cuda::Dtype>(k), {processors, major});
-      return {plan.library, plan.tile};
-    }
+    if (dtype == cuda::kDtypeNames[k])
+      return cuda::choose_library(sizes.data(), static_cast<int>(sizes.size()), batch, directions,
+                                  static_cast<cuda::Dtype>(k), {processors, major});
   throw py::value_error("no CUDA kernels for dtype '" + dtype + "'");
 }
 
-// What a tile of csrc/cuda/choose.h makes of a product, for tests.
-py::dict cuda_tile(int tile, const std::array<int64_t, 3>& product, int64_t batch,
-                   int64_t directions, const std::string& dtype) {
+// What the step kernels make of a product, for tests.
+py::dict cuda_tiles(const std::array<int64_t, 3>& product, int64_t batch, int64_t directions,
+                    bool wide) {
   namespace cuda = fastrnn::cuda;
-  if (tile < 0 || tile >= cuda::kTileCount) throw py::index_error("no such tile");
-  const cuda::Tile& shape = cuda::kTiles[tile];
   const cuda::ProductSize size{product[0], product[1], product[2]};
   const int planes = static_cast<int>(size.planes);
   py::dict facts;
-  facts["rows"] = shape.rows;
-  facts["units"] = cuda::units_of(shape, planes);
-  facts["unit_tiles"] = cuda::unit_tiles(shape, size);
-  facts["threads"] = cuda::threads_of(shape);
-  facts["blocks"] = cuda::blocks_of(shape, size, batch, directions);
-  const bool wide = dtype == "float64", narrow = dtype == "float16" || dtype == "bfloat16";
-  const int64_t depth = size.depth * (wide ? 8 : narrow ? 2 : 4);
-  facts["shared"] = cuda::shared_bytes(shape, planes, wide ? 8 : 4, depth);
+  facts["rows"] = cuda::kTileRows;
+  facts["units"] = cuda::units_of(planes);
+  facts["unit_tiles"] = cuda::unit_tiles(size);
+  facts["threads"] = cuda::kThreads;
+  facts["blocks"] = cuda::blocks_of(size, batch, directions);
+  facts["shared"] = cuda::shared_bytes(planes, wide ? sizeof(double) : sizeof(float));
   return facts;
 }
 
@@ -149,11 +140,10 @@ PYBIND11_MODULE(_C, m) {
   fastrnn::bind_direct(m);
   m.def("cuda_choose", &cuda_choose, py::arg("products"), py::arg("batch"), py::arg("directions"),
         py::arg("dtype"), py::arg("processors"), py::arg("major"),
-        "How CUDA kernels run a loop over time, (library, tile): whether the library makes its "
-        "products, else the tile of the step kernels. Products are (planes, units, depth).");
-  m.def("cuda_tile", &cuda_tile, py::arg("tile"), py::arg("product"), py::arg("batch"),
-        py::arg("directions"), py::arg("dtype"),
-        "What a tile of the step kernels makes of a product.");
+        "Whether the library makes the products of a loop over time on a GPU, or else the step "
+        "kernels do. Products are (planes, units, depth).");
+  m.def("cuda_tiles", &cuda_tiles, py::arg("product"), py::arg("batch"), py::arg("directions"),
+        py::arg("wide"), "What the step kernels make of a product; `wide`: of float64.");
 #if FASTRNN_CUDA
   fastrnn::cuda::bind_loops(m);
 #endif

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
-import itertools
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
@@ -41,19 +40,10 @@ if KERNELS is None or not (ON_GPU or emulation_loads()):
     pytest.skip("there is no GPU; `make emulated` runs the emulation", allow_module_level=True)
 
 from fastrnn.dispatch.cuda import launch  # noqa: E402  (needs the compiled kernels)
-from fastrnn.dispatch.cuda.launch import Plan  # noqa: E402
 
 DEVICE = "cuda" if ON_GPU else "cpu"
 on_device = partial(moved, DEVICE)
 HOW = ["float32", "tf32", "float16", "bfloat16", "float64"]
-PLANS = {
-    "few": Plan(False, 0),
-    "held": Plan(False, 1),
-    "tall": Plan(False, 2),
-    "library": Plan(True, 0),
-}
-# No such kernels.
-WITHOUT = [*itertools.product(("held", "tall"), ("float32", "float64")), ("library", "tf32")]
 
 
 class Emulated:
@@ -102,9 +92,9 @@ layer_inference, layer_forward, layer_backward = (
 )  # fmt: skip
 
 
-def force(monkeypatch, plan: str, how: str = "") -> None:
-    """Makes every loop run by this plan, and float32 products in TF32 if `how` says so."""
-    monkeypatch.setattr(launch, "choose", lambda *_: PLANS[plan])
+def force(monkeypatch, schedule: str, how: str = "") -> None:
+    """Makes every loop run by this schedule, and float32 products in TF32 if `how` says so."""
+    monkeypatch.setattr(launch, "choose", lambda *_: schedule == "library")
     if how == "tf32":
         monkeypatch.setattr(launch, "precision", lambda _: "tf32")
 

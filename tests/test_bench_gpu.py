@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
+from bench_doubles import FACTS, Clock, row
 
-from bench import cuda, gpu, plans
+from bench import cuda, gpu, plans, results
+from bench.contenders import OURS
 from bench.gpu import Stage
+from bench.measure import measure
 
 ROOT = Path(__file__).parent.parent
 
@@ -185,26 +192,75 @@ def test_names_of_kernels():
 
 
 def test_the_grid_of_schedules():
-    sizes = plans.sizes()
-    assert len(set(sizes)) == len(sizes) == 300
-    late = [size.cell == "RNN" or size.dtype == "float32" or size.H > 1024 for size in sizes]
-    assert not any(late[:20]) and all(late[-20:])
-    assert [name for name, _, _ in plans.contenders(sizes[0])][0] == "torch.nn"
-
-
-def test_the_table_of_schedules(tmp_path):
-    """That of RESULTS.md is of the rows that are kept."""
-    folder = ROOT / "bench" / "results"
-    (kept,) = folder.glob("*-plans.csv")
-    assert plans.table(kept) in (ROOT / "bench" / "RESULTS.md").read_text()
-    path = tmp_path / "rows.csv"
-    first = ("gpu", "torch", "cudnn", "GRU", "tf32", "64", "16", "100", "training")
-    rows = [
-        plans.COLUMNS,
-        (*first, "eager", "torch.nn", "30", "1", "ok"),
-        (*first, "eager", "cuda few", "20", "1", "ok"),
-        (*first, "eager", "cuda library", "10", "1", "ok"),
-        (*first, "any", "triton", "", "", "broken"),
+    specs = plans.specs()
+    assert len(set(specs)) == len(specs) == 600
+    keys = {(spec.case.name, spec.cell, spec.mode, spec.dtype) for spec in specs}
+    assert len(keys) == 600
+    late = [
+        spec.cell == "RNN" or spec.dtype == "float32" or spec.case.hidden_size > 1024
+        for spec in specs
     ]
-    path.write_text("\n".join(",".join(row) for row in rows))
-    assert plans.table(path).splitlines()[-1] == "| training | tf32 | GRU | 16 | 3.0 / - |"
+    assert not any(late[:40]) and all(late[-40:])
+    assert all(one.takes(specs[0]) for one in plans.CONTENDERS)
+    assert [one.name for one in plans.CONTENDERS] == [
+        *(one.name for one in plans.PLAIN),
+        *(f"{one.name} graph" for one in plans.PLAIN),
+    ]
+
+
+@pytest.mark.parametrize("library", [False, True])
+def test_a_schedule_is_forced_only_while_it_is_timed(library, monkeypatch):
+    launch = pytest.importorskip("fastrnn.dispatch.cuda.launch", reason="needs the kernels")
+    entered = []
+
+    @contextlib.contextmanager
+    def around():
+        entered.append("cuda")
+        yield
+
+    monkeypatch.setattr(plans, "forced", lambda name: replace(OURS, name=name, around=around))
+    before, one = launch.choose, plans.scheduled(library)
+    with pytest.raises(KeyError), one.around():
+        assert launch.choose("products", 1, 2) is library and entered == ["cuda"]
+        raise KeyError
+    assert launch.choose is before
+    assert one.name == ("cuda library" if library else "cuda stepwise")
+
+
+def test_what_only_a_gpu_has_stands_in_the_row():
+    session = Mock()
+    session.open.return_value, session.sample.return_value = 0.002, [0.002]
+    session.kernels.return_value, session.host.return_value = "3x cell", 0.0005
+    spec = plans.specs()[0]
+    (found,) = measure(spec, {"torch.nn": session}, 0.01)
+    assert (found.kernels, found.host_ms, found.ms) == ("3x cell", 0.5, 2.0)
+    (found,) = measure(replace(spec, device="cpu"), {"torch.nn": session}, 0.01)
+    assert (found.kernels, found.host_ms) == ("", None)
+
+
+def test_the_time_of_the_host_begins_when_the_gpu_is_idle(monkeypatch):
+    clock, stream = Clock(), []
+
+    def call():
+        stream.append("call")
+        clock.now += (1, 7, 2)[stream.count("call") - 1]
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: stream.append("wait"))
+    assert cuda.host(call, clock) == 2
+    assert stream == ["wait", "call"] * 3 + ["wait"]
+
+
+def test_the_table_of_schedules():
+    """That of RESULTS.md is of the rows that are kept."""
+    _, (kept,) = results.kept(results.FOLDER)
+    assert plans.table(kept) in (ROOT / "bench" / "RESULTS.md").read_text()
+    assert {one.contender for one, _ in kept} == {one.name for one in plans.CONTENDERS}
+    specs = {(s.case.name, s.cell, s.mode, s.dtype) for s in plans.specs()}
+    assert {(r.case, r.cell, r.mode, r.dtype) for r, _ in kept} <= specs
+    place = {"T": 100, "N": 16, "hidden_size": 64, "cell": "GRU", "mode": "training"}
+    place |= {"dtype": "tf32", "device": "cuda"}
+    times = {"torch.nn": 30.0, "fastrnn cuda stepwise": 20.0, "fastrnn cuda library": 10.0}
+    rows = [row(name, ms=ms, **place) for name, ms in times.items()]
+    rows.append(row("fastrnn triton", ms=None, **place | {"status": "failed: broken"}))
+    text = plans.table((one, FACTS) for one in rows)
+    assert text.splitlines()[-1] == "| training | tf32 | GRU | 16 | 3.0 / - |"

@@ -57,20 +57,14 @@ def test_a_file_from_before_a_column_was_added_is_still_read(tmp_path):
 
 def test_what_is_generated_is_of_the_rows_that_are_kept():
     root = results.FOLDER.parent.parent
-    kept = [records for path in sorted(results.FOLDER.glob("*.csv")) if (records := load(path))]
-    schedules = sorted(results.FOLDER.glob("*-plans.csv"))
+    kept, schedules = results.kept(results.FOLDER)
+    files = [path for path in results.FOLDER.glob("*.csv") if not path.stem.endswith("-micro")]
+    assert len(kept) + len(schedules) == len(files)
     assert (root / "bench" / "RESULTS.md").read_text() == readme.page(kept, schedules)
     text = (root / "README.md").read_text()
     for name, block in readme.blocks(kept).items():
         assert readme.replace_between_markers(text, block, name) == text, name
     assert (root / "docs" / "pictures" / "speed.png").is_file()
-
-
-def load(path: Path) -> list[results.Record]:
-    """Of files with columns of their own, nothing; of others at least a row."""
-    records = results.load(path)
-    assert records or path.stem.endswith(("-micro", "-baseline", "-plans"))
-    return records
 
 
 # --- The terminal -----------------------------------------------------------------------------

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import pytest
 import torch
 from conftest import KERNELS
 
+from bench import results
 from fastrnn import dispatch
 from fastrnn.call import Call
 from fastrnn.dispatch import choice, cuda, cudnn, gpu, reference, triton
 from fastrnn.dispatch.choice import Question
 from fastrnn.table import weight_names
-
-RESULTS = Path(__file__).parent.parent / "bench" / "results"
 
 ROW = choice.Row(
     "triton", 9, frozenset({"gru"}), frozenset({"float16"}), False, (1, 2), (5, 9), (8, 64),
@@ -42,20 +38,20 @@ def test_faster_only_where_it_was_measured(row, monkeypatch):
     where it says so, by the better of the two schedules that `choose.h` takes."""
     monkeypatch.setattr(choice, "FASTER", (row,))
     found: dict[tuple, dict[str, float]] = {}
-    with (RESULTS / "nvidia-h200-plans.csv").open(newline="") as file:
-        for timed in csv.DictReader(file):
-            names = ("launch", "mode", "cell", "dtype", "T", "N", "H")
-            if timed["us"]:
-                times = found.setdefault(tuple(timed[name] for name in names), {})
-                times[timed["contender"]] = float(timed["us"])
+    _, (kept,) = results.kept(results.FOLDER)
+    for timed, _ in kept:
+        place = timed.mode, timed.cell, timed.dtype, timed.T, timed.N, timed.hidden_size
+        name = timed.contender.removesuffix(" graph")
+        replayed = name != timed.contender
+        found.setdefault((replayed, *place), {})[name] = timed.ms
     modes = set()
-    for (launch, mode, cell, precision, *sizes), times in found.items():
-        T, N, H = map(int, sizes)
-        call = Question("cuda", 9, cell.lower(), precision, False, 1, T, N, H, launch == "graph")
-        ours = [times[name] for name in ("cuda few", "cuda library") if name in times]
+    for (replayed, mode, cell, precision, *sizes), times in found.items():
+        call = Question("cuda", 9, cell.lower(), precision, False, 1, *sizes, replayed)
+        names = ("fastrnn cuda stepwise", "fastrnn cuda library")
+        ours = [times[name] for name in names if name in times]
         if choice.faster(call) and ours and "torch.nn" in times:
             assert min(ours) < times["torch.nn"], call
-            modes.add((launch, mode))
+            modes.add((replayed, mode))
     assert len(modes) == (4 if row.captured else 2)
 
 

@@ -1,4 +1,4 @@
-"""The CUDA kernels against float64: every cell, plan, precision and feature."""
+"""The CUDA kernels against float64: every cell, schedule, precision and feature."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from conftest import assert_matches
 from cuda_kernels import (
     HOW,
-    PLANS,
-    WITHOUT,
     as_precise,
     emulated,
     force,
@@ -37,8 +35,8 @@ from torch.utils._pytree import tree_map_only
 
 from fastrnn.table import weight_names
 
-# Rows and units that cross the tiles: 16 or 64 rows, 8 or 16 units.
-SIZES = {"few": (18, 17), "held": (18, 17), "tall": (66, 17), "library": (3, 5)}
+# By schedule: rows and units, which cross the tiles of 16 rows and of 8 or 16 units.
+SIZES = {"stepwise": (18, 17), "library": (3, 5)}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -47,32 +45,32 @@ def kernels():
         yield
 
 
-@pytest.fixture(params=PLANS)
+@pytest.fixture(params=["stepwise-float32", "stepwise-tf32", "library-float32"])
 def how(request, monkeypatch):
-    """How products of float32 are made: by each plan in turn, forced."""
-    how = "tf32" if (request.param, "float32") in WITHOUT else "float32"
-    force(monkeypatch, request.param, how)
+    """How products of float32 are made, by each schedule in turn, forced."""
+    schedule, how = request.param.split("-")
+    force(monkeypatch, schedule, how)
     return how
 
 
 def cases() -> list:
-    """Every cell on every plan in every precision, in the forms of a layer by turns."""
+    """Every cell on every schedule in every precision, in the forms of a layer by turns."""
     forms = itertools.cycle(FORMS)
     values = []
-    for (plan, (N, H)), cell, how in itertools.product(SIZES.items(), AXES["cell"], HOW):
+    for (schedule, (N, H)), cell, how in itertools.product(SIZES.items(), AXES["cell"], HOW):
         D, packed, bias = next(forms)
-        if (plan, how) in WITHOUT:
+        if (schedule, how) == ("library", "tf32"):  # the kernels of float32, and products of torch
             continue
         dtype = torch.float32 if how == "tf32" else getattr(torch, how)
         case = Case(cell, T=3, N=N, H=H, D=D, packed=packed, bias=bias, dtype=dtype)
-        name = f"{plan}-{cell}-{how}-D{D}-{'packed' if packed else 'padded'}"
-        values.append(pytest.param(plan, how, case, id=name))
+        name = f"{schedule}-{cell}-{how}-D{D}-{'packed' if packed else 'padded'}"
+        values.append(pytest.param(schedule, how, case, id=name))
     return values
 
 
-@pytest.mark.parametrize(("plan", "how", "case"), cases())
-def test_matches_float64(plan, how, case, monkeypatch):
-    force(monkeypatch, plan, how)
+@pytest.mark.parametrize(("schedule", "how", "case"), cases())
+def test_matches_float64(schedule, how, case, monkeypatch):
+    force(monkeypatch, schedule, how)
     args = arguments(case)
     wanted, wanted_gradients = expected(case)
     results = layer_forward(*on_device(args))
@@ -153,10 +151,8 @@ def test_missing_and_unneeded_gradients(cell, how):
 def test_depths(P, how, monkeypatch):
     """Sizes for which weights are used as they lie and for which they are padded; many stages."""
     dtype = torch.float32 if how == "tf32" else getattr(torch, how)
-    for plan, H in (("few", 8), ("few", 150), ("held", 8), ("held", 230), ("tall", 150)):
-        if (plan, how) in WITHOUT:
-            continue
-        force(monkeypatch, plan, how)
+    force(monkeypatch, "stepwise", how)
+    for H in (8, 150, 230):
         args = arguments(Case("lstm", T=2, N=3, H=H, D=1, dtype=dtype))
         h0, weights = args[2].new_ones(1, 3, P) / 2, list(args[4])
         weights[1] = weights[1][:, :1] * torch.linspace(-1, 1, P, dtype=dtype)

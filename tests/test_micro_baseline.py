@@ -1,171 +1,122 @@
-"""The baseline of bench/micro on the CPU, and with stand-ins for a GPU's clock and graphs."""
+"""The baseline of bench/micro on the CPU, and what it asks of a GPU."""
 
-import contextlib
-import csv
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from bench_doubles import FACTS, SPEC, TINY, altered, row
 
+from bench import facts, jobs, results, series
+from bench.cases import DTYPES
 from bench.micro import baseline, cases
 
-CPU = torch.device("cpu")
-TINY = cases.Case("tiny", "LSTM", T=5, B=3, I=4, H=6, dtype="fp32")
 
-
-@pytest.fixture
-def flags():
-    """Leaves torch's TF32 flags as they were."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A machine whose rate is known; torch's number of threads stays as it was."""
+    monkeypatch.setattr(facts, "matrix_rate", lambda: 50e9)
+    monkeypatch.setattr(baseline, "SECONDS", 0.01)
+    before = torch.get_num_threads()
     yield
-    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("flags")
-class TestBaseline:
-    def test_cases_are_all_different_and_begin_with_the_headline(self):
-        every = cases.cases()
-        assert len(set(every)) == len(every)
-        assert [(case.name, case.dtype) for case in every[:2]] == [
-            ("flashrnn", "fp16"),
-            ("flashrnn", "bf16"),
-        ]
-        for shape in cases.SHAPES:
-            assert {case.dtype for case in every if replace(case, dtype="fp16") == shape} == set(
-                cases.DTYPES
-            )
-
-    @pytest.mark.parametrize(
-        "change",
-        [{}, {"cell": "GRU"}, {"cell": "RNN"}, {"layers": 2, "directions": 2}, {"packed": True}],
-        ids=str,
-    )
-    def test_figures_of_every_mode(self, change, monkeypatch):
-        monkeypatch.setattr(baseline, "CASE_SECONDS", 0.5)
-        monkeypatch.setattr(baseline, "MODES", ("training",))
-        (row,) = baseline.measure(replace(TINY, **change), CPU)
-        assert (row.mode, row.status, row.graph) == ("training", "ok", False)
-        assert row.us_per_step == row.us / 5 > 0
-        assert row.error_y < 1e-5
-        assert row.error_dw < 1e-5
-        assert row.launches > 0
-
-    def test_the_reference_is_float64_on_the_same_numbers(self):
-        problem = baseline.Problem(replace(TINY, dtype="bf16", packed=True), CPU)
-        other = problem.reference()
-        assert other.x.dtype == other.dy.dtype == torch.float64
-        assert torch.equal(other.x, problem.x.double())
-        for mine, its in zip(other.module.parameters(), problem.module.parameters(), strict=True):
-            assert torch.equal(mine, its.double())
-
-    def test_tf32_is_allowed_only_where_it_is_asked_for(self):
-        baseline.Problem(replace(TINY, dtype="tf32"), CPU)
-        assert torch.backends.cudnn.allow_tf32
-        baseline.Problem(TINY, CPU)
-        assert not torch.backends.cudnn.allow_tf32
-        assert not torch.backends.cuda.matmul.allow_tf32
-
-    def test_a_wrong_answer_gets_no_time(self, monkeypatch):
-        right = baseline.Problem.reference
-
-        def wrong(problem):
-            other = right(problem)
-            with torch.no_grad():
-                other.module.weight_hh_l0 *= -9
-            return other
-
-        monkeypatch.setattr(baseline.Problem, "reference", wrong)
-        (row,) = baseline.measure(TINY, CPU)
-        assert (row.status, row.us) == ("wrong", None)
-
-    def test_a_case_that_breaks_says_why(self):
-        (row,) = baseline.measure(replace(TINY, B=-1), CPU)
-        assert "negative" in row.status
-
-    def test_a_mode_that_breaks_says_why(self, monkeypatch):
-        monkeypatch.setattr(baseline, "MODES", ("inference",))
-
-        def breaks(problem):
-            raise RuntimeError("no such kernel\nat some place")
-
-        monkeypatch.setattr(baseline.Problem, "inference", breaks)
-        (row,) = baseline.measure(TINY, CPU)
-        assert (row.status, row.us) == ("no such kernel", None)
-
-    def test_rows_are_appended_under_one_header(self, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr(baseline, "cases", lambda: [TINY, replace(TINY, name="second")])
-        monkeypatch.setattr(baseline, "MODES", ("inference",))
-        out = tmp_path / "baseline.csv"
-        for start in (0, 1):
-            baseline.main([f"--out={out}", "--device=cpu", f"--start={start}"])
-        records = list(csv.DictReader(out.open()))
-        assert [record["name"] for record in records] == ["tiny", "second", "second"]
-        assert records[0]["torch"] == torch.__version__
-        assert "case 1 " in capsys.readouterr().out
-
-    def test_it_ends_in_time(self, tmp_path, capsys):
-        baseline.main([f"--out={tmp_path / 'baseline.csv'}", "--device=cpu", "--seconds=0"])
-        assert "out of time" in capsys.readouterr().out
-        assert not (tmp_path / "baseline.csv").exists()
+def test_specs_are_all_different_and_begin_with_the_headline():
+    every = cases.specs()
+    keys = [(one.case.name, one.cell, one.mode, one.dtype) for one in every]
+    assert len(set(keys)) == len(keys)
+    assert len({(one.case, one.cell, one.mode, one.dtype) for one in every}) == len(keys)
+    assert keys[:4] == [
+        *(("flashrnn", "LSTM", mode, "float16") for mode in cases.MODES),
+        ("flashrnn", "LSTM", "inference", "bfloat16"),
+    ]
+    for case in cases.SHAPES:
+        for cell in ("LSTM", "GRU"):
+            if case.has(cell):
+                found = {one.dtype for one in every if one.case == case and one.cell == cell}
+                assert found == set(DTYPES) - {"float64"}
+    assert all(one.case.has(one.cell) for one in every)
 
 
-class FakeEvent:
-    """Stands in for torch.cuda.Event: each record is 2 ms after the one before."""
-
-    now = 0.0
-
-    def __init__(self, enable_timing: bool):
-        assert enable_timing
-
-    def record(self):
-        FakeEvent.now += 2
-        self.at = FakeEvent.now
-
-    def elapsed_time(self, later):
-        return later.at - self.at
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"layers": 1, "bidirectional": True}, {"job": "packed"}],
+    ids=["plain", "bi", "packed"],
+)
+def test_figures_of_every_mode(cell, change):
+    for mode in cases.MODES:
+        spec = replace(SPEC, case=replace(TINY, **change), cell=cell, mode=mode)
+        (found,) = baseline.rows(spec)
+        assert (found.contender, found.mode, found.status) == ("torch.nn", mode, "ok")
+        assert found.suite == "baseline" and found.ms > 0 and found.ratio == 1
 
 
-class FakeStream:
-    def wait_stream(self, other):
-        assert isinstance(other, FakeStream)
+def test_a_graph_takes_part_on_a_gpu(monkeypatch):
+    asked = []
+
+    def measured(spec, sessions, seconds, **more):
+        asked.append((spec, list(sessions), more["memory"]))
+        return []
+
+    monkeypatch.setattr(series, "measure", measured)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: asked.append("done"))
+    spec = replace(SPEC, device="cuda")
+    assert baseline.rows(spec) == []
+    assert asked == [(spec, ["torch.nn", "torch.nn graph"], True), "done"]
 
 
-class TestBaselineOnTheGpu:
-    """What needs a GPU, as far as stand-ins for torch.cuda can show it."""
+def test_a_wrong_answer_gets_no_time(monkeypatch):
+    wrong = altered(lambda found: [2 * one for one in found])
+    monkeypatch.setattr(jobs, "baseline", lambda job: wrong)
+    (found,) = baseline.rows(SPEC)
+    assert found.status.startswith("wrong: output") and found.ms is None
+    monkeypatch.undo()
+    assert baseline.rows(SPEC)[0].status == "ok"
 
-    @pytest.fixture(autouse=True)
-    def fakes(self, monkeypatch):
-        for name, value in {
-            "Event": FakeEvent,
-            "Stream": FakeStream,
-            "current_stream": FakeStream,
-            "synchronize": lambda: None,
-            "stream": lambda stream: contextlib.nullcontext(),
-            "graph": lambda graph: contextlib.nullcontext(),
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, value)
 
-    def test_calls_lie_between_events(self):
-        count = []
-        figures = baseline.timed(lambda: count.append(1), torch.device("cuda"), 0)
-        assert figures == {"us": 2000, "us_spread": 0, "calls": 5}
-        assert len(count) == 2 + 5
+def test_a_case_that_breaks_says_why(monkeypatch):
+    def breaks(found):
+        raise RuntimeError("no such kernel\nat some place")
 
-    @pytest.mark.parametrize("factor", [1.0, 1.1])
-    def test_a_graph_is_taken_if_its_replay_agrees(self, factor, monkeypatch):
-        y = torch.empty(3)
+    monkeypatch.setattr(jobs, "baseline", lambda job: altered(breaks))
+    (found,) = baseline.rows(SPEC)
+    assert (found.status, found.ms) == ("failed: RuntimeError: no such kernel", None)
 
-        class FakeGraph:
-            def replay(self):
-                y.copy_(torch.tensor([1.0, 2.0, 3.0]) * factor)
 
-        monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+def test_rows_are_added_to_those_of_before(monkeypatch, tmp_path, capsys):
+    specs = [replace(SPEC, case=replace(TINY, name=name)) for name in ("first", "second")]
+    monkeypatch.setattr(baseline, "specs", lambda device: specs)
+    out = tmp_path / "baseline.csv"
+    for start in (0, 1):
+        baseline.main([f"--out={out}", "--device=cpu", f"--start={start}"])
+    records = results.load(out)
+    assert [found.case for found, _ in records] == ["first", "second"]
+    assert records[0][1].torch == torch.__version__
+    text = capsys.readouterr().out
+    assert text.count("case 1 second LSTM training float32") == 2 and "torch.nn: ok" in text
 
-        def call():
-            return [y.copy_(torch.tensor([1.0, 2.0, 3.0]))]
 
-        if factor == 1:
-            baseline.capture(call)()
-        else:
-            with pytest.raises(RuntimeError, match="differ"):
-                baseline.capture(call)
+def test_it_ends_in_time(tmp_path, capsys):
+    out = tmp_path / "baseline.csv"
+    baseline.main([f"--out={out}", "--device=cpu", "--seconds=0"])
+    assert f"out of time: {len(cases.specs())} of" in capsys.readouterr().out
+    assert not out.exists()
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    specs = [replace(SPEC, case=replace(TINY, name=str(k))) for k in range(4)]
+    out = tmp_path / "rows.csv"
+    begun = []
+
+    def rows(spec):
+        begun.append(spec)
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return [row(case=spec.case.name)]
+
+    end = time.monotonic() + 0.1
+    assert series.run(specs, rows, facts=FACTS, path=out, until=end, start=1) == 2
+    assert begun == specs[1:2]
+    assert [found.case for found, _ in results.load(out)] == ["1"]

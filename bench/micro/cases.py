@@ -1,82 +1,51 @@
 """What the baseline times, in the order of its value."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
+from bench.cases import Case, Spec
+from bench.suites import GPU, STREAM
 
-DTYPES = {
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "tf32": torch.float32,
-    "fp32": torch.float32,
+MODES = ("inference", "training", "forward")
+ORDER = (
+    *("flashrnn", "fastrnns", "deepspeech", "rnnt-pre", "wavernn", "tts", "gnmt", "ppo", "mt"),
+    *("char-lm", "hydrology", "dprnn", "mt-wide", "rnnt-post", "gnmt-bi", "rnnoise-train"),
+    *("silero", "cliff", "odd"),
+)
+SHAPES = tuple(next(case for case in GPU if case.name == name) for name in ORDER)
+ONE_STEP = replace(next(case for case in STREAM if case.name == "silero-step"), job="layer")
+# Of the first two.
+VARIANTS = {
+    "packed": {"job": "packed"},
+    "bi": {"bidirectional": True},
+    "2": {"layers": 2},
+    "4": {"layers": 4},
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """One layer stack on one size. `packed`: lengths fall evenly from T to T / 2."""
-
-    name: str
-    cell: str  # LSTM, GRU or RNN
-    T: int
-    B: int
-    I: int
-    H: int
-    layers: int = 1
-    directions: int = 1
-    packed: bool = False
-    dtype: str = "fp16"
+def variant(case: Case, label: str, **change) -> Case:
+    return replace(case, name=f"{case.name}-{label}", **change)
 
 
-# Sizes that others train, serve or time; where a paper gives a range, its middle.
-SHAPES = (
-    Case("flashrnn", "LSTM", 1024, 16, 768, 768),
-    Case("fastrnns", "LSTM", 100, 64, 512, 512),
-    Case("deepspeech", "GRU", 375, 32, 1024, 1024),
-    Case("rnnt-pre", "LSTM", 557, 32, 240, 1024, layers=2),
-    Case("wavernn", "GRU", 1375, 32, 512, 512),
-    Case("tts", "LSTM", 200, 1, 512, 256, directions=2),
-    Case("gnmt", "LSTM", 50, 128, 1024, 1024, layers=3, packed=True),
-    Case("ppo", "LSTM", 16, 2048, 512, 512),
-    Case("deepbench-1024", "LSTM", 25, 64, 1024, 1024),
-    Case("deepbench-256", "LSTM", 150, 16, 256, 256),
-    Case("hydrology", "LSTM", 365, 256, 30, 128),
-    Case("dprnn", "LSTM", 100, 320, 128, 128, directions=2),
-    Case("deepbench-2048", "LSTM", 25, 64, 2048, 2048),
-    Case("rnnt-post", "LSTM", 278, 32, 2048, 1024, layers=3),
-    Case("gnmt-bi", "LSTM", 50, 128, 1024, 1024, directions=2, packed=True),
-    Case("rnnoise", "GRU", 2000, 128, 256, 256, layers=3),
-    Case("deepbench-512", "LSTM", 25, 64, 512, 512),
-    Case("ppo-gru", "GRU", 16, 2048, 512, 512),
-    Case("vad", "LSTM", 500, 1, 128, 128),
-    Case("vad-step", "LSTM", 1, 1, 128, 128),
-    Case("small-h-cliff", "LSTM", 2058, 62, 16, 168),
-    Case("odd", "LSTM", 100, 64, 125, 320),
-)
-# Of the first two.
-VARIANTS = (
-    {"packed": True},
-    {"directions": 2},
-    {"layers": 2},
-    {"layers": 4},
-    {"cell": "GRU"},
-    {"cell": "RNN"},
-)
-
-
-def cases() -> list[Case]:
-    """Every case, the most telling first."""
+def specs(device: str = "cuda") -> list[Spec]:
+    """Every row to be, the most telling first."""
     first = SHAPES[:2]
-    variants = [replace(shape, **change) for shape in first for change in VARIANTS]
-    sweep = [replace(SHAPES[0], B=batch) for batch in (8, 32, 64, 128, 256, 2)]
-    sweep += [replace(SHAPES[0], T=steps) for steps in (256, 512, 2048)]
-    order = [(first, ("fp16", "bf16", "tf32", "fp32"))]
-    order += [(SHAPES[2:12], ("fp16", "bf16", "tf32")), (variants, ("fp16", "bf16"))]
-    order += [(SHAPES[12:], ("fp16", "bf16", "tf32")), (sweep, ("fp16", "bf16"))]
-    order += [(variants, ("tf32",)), (SHAPES[2:], ("fp32",)), (variants, ("fp32",))]
+    variants = [variant(case, label, **to) for case in first for label, to in VARIANTS.items()]
+    sweep = [variant(first[0], f"N={N}", N=N) for N in (8, 32, 64, 128, 256, 2)]
+    sweep += [variant(first[0], f"T={T}", T=T) for T in (256, 512, 2048)]
+    half, tensor_cores = ("float16", "bfloat16"), ("float16", "bfloat16", "tf32")
+    rest = (*SHAPES[9:], ONE_STEP)
+    order = [(first, ("LSTM",), (*tensor_cores, "float32"))]
+    order += [(SHAPES[2:9], ("LSTM", "GRU"), tensor_cores), (variants, ("LSTM",), half)]
+    order += [(first, ("GRU", "RNN"), half), (rest, ("LSTM", "GRU"), tensor_cores)]
+    order += [(sweep, ("LSTM",), half), (variants, ("LSTM",), ("tf32", "float32"))]
+    order += [(first, ("GRU", "RNN"), ("tf32", "float32"))]
+    order += [((*SHAPES[2:], ONE_STEP), ("LSTM", "GRU"), ("float32",))]
     return [
-        replace(shape, dtype=dtype)
-        for shapes, dtypes in order
-        for shape in shapes
+        Spec(case, cell, mode, dtype, device=device)
+        for cases, cells, dtypes in order
+        for case in cases
+        for cell in cells
+        if case.has(cell)
         for dtype in dtypes
+        for mode in MODES
     ]

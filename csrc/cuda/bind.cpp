@@ -91,11 +91,11 @@ Backward backward(const Values& values, double grad_clip) {
 }
 #undef FASTRNN_ADDRESS
 
-Loop loop(const std::string& cell, const std::string& dtype, bool library, int tile) {
+Loop loop(const std::string& cell, const std::string& dtype, bool library) {
   const int position = find_cell(cell.c_str());
   if (position < 0) throw std::invalid_argument("fastrnn: no cell " + cell);
   for (int k = 0; k < kDtypes; ++k)
-    if (dtype == kDtypeNames[k]) return {position, static_cast<Dtype>(k), {library, tile}};
+    if (dtype == kDtypeNames[k]) return {position, static_cast<Dtype>(k), library};
   throw std::invalid_argument("fastrnn: no dtype " + dtype);
 }
 
@@ -144,15 +144,14 @@ void bind(py::module_& m, const char* name, Init init, const char* doc) {
 void bind_loops(py::module_& m) {
   bind<Forward>(m, "CudaForward",
                 py::init([](const std::string& cell, const std::string& dtype, bool library,
-                            int tile, const Values& values) {
-                  return Runner<Forward>(loop(cell, dtype, library, tile), forward(values));
+                            const Values& values) {
+                  return Runner<Forward>(loop(cell, dtype, library), forward(values));
                 }),
                 "A forward loop over time; sizes and addresses by name, see csrc/cuda/steps.h.");
   bind<Backward>(m, "CudaBackward",
                  py::init([](const std::string& cell, const std::string& dtype, bool library,
-                             int tile, const Values& values, double grad_clip) {
-                   return Runner<Backward>(loop(cell, dtype, library, tile),
-                                           backward(values, grad_clip));
+                             const Values& values, double grad_clip) {
+                   return Runner<Backward>(loop(cell, dtype, library), backward(values, grad_clip));
                  }),
                  "A backward loop over time, as CudaForward.");
 }

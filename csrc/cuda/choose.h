@@ -1,4 +1,4 @@
-// Which schedule runs a loop over time, in which tiles: a pure function of sizes, no CUDA.
+// Which schedule runs a loop over time, and its tiles: pure functions of sizes, no CUDA.
 //
 // The constants are fitted to what an H200 took (bench/results/nvidia-h200-plans.csv, replayed from
 // a graph): over its 164 loops the plan that is chosen takes 0.5 % longer than the better one in
@@ -22,92 +22,55 @@ constexpr int64_t item_size(Dtype dtype) {
   return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat || dtype == Dtype::kTf32 ? 4 : 2;
 }
 
-// A block of the stepwise schedule: batch rows x units of every plane, and how its warps divide
-// them. Warps along the depth add up different parts of the same sums.
-struct Tile {
-  int rows;
-  int units;   // of each plane
-  int single;  // where there is one plane
-  int warp_rows, warp_columns, warp_depth;
-  int steps;   // of 32 bytes of depth, that a warp takes from each stage
-  int stages;  // of the copies from global to shared memory that are under way
-  bool holds;  // all of its weights: what is copied in stages are the rows alone
-};
-
-// 0 streams both factors, with as many blocks as there are processors. 1 and 2 have their weights
-// before the step before has ended, and wait for the rows alone: few rows, and many.
-constexpr Tile kTiles[] = {{16, 8, 16, 1, 1, 8, 1, 4, false},
-                           {16, 8, 16, 1, 1, 8, 2, 3, true},
-                           {64, 8, 16, 4, 1, 2, 4, 3, true}};
-constexpr int kTileCount = 3;
-// `choose` takes 0 only: the others are tested, but were never timed on a GPU.
-
-constexpr int units_of(const Tile& tile, int planes) {
-  return planes == 1 ? tile.single : tile.units;
-}
-constexpr int columns_of(const Tile& tile, int planes) { return planes * units_of(tile, planes); }
-constexpr int threads_of(const Tile& tile) {
-  return 32 * tile.warp_rows * tile.warp_columns * tile.warp_depth;
-}
+// A block of the stepwise schedule makes kTileRows batch rows x units_of(planes) units of every
+// plane. Its warps add up different parts of the same sums: from each stage a warp takes 32 bytes
+// of depth.
+constexpr int kTileRows = 16;
+constexpr int kWarps = 8;
+constexpr int kThreads = 32 * kWarps;
+constexpr int kStages = 4;  // of the copies from global to shared memory that are under way
 // Bytes of depth in a stage, and from row to row there: 16 more, so that eight rows touch all
 // banks.
-constexpr int depth_of(const Tile& tile) { return 32 * tile.warp_depth * tile.steps; }
-constexpr int stage_pitch(const Tile& tile) { return depth_of(tile) + 16; }
-constexpr int stage_bytes(const Tile& tile, int planes) {
-  return (tile.rows + (tile.holds ? 0 : columns_of(tile, planes))) * stage_pitch(tile);
-}
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-// Bytes of the weights that a block holds of `depth` bytes, which lie as in stages.
-constexpr size_t held_bytes(const Tile& tile, int planes, int64_t depth) {
-  return tile.holds ? static_cast<size_t>(ceil_div(depth, depth_of(tile))) *
-                          columns_of(tile, planes) * stage_pitch(tile)
-                    : 0;
-}
+constexpr int kStageDepth = 32 * kWarps;
+constexpr int kStagePitch = kStageDepth + 16;
+
+constexpr int units_of(int planes) { return planes == 1 ? 16 : 8; }
+constexpr int columns_of(int planes) { return planes * units_of(planes); }
+constexpr int stage_bytes(int planes) { return (kTileRows + columns_of(planes)) * kStagePitch; }
 // Elements from row to row of the sums: 8 or 24 modulo 32, so that the pairs of a warp touch all
 // banks.
-constexpr int sums_pitch(const Tile& tile, int planes) {
-  const int columns = columns_of(tile, planes);
+constexpr int sums_pitch(int planes) {
+  const int columns = columns_of(planes);
   return columns % 16 == 0 ? columns + 8 : columns;
 }
-// Of a block, for `depth` bytes: the stages and what it holds, whose place the sums take in the
-// end.
-constexpr size_t shared_bytes(const Tile& tile, int planes, size_t sum_size, int64_t depth) {
-  const size_t stages = static_cast<size_t>(tile.stages) * stage_bytes(tile, planes) +
-                        held_bytes(tile, planes, depth);
-  const size_t sums = sum_size * tile.warp_depth * tile.rows * sums_pitch(tile, planes);
+// Of a block: the stages, whose place the sums take in the end.
+constexpr size_t shared_bytes(int planes, size_t sum_size) {
+  const size_t stages = static_cast<size_t>(kStages) * stage_bytes(planes);
+  const size_t sums = sum_size * kWarps * kTileRows * sums_pitch(planes);
   return stages > sums ? stages : sums;
 }
 // What a block can have on any GPU of compute capability 8.0 or above.
 constexpr size_t kLeastShared = 99 << 10;
-static_assert(shared_bytes(kTiles[0], 4, 8, 0) <= kLeastShared);
+static_assert(shared_bytes(4, 8) <= kLeastShared);
 
-// Without tensor cores only the first.
-constexpr bool has_tile(Dtype dtype, int tile) {
-  return tile == 0 || (dtype != Dtype::kFloat && dtype != Dtype::kDouble);
-}
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // A product of a step: [N, depth] x [planes * units, depth]^T.
 struct ProductSize {
   int64_t planes, units, depth;
 };
 
-constexpr int64_t unit_tiles(const Tile& tile, const ProductSize& p) {
-  return ceil_div(p.units, units_of(tile, static_cast<int>(p.planes)));
+constexpr int64_t unit_tiles(const ProductSize& p) {
+  return ceil_div(p.units, units_of(static_cast<int>(p.planes)));
 }
 // Blocks of a launch.
-constexpr int64_t blocks_of(const Tile& tile, const ProductSize& p, int64_t batch,
-                            int64_t directions) {
-  return directions * ceil_div(batch, tile.rows) * unit_tiles(tile, p);
+constexpr int64_t blocks_of(const ProductSize& p, int64_t batch, int64_t directions) {
+  return directions * ceil_div(batch, kTileRows) * unit_tiles(p);
 }
 
 struct Device {
   int processors;
   int major;  // of the compute capability
-};
-
-struct Plan {
-  bool library;  // products by the library, one launch for the cell; else in one launch
-  int tile;      // index into kTiles
 };
 
 // Per nanosecond.
@@ -138,21 +101,20 @@ constexpr double kLibrary = 5850;       // of a product of the library, and of t
 constexpr double kLibraryDepth = 0.45;  // of each byte of depth in it
 constexpr double kProcessorBytes = 53;  // of the second-level cache, per nanosecond
 
-// Nanoseconds of a step's product and cell in one launch of tile 0. Blocks run in rounds of two on
+// Nanoseconds of a step's product and cell in one launch. Blocks run in rounds of two on
 // each processor. What they read comes from the second-level cache, which all of them share.
 inline double stepwise_time(const ProductSize& p, int64_t batch, int64_t directions, Dtype dtype,
                             const Device& device) {
-  const Tile& t = kTiles[0];
   const Rates r = rates(dtype, device);
   const double processors = std::max(device.processors, 1);
-  const double blocks = static_cast<double>(blocks_of(t, p, batch, directions));
+  const double blocks = static_cast<double>(blocks_of(p, batch, directions));
   const double rounds = std::ceil(blocks / (2 * processors));
-  const int columns = columns_of(t, static_cast<int>(p.planes));
-  const double rows = static_cast<double>(std::min<int64_t>(t.rows, batch));
+  const int columns = columns_of(static_cast<int>(p.planes));
+  const double rows = static_cast<double>(std::min<int64_t>(kTileRows, batch));
   const double depth = static_cast<double>(p.depth);
   const double bytes = (rows + columns) * depth * static_cast<double>(item_size(dtype));
   double round = kRound + bytes / r.block;
-  if (r.flops != 0) round = std::max(round, 4. * t.rows * columns * depth / r.flops);
+  if (r.flops != 0) round = std::max(round, 4. * kTileRows * columns * depth / r.flops);
   return kLaunch + rounds * round + blocks * bytes / (processors * kProcessorBytes);
 }
 
@@ -170,18 +132,18 @@ inline double library_time(const ProductSize& p, int64_t batch, int64_t directio
          (flops / rates(dtype, device).library + sums / kProcessorBytes) / processors;
 }
 
-// The plan for a loop whose steps make these products: the least time of those whose grids a launch
-// can have.
-inline Plan choose(const ProductSize* products, int count, int64_t batch, int64_t directions,
-                   Dtype dtype, const Device& device) {
+// Whether the library makes these products of the steps of a loop, with one launch for the cell, or
+// else one launch makes a product and its cell: what takes less time, of what a launch can have.
+inline bool choose_library(const ProductSize* products, int count, int64_t batch,
+                           int64_t directions, Dtype dtype, const Device& device) {
   double library = 0, stepwise = 0;
   bool fits = true;
   for (int i = 0; i < count; ++i) {
     library += library_time(products[i], batch, directions, dtype, device);
     stepwise += stepwise_time(products[i], batch, directions, dtype, device);
-    fits = fits && blocks_of(kTiles[0], products[i], batch, directions) <= INT32_MAX;
+    fits = fits && blocks_of(products[i], batch, directions) <= INT32_MAX;
   }
-  return {!fits || library <= stepwise, 0};
+  return !fits || library <= stepwise;
 }
 
 }  // namespace fastrnn::cuda

@@ -3,7 +3,7 @@
 // Compiled by nvcc the names are intrinsics and PTX. With FASTRNN_EMULATED defined, "emulate.h"
 // implements the same names on the host, and the kernels run on a CPU (tests/cpp).
 //
-// A warp has 32 lanes; a block a multiple of 32 threads; grids and clusters have one dimension.
+// A warp has 32 lanes; a block a multiple of 32 threads; grids have one dimension.
 // Names marked (warp) must be reached by all lanes of a warp together, names marked (block) by all
 // threads of a block. `launch`, the one name for host code, is in runtime.cuh.
 #pragma once
@@ -62,15 +62,12 @@ struct FragmentB {
 // After FASTRNN_KERNEL: the most threads of a block, and blocks that shall fit on a processor.
 #define FASTRNN_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define FASTRNN_UNROLL _Pragma("unroll")
-#define FASTRNN_ROLLED _Pragma("unroll 1")
 
 namespace fastrnn::cuda {
 
 // Where a thread is. `lane` and `warp` are its place in the warp, and the warp's in the block.
 FASTRNN_DEVICE int thread() { return static_cast<int>(threadIdx.x); }
-FASTRNN_DEVICE int threads() { return static_cast<int>(blockDim.x); }
 FASTRNN_DEVICE int block() { return static_cast<int>(blockIdx.x); }
-FASTRNN_DEVICE int blocks() { return static_cast<int>(gridDim.x); }
 FASTRNN_DEVICE int lane() { return thread() % 32; }
 FASTRNN_DEVICE int warp() { return thread() / 32; }
 
@@ -155,16 +152,8 @@ FASTRNN_DEVICE void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// All threads of the block (block) or lanes of the warp (warp) arrive before any goes on, and see
-// what the others wrote before.
+// All threads of the block arrive before any goes on, and see what the others wrote before (block).
 FASTRNN_DEVICE void block_barrier() { __syncthreads(); }
-FASTRNN_DEVICE void warp_barrier() { __syncwarp(); }
-
-// The value of lane `lane() ^ mask` (warp).
-template <class T>
-FASTRNN_DEVICE T shuffle_xor(T value, int mask) {
-  return __shfl_xor_sync(0xffffffffu, value, mask);
-}
 
 // Loads A from shared memory (warp). Each lane gives the address, aligned to 16 bytes, of half
 // lane / 16 (bytes 16 to 31 are half 1) of row lane % 16.
@@ -229,67 +218,6 @@ FASTRNN_DEVICE void next_grid_start() {
 #endif
 }
 
-// The block's place in its cluster. Below sm_90 a block is a cluster of its own.
-FASTRNN_DEVICE int cluster_rank() {
-  unsigned rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return static_cast<int>(rank);
-}
-FASTRNN_DEVICE int cluster_size() {
-  unsigned size = 1;
-#if __CUDA_ARCH__ >= 900
-  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
-#endif
-  return static_cast<int>(size);
-}
-// The two halves of a barrier of all threads of the cluster, each called by all of them in turn.
-// What a thread wrote before it arrived, every thread sees after its wait.
-FASTRNN_DEVICE void cluster_arrive() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-#endif
-}
-FASTRNN_DEVICE void cluster_wait() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-#else
-  __syncthreads();
-#endif
-}
-// What lies at `shared` of this block, in the shared memory of the block of that rank: for loads
-// and stores. That block must have begun, and must not end before they are done: cluster barriers.
-template <class T>
-FASTRNN_DEVICE T* map_shared(T* shared, int rank) {
-#if __CUDA_ARCH__ >= 900
-  uint64_t mapped;
-  asm volatile("mapa.u64 %0, %1, %2;"
-               : "=l"(mapped)
-               : "l"(reinterpret_cast<uint64_t>(shared)), "r"(rank));
-  return reinterpret_cast<T*>(mapped);
-#else
-  return shared;
-#endif
-}
-
-// Adds 1 to a counter in global memory that threads of any block wait for: who sees it sees what
-// this thread saw and wrote before.
-FASTRNN_DEVICE void signal(unsigned* counter) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter))
-               : "memory");
-}
-// Waits until the counter has reached `count`, modulo 2^32. The launch must be `together`.
-FASTRNN_DEVICE void wait_for(const unsigned* counter, unsigned count) {
-  unsigned value;
-  do {
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                 : "=r"(value)
-                 : "l"(__cvta_generic_to_global(counter))
-                 : "memory");
-  } while (static_cast<int>(value - count) < 0);
-}
-
 }  // namespace fastrnn::cuda
 
 #include "cuda/runtime.cuh"
@@ -325,57 +253,6 @@ FASTRNN_DEVICE T from_compute(Compute<T> x) {
 template <class T>
 FASTRNN_DEVICE Pack<T, kPack<T>> load16(const T* from) {
   return load<kPack<T>>(from);
-}
-template <class T>
-FASTRNN_DEVICE void store16(T* to, const Pack<T, kPack<T>>& pack) {
-  store<kPack<T>>(to, pack);
-}
-
-// The sum or the maximum over the lanes, the same bits in every lane (warp).
-template <class T>
-FASTRNN_DEVICE T warp_sum(T value) {
-  FASTRNN_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
-  return value;
-}
-template <class T>
-FASTRNN_DEVICE T warp_max(T value) {
-  FASTRNN_UNROLL
-  for (int mask = 16; mask > 0; mask /= 2) {
-    const T other = shuffle_xor(value, mask);
-    value = other > value ? other : value;
-  }
-  return value;
-}
-// The sum over the threads, the same bits in every thread (block). `scratch` is shared memory for
-// one value of each warp; afterwards it is free again.
-template <class T>
-FASTRNN_DEVICE T block_sum(T value, T* scratch) {
-  value = warp_sum(value);
-  if (lane() == 0) scratch[warp()] = value;
-  block_barrier();
-  T sum{};
-  for (int w = 0; w < threads() / 32; ++w) sum += scratch[w];
-  block_barrier();
-  return sum;
-}
-
-// All threads of the cluster arrive before any goes on, and see what the others wrote before.
-FASTRNN_DEVICE void cluster_barrier() {
-  cluster_arrive();
-  cluster_wait();
-}
-
-// The same for the first `blocks` blocks of a grid launched `together` (block). `counter` is zero
-// before the launch, `phase` before the first of these barriers, a variable of each thread.
-FASTRNN_DEVICE void grid_barrier(unsigned* counter, int blocks, unsigned& phase) {
-  phase += static_cast<unsigned>(blocks);
-  block_barrier();
-  if (thread() == 0) {
-    signal(counter);
-    wait_for(counter, phase);
-  }
-  block_barrier();
 }
 
 }  // namespace fastrnn::cuda

@@ -1,5 +1,5 @@
 // What follows the product of a step: the cell, forward and backward, for a thread that has one
-// unit of some rows. Loads of what no step of the loop writes come first, and stay as they lie
+// unit of one row. Loads of what no step of the loop writes come first, and stay as they lie
 // until they are needed, so that they are under way while the product is made.
 #pragma once
 
@@ -63,17 +63,14 @@ class Row {
  protected:
   enum : uint32_t { kActive = 1, kContinues = 2, kBegins = 4, kEnds = 8, kComes = 16, kGoes = 32 };
   uint32_t flags_ = 0;
-  template <class R, class RowOf>
-  friend class Rows;
 
   FASTRNN_DEVICE static bool is_reset(const Sizes& s, int64_t t, int n) {
     return s.reset != nullptr && s.reset[t * s.batch + n];
   }
 
  public:
-  int n = 0;
+  const int n;
 
-  FASTRNN_DEVICE Row() {}
   FASTRNN_DEVICE Row(const Sizes& s, const Step& step, int n) : n(n) {
     // Loads that wait for nothing, not for each other either.
     const bool inside = n < s.batch;
@@ -97,23 +94,6 @@ class Row {
   FASTRNN_DEVICE bool ends() const { return flags_ & kEnds; }
 };
 
-// Up to four rows of class R, in one register. RowOf has their places in the batch.
-template <class R, class RowOf>
-class Rows {
-  const RowOf& row_of_;
-  uint32_t flags_ = 0;
-
- public:
-  FASTRNN_DEVICE explicit Rows(const RowOf& row_of) : row_of_(row_of) {}
-  FASTRNN_DEVICE void set(int k, const R& row) { flags_ |= row.flags_ << 8 * k; }
-  FASTRNN_DEVICE R operator[](int k) const {
-    R row;
-    row.n = row_of_(k);
-    row.flags_ = flags_ >> 8 * k & 0xff;
-    return row;
-  }
-};
-
 // Stores h_t, where the next step, the output and the final state have it.
 template <class T>
 FASTRNN_DEVICE void write_state(const Forward& f, const Step& step, const Row& r, int unit,
@@ -124,71 +104,53 @@ FASTRNN_DEVICE void write_state(const Forward& f, const Step& step, const Row& r
   if (r.ends()) write<T>(f.h_n, step.in_state(s, r.n) * s.state + unit, h);
 }
 
-// The cell forward for one unit of kCount rows.
-template <class Cell, class T, int kCount, class RowOf>
+// The cell forward for one unit of a row.
+template <class Cell, class T>
 class ForwardCell {
   static constexpr int G = Cell::kGates, S = Cell::kSaved;
-  static_assert(kCount <= 4);
   using V = Compute<T>;
   const Forward& f_;
   const Step& step_;
   const int unit_;
-  Rows<Row, RowOf> rows_;
-  T bias_[G], x_[kCount][G];
-  V kept_[kCount];
+  Row row_;
+  T bias_[G], x_[G];
+  V kept_{};
 
  public:
-  // Loads what does not depend on the step before. row_of(k) is the k'th row of the batch.
-  FASTRNN_DEVICE ForwardCell(const Forward& f, const Step& step, int unit, const RowOf& row_of)
-      : f_(f), step_(step), unit_(unit), rows_(row_of) {
+  // Loads what does not depend on the step before. `n` is the row of the batch.
+  FASTRNN_DEVICE ForwardCell(const Forward& f, const Step& step, int n, int unit)
+      : f_(f), step_(step), unit_(unit), row_(f.size, step, n) {
     const Sizes& s = f.size;
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g)
       bias_[g] =
           read<T>(f.b_hh, (step.d * G + g) * s.hidden + unit, f.b_hh != nullptr && unit < s.hidden);
+    if (unit >= s.hidden) row_.drop();
     FASTRNN_UNROLL
-    for (int k = 0; k < kCount; ++k) {
-      Row r(s, step, row_of(k));
-      if (unit >= s.hidden) r.drop();
-      rows_.set(k, r);
-      FASTRNN_UNROLL
-      for (int g = 0; g < G; ++g)
-        x_[k][g] = read<T>(f.x, (step.in_output(s, r.n) * G + g) * s.hidden + unit, r.active());
-    }
+    for (int g = 0; g < G; ++g)
+      x_[g] = read<T>(f.x, (step.in_output(s, n) * G + g) * s.hidden + unit, row_.active());
   }
 
   // Loads what the step before wrote, but for its sums.
   FASTRNN_DEVICE void load_kept() {
-    FASTRNN_UNROLL
-    for (int k = 0; k < kCount; ++k) {
-      kept_[k] = V{};
-      if (kKeeps<Cell> && rows_[k].continues())
-        kept_[k] =
-            read_new<V>(f_.kept, step_.in_state(f_.size, rows_[k].n) * f_.size.hidden + unit_);
-    }
+    if (kKeeps<Cell> && row_.continues())
+      kept_ = read_new<V>(f_.kept, step_.in_state(f_.size, row_.n) * f_.size.hidden + unit_);
   }
 
-  // sum(k, g) is the product of row k.
+  // sum(g) is the product of the row with plane g.
   template <class SumOf>
   FASTRNN_DEVICE void finish(SumOf sum) {
-    FASTRNN_UNROLL
-    for (int k = 0; k < kCount; ++k)
-      if (rows_[k].active()) finish(k, rows_[k], sum);
-  }
-
- private:
-  template <class SumOf>
-  FASTRNN_DEVICE void finish(int k, const Row& r, SumOf sum) {
+    if (!row_.active()) return;
     const Sizes& s = f_.size;
     V x[G], u[G], saved[S > 0 ? S : 1];
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) {
-      x[g] = to_compute(x_[k][g]);
-      u[g] = (r.continues() ? sum(k, g) : V{}) + to_compute(bias_[g]);
+      x[g] = to_compute(x_[g]);
+      u[g] = (row_.continues() ? sum(g) : V{}) + to_compute(bias_[g]);
     }
-    V h = kept_[k], c = kept_[k];
+    V h = kept_, c = kept_;
     Cell::forward(x, u, h, c, saved);
-    const int64_t in_state = step_.in_state(s, r.n), in_saved = step_.in_saved(s, r.n);
+    const int64_t in_state = step_.in_state(s, row_.n), in_saved = step_.in_saved(s, row_.n);
     if constexpr (kKeeps<Cell>)
       static_cast<V*>(f_.kept)[in_state * s.hidden + unit_] = Cell::kState ? c : h;
     if (Cell::kState && f_.cells != nullptr) write<T>(f_.cells, in_saved * s.hidden + unit_, c);
@@ -201,7 +163,7 @@ class ForwardCell {
       write<T>(f_.m, in_state * pitch<T>(s.hidden) + unit_, h);
       if (f_.hidden != nullptr) write<T>(f_.hidden, in_saved * s.hidden + unit_, h);
     } else {
-      write_state<T>(f_, step_, r, unit_, h);
+      write_state<T>(f_, step_, row_, unit_, h);
     }
   }
 };
@@ -222,7 +184,6 @@ struct BackwardStep : Step {
 };
 
 struct BackwardRow : Row {
-  FASTRNN_DEVICE BackwardRow() {}
   FASTRNN_DEVICE BackwardRow(const Sizes& s, const BackwardStep& step, int n) : Row(s, step, n) {
     if (!active()) return;
     if (step.linked_after && !ends() && !is_reset(s, step.after(), n)) flags_ |= kComes;
@@ -269,57 +230,57 @@ class StateGradient {
   }
 };
 
-// The cell backward for one unit of kCount rows, the mirror of ForwardCell.
-template <class Cell, class T, int kCount, class RowOf>
+// The cell backward for one unit of a row, the mirror of ForwardCell.
+template <class Cell, class T>
 class BackwardCell {
   static constexpr int G = Cell::kGates, S = Cell::kSaved;
-  static_assert(kCount <= 4);
   using V = Compute<T>;
   const Backward& b_;
   const BackwardStep& step_;
   const int unit_;
-  Rows<BackwardRow, RowOf> rows_;
-  StateGradient<T> state_[kCount];
-  T saved_[kCount][S > 0 ? S : 1];
-  T before_[kCount], now_[kCount];  // c, or h of a cell without c, before the step and after
-  T dc_[kCount];
-  V kept_[kCount];
+  BackwardRow row_;
+  StateGradient<T> state_;
+  T saved_[S > 0 ? S : 1];
+  T before_, now_;  // c, or h of a cell without c, before the step and after
+  T dc_;
+  V kept_{};
 
  public:
-  FASTRNN_DEVICE BackwardCell(const Backward& b, const BackwardStep& step, int unit,
-                              const RowOf& row_of)
-      : b_(b), step_(step), unit_(unit), rows_(row_of) {
-    const int64_t earlier = kKeeps<Cell> ? earlier_row() : 0;
-    FASTRNN_UNROLL
-    for (int k = 0; k < kCount; ++k) {
-      BackwardRow r(b.size, step, row_of(k));
-      if (unit >= b.size.hidden) r.drop();
-      rows_.set(k, r);
-      if (!b.projected) state_[k] = StateGradient<T>(b, step, r, unit);
-      load_saved(k, r, earlier);
-    }
+  FASTRNN_DEVICE BackwardCell(const Backward& b, const BackwardStep& step, int n, int unit)
+      : b_(b), step_(step), unit_(unit), row_(b.size, step, n) {
+    if (unit >= b.size.hidden) row_.drop();
+    if (!b.projected) state_ = StateGradient<T>(b, step, row_, unit);
+    load_saved();
   }
 
   FASTRNN_DEVICE void load_kept() {
-    FASTRNN_UNROLL
-    for (int k = 0; k < kCount; ++k) {
-      kept_[k] = V{};
-      if (kKeeps<Cell> && rows_[k].active())
-        kept_[k] =
-            read_new<V>(b_.d_kept, step_.in_state(b_.size, rows_[k].n) * b_.size.hidden + unit_);
-    }
+    if (kKeeps<Cell> && row_.active())
+      kept_ = read_new<V>(b_.d_kept, step_.in_state(b_.size, row_.n) * b_.size.hidden + unit_);
   }
 
-  // sum(k) is the product of row k: du w_hh, or d_state w_hr.
+  // sum() is the product of the row: du w_hh, or d_state w_hr.
   template <class SumOf>
   FASTRNN_DEVICE void finish(SumOf sum) {
+    if (!row_.active()) return;
+    V dh = b_.projected || row_.comes() ? sum() : V{};
+    if (!b_.projected) dh = state_.complete(b_, dh, Cell::kReadsH ? kept_ : V{});
+    const Sizes& s = b_.size;
+    const V before = to_compute(before_), now = to_compute(now_);
+    V saved[S > 0 ? S : 1], dx[G], du[G];
     FASTRNN_UNROLL
-    for (int k = 0; k < kCount; ++k) {
-      const BackwardRow r = rows_[k];
-      if (!r.active()) continue;
-      V dh = b_.projected || r.comes() ? sum(k) : V{};
-      if (!b_.projected) dh = state_[k].complete(b_, dh, Cell::kReadsH ? kept_[k] : V{});
-      finish(k, r, dh);
+    for (int g = 0; g < S; ++g) saved[g] = to_compute(saved_[g]);
+    V dc = to_compute(dc_) + (Cell::kState ? kept_ : V{});
+    const V dh_prev = Cell::backward(saved, before, now, before, now, dh, dc, dx, du);
+    if constexpr (kKeeps<Cell>)
+      static_cast<V*>(b_.d_kept)[step_.in_state(s, row_.n) * s.hidden + unit_] =
+          row_.goes() ? (Cell::kState ? dc : dh_prev) : V{};
+    const int64_t sent = step_.in_turn(s, step_.i, row_.n) * pitch<T>(G * s.hidden) + unit_;
+    const int64_t out = step_.in_output(s, row_.n) * G * s.hidden + unit_;
+    FASTRNN_UNROLL
+    for (int g = 0; g < G; ++g) {
+      write<T>(b_.sent, sent + g * s.hidden, du[g]);
+      write<T>(b_.du, out + g * s.hidden, du[g]);
+      if (Cell::kSplit) write<T>(b_.dx, out + g * s.hidden, dx[g]);
     }
   }
 
@@ -331,48 +292,27 @@ class BackwardCell {
   }
 
   // What forward left: the saved planes, the states before and after the step.
-  FASTRNN_DEVICE void load_saved(int k, const Row& r, int64_t earlier_row) {
+  FASTRNN_DEVICE void load_saved() {
     const Sizes& s = b_.size;
-    const int64_t H = s.hidden, saved = step_.in_saved(s, r.n);
+    const int64_t H = s.hidden, saved = step_.in_saved(s, row_.n);
     FASTRNN_UNROLL
     for (int g = 0; g < S; ++g)
-      saved_[k][g] = read<T>(b_.gates, (saved * S + g) * H + unit_, r.active());
-    now_[k] = Cell::kState ? read<T>(b_.cells, saved * H + unit_, r.active())
-                           : read<T>(b_.y, step_.in_output(s, r.n) * H + unit_,
-                                     !Cell::kReadsH && r.active());
-    dc_[k] =
-        read<T>(b_.d_cells, saved * H + unit_, Cell::kState && b_.d_cells != nullptr && r.active());
+      saved_[g] = read<T>(b_.gates, (saved * S + g) * H + unit_, row_.active());
+    now_ = Cell::kState ? read<T>(b_.cells, saved * H + unit_, row_.active())
+                        : read<T>(b_.y, step_.in_output(s, row_.n) * H + unit_,
+                                  !Cell::kReadsH && row_.active());
+    dc_ = read<T>(b_.d_cells, saved * H + unit_,
+                  Cell::kState && b_.d_cells != nullptr && row_.active());
     Step earlier = step_;
-    earlier.first = earlier_row;
-    const int64_t at = r.begins()     ? step_.in_state(s, r.n)
-                       : Cell::kState ? earlier.in_saved(s, r.n)
-                                      : earlier.in_output(s, r.n);
+    earlier.first = kKeeps<Cell> ? earlier_row() : 0;
+    const int64_t at = row_.begins()  ? step_.in_state(s, row_.n)
+                       : Cell::kState ? earlier.in_saved(s, row_.n)
+                                      : earlier.in_output(s, row_.n);
     const void* const initial = Cell::kState ? b_.c0 : b_.h0;
-    before_[k] = read<T>(r.begins()     ? initial
-                         : Cell::kState ? b_.cells
-                                        : b_.y,
-                         at * H + unit_, kKeeps<Cell> && r.continues());
-  }
-
-  FASTRNN_DEVICE void finish(int k, const BackwardRow& r, V dh) {
-    const Sizes& s = b_.size;
-    const V before = to_compute(before_[k]), now = to_compute(now_[k]);
-    V saved[S > 0 ? S : 1], dx[G], du[G];
-    FASTRNN_UNROLL
-    for (int g = 0; g < S; ++g) saved[g] = to_compute(saved_[k][g]);
-    V dc = to_compute(dc_[k]) + (Cell::kState ? kept_[k] : V{});
-    const V dh_prev = Cell::backward(saved, before, now, before, now, dh, dc, dx, du);
-    if constexpr (kKeeps<Cell>)
-      static_cast<V*>(b_.d_kept)[step_.in_state(s, r.n) * s.hidden + unit_] =
-          r.goes() ? (Cell::kState ? dc : dh_prev) : V{};
-    const int64_t sent = step_.in_turn(s, step_.i, r.n) * pitch<T>(G * s.hidden) + unit_;
-    const int64_t out = step_.in_output(s, r.n) * G * s.hidden + unit_;
-    FASTRNN_UNROLL
-    for (int g = 0; g < G; ++g) {
-      write<T>(b_.sent, sent + g * s.hidden, du[g]);
-      write<T>(b_.du, out + g * s.hidden, du[g]);
-      if (Cell::kSplit) write<T>(b_.dx, out + g * s.hidden, dx[g]);
-    }
+    before_ = read<T>(row_.begins()  ? initial
+                      : Cell::kState ? b_.cells
+                                     : b_.y,
+                      at * H + unit_, kKeeps<Cell> && row_.continues());
   }
 };
 

@@ -17,26 +17,20 @@ int find_cell(const char* name) {
 void launch_step(const Loop& loop, const Forward& forward, int64_t i, Part part, bool overlaps,
                  void* stream) {
   const StepLaunch<Forward> step{forward, i, overlaps, stream};
-  const Plan plan = loop.plan;
-  with_operand(loop.dtype, [&]<Dtype kDtype, class Operand>() {
+  with_operand(loop.dtype, [&]<class Operand>() {
     using T = typename Operand::Stored;
     if (part == Part::kState) {
       const int64_t units = forward.size.state;
-      if (plan.library)
+      if (loop.library)
         return step.pointwise(forward_state_pointwise<T>, "forward_state_pointwise", units);
-      return with_tile<kDtype>(plan.tile, [&]<int kTile>() {
-        step.template tiles<Operand, kTile, 1>(forward_state<Operand, kTile>, "forward_state",
-                                               units, forward.size.hidden);
-      });
+      return step.template tiles<Operand, 1>(forward_state<Operand>, "forward_state", units);
     }
     with_cell(loop.cell, [&]<class Cell>() {
       const int64_t units = forward.size.hidden;
-      if (plan.library)
+      if (loop.library)
         return step.pointwise(forward_cell_pointwise<Cell, T>, "forward_cell_pointwise", units);
-      with_tile<kDtype>(plan.tile, [&]<int kTile>() {
-        step.template tiles<Operand, kTile, Cell::kGates>(
-            forward_cell<Cell, Operand, kTile>, "forward_cell", units, forward.size.state);
-      });
+      step.template tiles<Operand, Cell::kGates>(forward_cell<Cell, Operand>, "forward_cell",
+                                                 units);
     });
   });
 }

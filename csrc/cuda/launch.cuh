@@ -20,34 +20,22 @@ void with_cell(int cell, F f) {
   throw std::invalid_argument("fastrnn: no cell " + std::to_string(cell));
 }
 
-// f.template operator()<kDtype, Operand>(), see product.cuh.
+// f.template operator()<Operand>(), see product.cuh.
 template <class F>
 void with_operand(Dtype dtype, F f) {
   switch (dtype) {
     case Dtype::kFloat:
-      return f.template operator()<Dtype::kFloat, Fma<float>>();
+      return f.template operator()<Fma<float>>();
     case Dtype::kTf32:
-      return f.template operator()<Dtype::kTf32, TensorCore<Tf32>>();
+      return f.template operator()<TensorCore<Tf32>>();
     case Dtype::kHalf:
-      return f.template operator()<Dtype::kHalf, TensorCore<Half>>();
+      return f.template operator()<TensorCore<Half>>();
     case Dtype::kBfloat16:
-      return f.template operator()<Dtype::kBfloat16, TensorCore<Bfloat16>>();
+      return f.template operator()<TensorCore<Bfloat16>>();
     case Dtype::kDouble:
-      return f.template operator()<Dtype::kDouble, Fma<double>>();
+      return f.template operator()<Fma<double>>();
   }
   throw std::invalid_argument("fastrnn: no such dtype");
-}
-
-// f.template operator()<kTile>() for the tiles that choose.h has for this dtype.
-template <Dtype kDtype, int kTile = 0, class F>
-void with_tile(int tile, F f) {
-  if constexpr (kTile == kTileCount) {
-    throw std::invalid_argument("fastrnn: no tile " + std::to_string(tile) + " for this dtype");
-  } else {
-    if constexpr (has_tile(kDtype, kTile))
-      if (tile == kTile) return f.template operator()<kTile>();
-    with_tile<kDtype, kTile + 1>(tile, f);
-  }
 }
 
 inline int grid(int64_t blocks) {
@@ -64,22 +52,20 @@ struct StepLaunch {
   bool overlaps;
   void* stream;
 
-  // A kernel whose blocks make tiles of a product with `units` columns in each of kPlanes planes,
-  // each the sum of `depth` terms.
-  template <class Operand, int kTile, int kPlanes>
-  void tiles(void (*kernel)(Steps, int64_t), const char* name, int64_t units, int64_t depth) const {
-    using P = Product<Operand, kTile, kPlanes>;
+  // A kernel whose blocks make tiles of a product with `units` columns in each of kPlanes planes.
+  template <class Operand, int kPlanes>
+  void tiles(void (*kernel)(Steps, int64_t), const char* name, int64_t units) const {
     const Sizes& s = steps.size;
-    const int blocks = grid(blocks_of(P::kShape, {kPlanes, units, 0}, s.batch, s.directions));
+    const int blocks = grid(blocks_of({kPlanes, units, 0}, s.batch, s.directions));
     if (blocks == 0) return;
-    const size_t shared = P::shared(depth);
-    launch(kernel, {blocks, P::kThreads, shared, 1, overlaps, false, name}, stream, steps, i);
+    const size_t shared = shared_bytes(kPlanes, sizeof(typename Operand::Sum));
+    launch(kernel, {blocks, kThreads, shared, overlaps, name}, stream, steps, i);
   }
   void pointwise(void (*kernel)(Steps, int64_t), const char* name, int64_t units) const {
     const Sizes& s = steps.size;
     const int blocks = grid(ceil_div(s.directions * s.batch * units, kPointwiseThreads));
     if (blocks == 0) return;
-    launch(kernel, {blocks, kPointwiseThreads, 0, 1, false, false, name}, stream, steps, i);
+    launch(kernel, {blocks, kPointwiseThreads, 0, false, name}, stream, steps, i);
   }
 };
 

@@ -10,7 +10,7 @@ namespace fastrnn::cuda {
 struct Loop {
   int cell;
   Dtype dtype;
-  Plan plan;
+  bool library;  // which makes the products of the steps; else the step kernels do
 };
 
 // The position of a cell in the list in cells.h, or -1.

@@ -24,9 +24,6 @@ inline void check(cudaError_t status, const char* name) {
 // whether the kernel's launches may overlap: not where the code that runs was compiled for an
 // architecture in which previous_grid_wait is nothing.
 inline bool prepare(const void* kernel, const LaunchShape& shape) {
-  if (shape.cluster > 8)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-          shape.name);
   thread_local std::map<std::pair<const void*, int>, bool> overlaps;
   int device;
   check(cudaGetDevice(&device), shape.name);
@@ -48,29 +45,16 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
             Arguments&&... arguments) {
   const bool overlaps = prepare(reinterpret_cast<const void*>(kernel), shape) && shape.overlaps;
-  cudaLaunchAttribute attributes[3];
-  unsigned count = 0;
-  if (overlaps) {
-    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-  }
-  if (shape.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
-    ++count;
-  }
-  if (shape.together) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count++].val.cooperative = 1;
-  }
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
   config.blockDim = dim3(static_cast<unsigned>(shape.threads));
   config.dynamicSmemBytes = shape.shared;
   config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = attributes;
-  config.numAttrs = count;
+  config.attrs = &attribute;
+  config.numAttrs = overlaps ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), shape.name);
 }
 

@@ -14,33 +14,29 @@ namespace fastrnn::cuda {
 
 constexpr int kPointwiseThreads = 256;
 
-// Where a block of a product works: 1-D grid of row blocks x directions x unit tiles, the last
-// fastest. A thread has one unit of kCount rows; where a tile has fewer than there are threads, the
-// last threads have none.
+// Where a thread of a product works: 1-D grid of row blocks x directions x unit tiles, the last
+// fastest. A thread has one unit of a row; the threads beyond the rows of the tile have none.
 template <class Product>
 struct Place {
-  static constexpr int kStride = Product::kThreads / Product::kUnits;
-  static constexpr int kCount = Product::kRows > kStride ? Product::kRows / kStride : 1;
+  static_assert(kThreads >= kTileRows * Product::kUnits);
   int d, first_row, first_unit;
 
   FASTRNN_DEVICE Place(const Sizes& s, int64_t units) {
     const int tiles = static_cast<int>((units + Product::kUnits - 1) / Product::kUnits);
     const int group = block() / tiles, directions = static_cast<int>(s.directions);
     first_unit = block() % tiles * Product::kUnits;
-    first_row = group / directions * Product::kRows;
+    first_row = group / directions * kTileRows;
     d = group % directions;
   }
   FASTRNN_DEVICE static int unit_in_tile() { return thread() % Product::kUnits; }
-  FASTRNN_DEVICE static int row_in_tile(int k) { return thread() / Product::kUnits + k * kStride; }
+  FASTRNN_DEVICE static int row_in_tile() { return thread() / Product::kUnits; }
   FASTRNN_DEVICE int unit() const { return first_unit + unit_in_tile(); }
-  // The k'th row of this thread.
-  FASTRNN_DEVICE int operator()(int k) const {
-    const bool inside = Product::kRows >= kStride || row_in_tile(k) < Product::kRows;
-    return inside ? first_row + row_in_tile(k) : INT32_MAX;
+  // The row of the batch, outside of it where there is none.
+  FASTRNN_DEVICE int n() const {
+    return row_in_tile() < kTileRows ? first_row + row_in_tile() : INT32_MAX;
   }
-  // Its sums.
-  FASTRNN_DEVICE static auto sum(int k, int plane) {
-    return Product::sum(row_in_tile(k), plane, unit_in_tile());
+  FASTRNN_DEVICE static auto sum(int plane) {
+    return Product::sum(row_in_tile(), plane, unit_in_tile());
   }
 };
 
@@ -55,7 +51,6 @@ struct Element {
     d = inside ? static_cast<int>(at / units / s.batch) : 0;
     n = inside ? static_cast<int>(at / units % s.batch) : INT32_MAX;
   }
-  FASTRNN_DEVICE int operator()(int) const { return n; }
   // Of sums [D, N, planes, units].
   template <class V>
   FASTRNN_DEVICE V sum(const void* sums, const Sizes& s, int plane, int planes,
@@ -65,21 +60,20 @@ struct Element {
   }
 };
 
-#define FASTRNN_STEP_KERNEL FASTRNN_KERNEL FASTRNN_BOUNDS(threads_of(kTiles[kTile]), 2) void
+#define FASTRNN_STEP_KERNEL FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 2) void
 
-template <class Cell, class Operand, int kTile>
+template <class Cell, class Operand>
 FASTRNN_STEP_KERNEL forward_cell(FASTRNN_GRID_CONSTANT const Forward f, int64_t i) {
-  using P = Product<Operand, kTile, Cell::kGates>;
+  using P = Product<Operand, Cell::kGates>;
   using T = typename P::T;
-  using Here = Place<P>;
   const Sizes& s = f.size;
-  const Here at(s, s.hidden);
+  const Place<P> at(s, s.hidden);
   const int64_t depth = pitch<T>(s.state);
   P product(static_cast<const T*>(f.w_hh) + at.d * Cell::kGates * s.hidden * depth, s.hidden,
             at.first_unit, depth);
   product.start_weights();
   const Step step(s, at.d, i);
-  ForwardCell<Cell, T, Here::kCount, Here> cell(f, step, at.unit(), at);
+  ForwardCell<Cell, T> cell(f, step, at.n(), at.unit());
   product.set_rows(f.h, [&](int r) {
     const Row row(s, step, at.first_row + r);
     return row.continues() ? step.in_turn(s, i, row.n) : -1;
@@ -89,17 +83,16 @@ FASTRNN_STEP_KERNEL forward_cell(FASTRNN_GRID_CONSTANT const Forward f, int64_t 
   product.start_rows();
   cell.load_kept();
   product.run();
-  cell.finish([](int k, int g) { return Here::sum(k, g); });
+  cell.finish(Place<P>::sum);
 }
 
 // h = m w_hr^T of a projected layer.
-template <class Operand, int kTile>
+template <class Operand>
 FASTRNN_STEP_KERNEL forward_state(FASTRNN_GRID_CONSTANT const Forward f, int64_t i) {
-  using P = Product<Operand, kTile, 1>;
+  using P = Product<Operand, 1>;
   using T = typename P::T;
-  using Here = Place<P>;
   const Sizes& s = f.size;
-  const Here at(s, s.state);
+  const Place<P> at(s, s.state);
   const int64_t depth = pitch<T>(s.hidden);
   P product(static_cast<const T*>(f.w_hr) + at.d * s.state * depth, s.state, at.first_unit, depth);
   product.start_weights();
@@ -112,12 +105,9 @@ FASTRNN_STEP_KERNEL forward_state(FASTRNN_GRID_CONSTANT const Forward f, int64_t
   previous_grid_wait();
   product.start_rows();
   product.run();
-  FASTRNN_UNROLL
-  for (int k = 0; k < Here::kCount; ++k) {
-    const Row row(s, step, at(k));
-    if (row.active() && at.unit() < s.state)
-      write_state<T>(f, step, row, at.unit(), Here::sum(k, 0));
-  }
+  const Row row(s, step, at.n());
+  if (row.active() && at.unit() < s.state)
+    write_state<T>(f, step, row, at.unit(), Place<P>::sum(0));
 }
 
 // Rows of `sent` that the step after has for this one.
@@ -126,19 +116,18 @@ FASTRNN_DEVICE int64_t sent_row(const Sizes& s, const BackwardStep& step, int n)
   return row.comes() ? step.in_turn(s, step.i + 1, n) : -1;
 }
 
-template <class Cell, class Operand, int kTile>
+template <class Cell, class Operand>
 FASTRNN_STEP_KERNEL backward_cell(FASTRNN_GRID_CONSTANT const Backward b, int64_t i) {
-  using P = Product<Operand, kTile, 1>;
+  using P = Product<Operand, 1>;
   using T = typename P::T;
-  using Here = Place<P>;
   const Sizes& s = b.size;
-  const Here at(s, s.hidden);
+  const Place<P> at(s, s.hidden);
   const int64_t depth = pitch<T>(b.projected ? s.state : Cell::kGates * s.hidden);
   P product(static_cast<const T*>(b.projected ? b.w_hr : b.w_hh) + at.d * s.hidden * depth,
             s.hidden, at.first_unit, depth);
   product.start_weights();
   const BackwardStep step(b, at.d, i);
-  BackwardCell<Cell, T, Here::kCount, Here> cell(b, step, at.unit(), at);
+  BackwardCell<Cell, T> cell(b, step, at.n(), at.unit());
   product.set_rows(b.projected ? b.sent_state : b.sent, [&](int r) {
     const int n = at.first_row + r;
     if (!b.projected) return sent_row(s, step, n);
@@ -149,39 +138,30 @@ FASTRNN_STEP_KERNEL backward_cell(FASTRNN_GRID_CONSTANT const Backward b, int64_
   product.start_rows();
   cell.load_kept();
   product.run();
-  cell.finish([](int k) { return Here::sum(k, 0); });
+  cell.finish([] { return Place<P>::sum(0); });
 }
 
 // The gradient of h_t of a projected layer.
-template <class Operand, int kTile>
+template <class Operand>
 FASTRNN_STEP_KERNEL backward_state(FASTRNN_GRID_CONSTANT const Backward b, int64_t i) {
-  using P = Product<Operand, kTile, 1>;
+  using P = Product<Operand, 1>;
   using T = typename P::T;
-  using Here = Place<P>;
   const Sizes& s = b.size;
-  const Here at(s, s.state);
+  const Place<P> at(s, s.state);
   const int64_t depth = pitch<T>(s.planes * s.hidden);
   P product(static_cast<const T*>(b.w_hh) + at.d * s.state * depth, s.state, at.first_unit, depth);
   product.start_weights();
   const BackwardStep step(b, at.d, i);
   product.set_rows(b.sent, [&](int r) { return sent_row(s, step, at.first_row + r); });
-  Row rows[Here::kCount];
-  StateGradient<T> state[Here::kCount];
-  FASTRNN_UNROLL
-  for (int k = 0; k < Here::kCount; ++k) {
-    rows[k] = Row(s, step, at(k));
-    if (at.unit() >= s.state) rows[k].drop();
-    state[k] = StateGradient<T>(b, step, rows[k], at.unit());
-  }
+  Row row(s, step, at.n());
+  if (at.unit() >= s.state) row.drop();
+  const StateGradient<T> state(b, step, row, at.unit());
   next_grid_start();
   previous_grid_wait();
   product.start_rows();
   product.run();
-  FASTRNN_UNROLL
-  for (int k = 0; k < Here::kCount; ++k)
-    if (rows[k].active())
-      write_state_gradient<T>(b, step, rows[k], at.unit(),
-                              state[k].complete(b, Here::sum(k, 0), 0));
+  if (row.active())
+    write_state_gradient<T>(b, step, row, at.unit(), state.complete(b, Place<P>::sum(0), 0));
 }
 
 #undef FASTRNN_STEP_KERNEL
@@ -194,9 +174,9 @@ FASTRNN_POINTWISE_KERNEL forward_cell_pointwise(FASTRNN_GRID_CONSTANT const Forw
   const Sizes& s = f.size;
   const Element at(s, s.hidden);
   const Step step(s, at.d, i);
-  ForwardCell<Cell, T, 1, Element> cell(f, step, at.unit, at);
+  ForwardCell<Cell, T> cell(f, step, at.n, at.unit);
   cell.load_kept();
-  cell.finish([&](int, int g) { return at.sum<Compute<T>>(f.sums, s, g, Cell::kGates, s.hidden); });
+  cell.finish([&](int g) { return at.sum<Compute<T>>(f.sums, s, g, Cell::kGates, s.hidden); });
 }
 
 template <class T>
@@ -215,9 +195,9 @@ FASTRNN_POINTWISE_KERNEL backward_cell_pointwise(FASTRNN_GRID_CONSTANT const Bac
   const Sizes& s = b.size;
   const Element at(s, s.hidden);
   const BackwardStep step(b, at.d, i);
-  BackwardCell<Cell, T, 1, Element> cell(b, step, at.unit, at);
+  BackwardCell<Cell, T> cell(b, step, at.n, at.unit);
   cell.load_kept();
-  cell.finish([&](int) { return at.sum<Compute<T>>(b.sums, s, 0, 1, s.hidden); });
+  cell.finish([&] { return at.sum<Compute<T>>(b.sums, s, 0, 1, s.hidden); });
 }
 
 template <class T>

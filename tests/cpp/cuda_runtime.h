@@ -8,16 +8,9 @@
 #include <mutex>
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
-enum cudaFuncAttribute {
-  cudaFuncAttributeMaxDynamicSharedMemorySize,
-  cudaFuncAttributeNonPortableClusterSizeAllowed,
-};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
-enum cudaLaunchAttributeID {
-  cudaLaunchAttributeProgrammaticStreamSerialization,
-  cudaLaunchAttributeClusterDimension,
-  cudaLaunchAttributeCooperative,
-};
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
 struct cudaFuncAttributes {
   size_t sharedSizeBytes;
   int ptxVersion;
@@ -31,10 +24,7 @@ using cudaStream_t = struct Stream*;
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
-    int programmaticStreamSerializationAllowed, cooperative;
-    struct {
-      unsigned x, y, z;
-    } clusterDim;
+    int programmaticStreamSerializationAllowed;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -53,16 +43,9 @@ inline std::atomic<int> calls = 0;  // but launches
 
 struct Limits {
   std::mutex mutex;
-  std::map<const void*, size_t> shared, clusters;
+  std::map<const void*, size_t> shared;
 };
 inline Limits limits[2];
-
-inline cudaError_t set(std::map<const void*, size_t> Limits::* which, const void* kernel,
-                       int value) {
-  const std::lock_guard lock(limits[device].mutex);
-  (limits[device].*which)[kernel] = static_cast<size_t>(value);
-  return cudaSuccess;
-}
 
 }  // namespace standin
 
@@ -82,29 +65,21 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const v
   *attributes = {standin::kDeclared, 90};
   return cudaSuccess;
 }
-inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, int value) {
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   ++standin::calls;
-  if (which == cudaFuncAttributeNonPortableClusterSizeAllowed)
-    return standin::set(&standin::Limits::clusters, kernel, 16);
   if (value + standin::kDeclared > standin::kMostShared[standin::device])
     return cudaErrorInvalidValue;
-  return standin::set(&standin::Limits::shared, kernel, value);
+  standin::Limits& limits = standin::limits[standin::device];
+  const std::lock_guard lock(limits.mutex);
+  limits.shared[kernel] = static_cast<size_t>(value);
+  return cudaSuccess;
 }
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&...) {
   standin::Limits& limits = standin::limits[standin::device];
   const std::lock_guard lock(limits.mutex);
-  const auto limit = [&](auto& of, size_t unasked) {
-    const auto found = of.find(reinterpret_cast<const void*>(kernel));
-    return found == of.end() ? unasked : found->second;
-  };
-  size_t cluster = 1;
-  for (unsigned i = 0; i < config->numAttrs; ++i)
-    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension)
-      cluster = config->attrs[i].val.clusterDim.x;
-  return config->dynamicSmemBytes <= limit(limits.shared, 48 << 10) &&
-                 cluster <= limit(limits.clusters, 8)
-             ? cudaSuccess
-             : cudaErrorInvalidValue;
+  const auto found = limits.shared.find(reinterpret_cast<const void*>(kernel));
+  const size_t most = found == limits.shared.end() ? 48 << 10 : found->second;
+  return config->dynamicSmemBytes <= most ? cudaSuccess : cudaErrorInvalidValue;
 }

@@ -21,7 +21,6 @@
 #define FASTRNN_GRID_CONSTANT
 #define FASTRNN_BOUNDS(threads, blocks)
 #define FASTRNN_UNROLL
-#define FASTRNN_ROLLED
 
 namespace fastrnn::cuda {
 
@@ -29,9 +28,7 @@ using emulate::Fault;
 using emulate::Where;
 
 inline int thread() { return emulate::self().index; }
-inline int threads() { return emulate::self().block->size; }
 inline int block() { return emulate::self().block->index; }
-inline int blocks() { return emulate::self().block->grid.shape.blocks; }
 inline int lane() { return thread() % 32; }
 inline int warp() { return thread() / 32; }
 inline char* shared_memory() { return emulate::self().block->shared; }
@@ -163,29 +160,6 @@ inline void block_barrier(Where where = Where::current()) {
   for (emulate::Warp& warp : block.warps) warp.ready = ~0u;
   block.warps[static_cast<size_t>(warp())].ready &= ~(1u << lane());
 }
-inline void warp_barrier(Where where = Where::current()) {
-  char nothing;
-  emulate::collective("warp_barrier", where, nothing, [](char**) {});
-}
-
-template <class T>
-T shuffle_xor(T value, int mask, Where where = Where::current()) {
-  struct Operand {
-    T value;
-    int mask;
-  } mine{value, mask};
-  emulate::collective("shuffle_xor", where, mine, [](Operand** operands) {
-    T values[32];
-    for (int l = 0; l < 32; ++l) {
-      if (operands[l]->mask != operands[0]->mask || operands[l]->mask >> 5 != 0)
-        throw Fault("shuffle_xor: masks differ or are not below 32");
-      values[l] = operands[l]->value;
-    }
-    for (int l = 0; l < 32; ++l) operands[l]->value = values[l ^ operands[l]->mask];
-  });
-  return mine.value;
-}
-
 namespace emulate {
 
 // ldmatrix: lane l gives the address of row l % 8 of the 8 x 16-byte matrix l / 8, and gets word
@@ -296,56 +270,14 @@ inline void next_grid_start(Where where = Where::current()) {
   if (!std::exchange(block.next_may_start, true)) ++block.grid.next_may_start;
   emulate::wait_until(
       [](const emulate::Thread& t) { return t.block->grid.next == nullptr || t.block->grid.alone; },
-      "next_grid_start", where, true);
+      "next_grid_start", where);
 }
 // Behind the wait the next launch may begin whether it was let or not: it might as well have begun
 // later and not see yet what this launch writes from here on.
 inline void previous_grid_wait(Where where = Where::current()) {
   emulate::wait_until([](const emulate::Thread& t) { return t.block->grid.previous == nullptr; },
-                      "previous_grid_wait", where, true);
+                      "previous_grid_wait", where);
   next_grid_start(where);
-}
-
-inline int cluster_rank() { return emulate::self().block->rank; }
-inline int cluster_size() { return emulate::self().block->grid.shape.cluster; }
-inline void cluster_arrive() {
-  emulate::Thread& me = emulate::self();
-  emulate::Cluster& cluster = me.block->cluster;
-  const int size = cluster_size() * threads();
-  if (cluster.alive < size) throw Fault("cluster_arrive: other threads of the cluster have ended");
-  if (std::exchange(me.cluster_arrived, true)) throw Fault("cluster_arrive twice without a wait");
-  me.cluster_phase = cluster.phase;
-  if (++cluster.arrived < size) return;
-  cluster.arrived = 0;
-  ++cluster.phase;
-}
-inline void cluster_wait(Where where = Where::current()) {
-  if (!std::exchange(emulate::self().cluster_arrived, false))
-    throw Fault("cluster_wait without cluster_arrive");
-  emulate::wait_until(
-      [](const emulate::Thread& t) { return t.block->cluster.phase != t.cluster_phase; },
-      "cluster_wait", where);
-}
-template <class T>
-T* map_shared(T* shared, int rank) {
-  emulate::Block& block = *emulate::self().block;
-  if (rank < 0 || rank >= cluster_size()) throw Fault("map_shared: no block of this rank");
-  emulate::check_shared(shared, sizeof(T), "map_shared");
-  const emulate::Block& other = *block.cluster.blocks[static_cast<size_t>(rank)];
-  if (other.shared == nullptr) throw Fault("map_shared: that block has ended");
-  const auto offset = reinterpret_cast<const char*>(shared) - block.shared;
-  return reinterpret_cast<T*>(other.shared + offset);
-}
-
-inline void signal(unsigned* counter) { ++*counter; }
-inline void wait_for(const unsigned* counter, unsigned count, Where where = Where::current()) {
-  emulate::Thread& me = emulate::self();
-  if (!me.block->grid.shape.together) throw Fault("wait_for: the launch is not `together`");
-  me.counter = counter;
-  me.count = count;
-  emulate::wait_until(
-      [](const emulate::Thread& t) { return static_cast<int>(*t.counter - t.count) >= 0; },
-      "wait_for", where);
 }
 
 // Queues the launch; emulate::synchronize() runs it. The stream is not used: there is one.
@@ -358,9 +290,7 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, void*,
   };
   require(shape.threads > 0 && shape.threads <= 1024 && shape.threads % 32 == 0,
           "threads must be a multiple of 32 up to 1024");
-  require(shape.cluster > 0 && shape.cluster <= 16, "a cluster has 1 to 16 blocks");
-  require(shape.blocks > 0 && shape.blocks % shape.cluster == 0,
-          "blocks must be a positive multiple of the cluster");
+  require(shape.blocks > 0, "there must be blocks");
   require(shape.shared <= emulate::kMaxShared, "too much shared memory");
   std::tuple<std::decay_t<Parameters>...> values(std::forward<Arguments>(arguments)...);
   auto grid = std::make_unique<emulate::Grid>(

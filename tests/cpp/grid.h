@@ -1,4 +1,4 @@
-// What a launch is made of while it runs: grid, clusters, blocks, warps and threads, which are
+// What a launch is made of while it runs: grid, blocks, warps and threads, which are
 // fibers, and how a thread waits for others. machine.h lets them run.
 #pragma once
 
@@ -40,12 +40,7 @@ struct Thread : Fiber {
   int index;
   const char* at = nullptr;  // the name in which it waits
   Where where;
-  bool (*ready)(const Thread&) = nullptr;  // whether that wait is over, where nobody says so
-  bool held = false;                       // waiting for another launch
-  const unsigned* counter = nullptr;       // what wait_for waits for
-  unsigned count = 0;
-  unsigned cluster_phase = 0;  // in which it last arrived
-  bool cluster_arrived = false;
+  bool (*ready)(const Thread&) = nullptr;  // whether its wait for another launch is over
 
   struct Copy {
     void* to;
@@ -66,61 +61,46 @@ struct Warp {
   void* operands[32];
 };
 
-struct Cluster;
-
 struct Block {
   Grid& grid;
-  Cluster& cluster;
-  int index, rank;
+  int index;
   std::vector<Warp> warps;
   std::unique_ptr<Thread[]> threads;
   int size, alive;
-  char* shared = nullptr;
-  bool begun = false;
+  char* shared;
   bool next_may_start = false;
   int at_barrier = 0;
   Where barrier;
-  std::vector<Thread*> polling;  // whose wait ends when `ready` says so
+  std::vector<Thread*> held;  // those that wait for another launch
 
-  Block(Grid&, Cluster&, int index, int rank);
-  ~Block() { free_shared(); }
+  Block(Grid&, int index);
+  ~Block() { ::operator delete(shared, std::align_val_t(128)); }
   Block(const Block&) = delete;
-  void free_shared() {
-    ::operator delete(shared, std::align_val_t(128));
-    shared = nullptr;
-  }
   bool holds(const void* address, size_t bytes) const;
-};
-
-struct Cluster {
-  std::vector<std::unique_ptr<Block>> blocks;
-  int alive = 0, arrived = 0;  // threads
-  unsigned phase = 0;
 };
 
 struct Grid {
   LaunchShape shape;
   std::function<void()> kernel;
-  std::vector<int> order = {};  // of clusters
-  size_t begun = 0;             // of them
-  std::vector<std::unique_ptr<Cluster>> clusters = {};
-  int ended = 0, next_may_start = 0;  // blocks
-  Grid* previous = nullptr;           // that previous_grid_wait waits for
-  Grid* next = nullptr;               // that will overlap with this and has not begun
-  bool alone = false;                 // it will not begin before this has ended
+  std::vector<int> order = {};                      // of blocks
+  size_t begun = 0;                                 // of them
+  std::vector<std::unique_ptr<Block>> blocks = {};  // those that have begun and not ended
+  int ended = 0, next_may_start = 0;                // blocks
+  Grid* previous = nullptr;                         // that previous_grid_wait waits for
+  Grid* next = nullptr;                             // that will overlap with this and has not begun
+  bool alone = false;                               // it will not begin before this has ended
 };
 
-inline Block::Block(Grid& grid, Cluster& cluster, int index, int rank)
+inline Block::Block(Grid& grid, int index)
     : grid(grid),
-      cluster(cluster),
       index(index),
-      rank(rank),
       warps(static_cast<size_t>(grid.shape.threads / 32)),
       threads(new Thread[static_cast<size_t>(grid.shape.threads)]),
       size(grid.shape.threads),
       alive(size) {
   // Of the exact size, so that the address sanitizer sees an access beyond.
   shared = static_cast<char*>(::operator new(grid.shape.shared, std::align_val_t(128)));
+  std::memset(shared, kPoison, grid.shape.shared);
 }
 
 inline bool Block::holds(const void* address, size_t bytes) const {
@@ -139,14 +119,12 @@ inline void wait(const char* at, Where where) {
   me.suspend();
   me.at = nullptr;
 }
-// Suspends the thread until `ready` is true of it.
-inline void wait_until(bool (*ready)(const Thread&), const char* at, Where where,
-                       bool held = false) {
+// Suspends the thread until `ready`, which another launch makes true of it.
+inline void wait_until(bool (*ready)(const Thread&), const char* at, Where where) {
   Thread& me = self();
   if (ready(me)) return;
   me.ready = ready;
-  me.held = held;
-  me.block->polling.push_back(&me);
+  me.block->held.push_back(&me);
   wait(at, where);
 }
 

@@ -1,10 +1,9 @@
 // A GPU made of fibers: runs queued launches, one fiber per thread, on the thread that asks for it.
 //
-// The order is one that hardware may choose and that mistakes do not survive for long. Clusters run
-// one at a time in random order, those of a launch `together` all at once; warps and lanes run from
-// random ends, each as far as it gets. A launch that `overlaps` begins as soon as it may and runs
-// ahead of those before it, three launches at most being under way. All of it follows from the
-// seed.
+// The order is one that hardware may choose and that mistakes do not survive for long. Blocks run
+// one at a time in random order; warps and lanes run from random ends, each as far as it gets. A
+// launch that `overlaps` begins as soon as it may and runs ahead of those before it, three launches
+// at most being under way. All of it follows from the seed.
 //
 // A kernel that breaks a rule ends the launch with an exception that names kernel, block, thread
 // and place; what is queued is dropped, and the next launch starts afresh.
@@ -80,11 +79,10 @@ class Machine {
       grid.next = queue[live].get();
       grid.alone = threads(grid) + threads(*grid.next) > kMaxPaired;
     }
-    grid.order.resize(static_cast<size_t>(grid.shape.blocks / grid.shape.cluster));
+    grid.order.resize(static_cast<size_t>(grid.shape.blocks));
     std::iota(grid.order.begin(), grid.order.end(), 0);
     for (size_t i = grid.order.size(); i > 1; --i)
       std::swap(grid.order[i - 1], grid.order[draw(i)]);
-    while (grid.shape.together && grid.begun < grid.order.size()) begin_cluster(grid);
   }
 
   void end_first() {
@@ -100,26 +98,16 @@ class Machine {
     return false;
   }
   bool advance(Grid& grid) {
-    // Blocks that can meet take turns of one warp at an uneven pace; others run as far as they get.
-    const bool turns = grid.shape.together || grid.shape.cluster > 1;
     bool any = false;
-    for (int pass = turns ? 0 : 1; pass < 2 && !any; ++pass)
-      for (const auto& cluster : grid.clusters)
-        for (const auto& block : cluster->blocks)
-          if (pass == 1 || draw(2) != 0) any |= run(*block, turns);
-    std::erase_if(grid.clusters, [](const auto& cluster) { return cluster->alive == 0; });
-    // Another cluster begins when none is left, or all wait for other launches.
+    for (const auto& block : grid.blocks) any |= run(*block);
+    std::erase_if(grid.blocks, [](const auto& block) { return block->alive == 0; });
+    // Another block begins when none is left, or all wait for other launches.
     if (any || grid.begun == grid.order.size() ||
-        !std::all_of(grid.clusters.begin(), grid.clusters.end(), held))
+        !std::all_of(grid.blocks.begin(), grid.blocks.end(),
+                     [](const auto& block) { return !block->held.empty(); }))
       return any;
-    begin_cluster(grid);
+    begin_block(grid);
     return true;
-  }
-  static bool held(const std::unique_ptr<Cluster>& cluster) {
-    for (const auto& block : cluster->blocks)
-      for (const Thread* thread : block->polling)
-        if (thread->held) return true;
-    return false;
   }
 
   // Ends the pauses in next_grid_start of the oldest launch that has some.
@@ -129,44 +117,39 @@ class Machine {
     return false;
   }
 
-  static void begin_cluster(Grid& grid) {
-    auto cluster = std::make_unique<Cluster>();
-    const int first = grid.order[grid.begun++] * grid.shape.cluster;
-    for (int rank = 0; rank < grid.shape.cluster; ++rank) {
-      cluster->blocks.push_back(std::make_unique<Block>(grid, *cluster, first + rank, rank));
-      Block& block = *cluster->blocks.back();
-      for (int i = 0; i < block.size; ++i) {
-        block.threads[i].block = &block;
-        block.threads[i].index = i;
-        block.threads[i].start(body);
-      }
+  static void begin_block(Grid& grid) {
+    grid.blocks.push_back(std::make_unique<Block>(grid, grid.order[grid.begun++]));
+    Block& block = *grid.blocks.back();
+    for (int i = 0; i < block.size; ++i) {
+      block.threads[i].block = &block;
+      block.threads[i].index = i;
+      block.threads[i].start(body);
     }
-    cluster->alive = grid.shape.cluster * grid.shape.threads;
-    grid.clusters.push_back(std::move(cluster));
   }
 
   static void body(Fiber& fiber);
 
-  // Runs the block's threads until none can, or in a `turn` those of one warp; whether one could.
-  bool run(Block& block, bool turn) {
+  // Runs the block's threads until none can; whether one could.
+  bool run(Block& block) {
     bool any = false, more = true;
     while (more) {
       more = false;
       const size_t count = block.warps.size(), first = draw(count);
       const bool upwards = draw(2) != 0;
-      for (size_t w = 0; w < count && !(turn && more); ++w)
+      for (size_t w = 0; w < count; ++w)
         more = run(block, upwards ? (first + w) % count : (first + count - w) % count) || more;
       more = wake(block) || more;
       any |= more;
-      if (turn) break;
     }
-    if (any && block.alive == 0) end(block);
+    if (any && block.alive == 0) {
+      if (!block.next_may_start) ++block.grid.next_may_start;
+      ++block.grid.ended;
+    }
     return any;
   }
   static bool wake(Block& block) {
-    return std::erase_if(block.polling, [&](Thread* thread) {
+    return std::erase_if(block.held, [&](Thread* thread) {
              if (!thread->ready(*thread)) return false;
-             thread->held = false;
              block.warps[static_cast<size_t>(thread->index / 32)].ready |= 1u << thread->index % 32;
              return true;
            }) > 0;
@@ -175,11 +158,6 @@ class Machine {
   bool run(Block& block, size_t w) {
     Warp& warp = block.warps[w];
     if (warp.ready == 0) return false;
-    if (!block.begun) {
-      block.begun = true;
-      // Not earlier: what another block of the cluster has written by now must not count.
-      std::memset(block.shared, kPoison, block.grid.shape.shared);
-    }
     const bool upwards = draw(2) != 0;
     while (warp.ready != 0) {
       const int lane = upwards ? __builtin_ctz(warp.ready) : 31 - __builtin_clz(warp.ready);
@@ -191,33 +169,25 @@ class Machine {
     return true;
   }
 
-  static void end(Block& block) {
-    if (!block.next_may_start) ++block.grid.next_may_start;
-    ++block.grid.ended;
-    block.free_shared();
-    block.threads.reset();
-  }
-
   // What the oldest launch waits for.
   std::string stuck() const {
     const Grid& grid = *queue.front();
     std::string message = std::string("fastrnn: kernel ") + grid.shape.name + " is stuck:";
     size_t lines = 0;
-    for (const auto& cluster : grid.clusters)
-      for (const auto& block : cluster->blocks) {
-        if (block->alive == 0 || ++lines > 4) continue;
-        message += "\n  block " + std::to_string(block->index);
-        for (int i = 0, first = 0; i < block->size; ++i) {
-          const Thread& thread = block->threads[i];
-          if (i + 1 < block->size && same(thread, block->threads[i + 1])) continue;
-          message +=
-              (first == 0 ? ": threads " : ", threads ") + std::to_string(first) + " to " +
-              std::to_string(i) +
-              (thread.ended ? std::string(" have ended")
-                            : std::string(" at ") + thread.at + " (" + text(thread.where) + ")");
-          first = i + 1;
-        }
+    for (const auto& block : grid.blocks) {
+      if (++lines > 4) continue;
+      message += "\n  block " + std::to_string(block->index);
+      for (int i = 0, first = 0; i < block->size; ++i) {
+        const Thread& thread = block->threads[i];
+        if (i + 1 < block->size && same(thread, block->threads[i + 1])) continue;
+        message +=
+            (first == 0 ? ": threads " : ", threads ") + std::to_string(first) + " to " +
+            std::to_string(i) +
+            (thread.ended ? std::string(" have ended")
+                          : std::string(" at ") + thread.at + " (" + text(thread.where) + ")");
+        first = i + 1;
       }
+    }
     if (lines > 4) message += "\n  and " + std::to_string(lines - 4) + " more blocks";
     return message;
   }
@@ -245,10 +215,8 @@ inline void Machine::body(Fiber& fiber) {
                   text(warp.where) + ")");
     if (block.at_barrier != 0)
       throw Fault("ends while others are at block_barrier (" + text(block.barrier) + ")");
-    if (block.cluster.arrived != 0) throw Fault("ends while others are at a cluster barrier");
     warp.ended |= 1u << me.index % 32;
     --block.alive;
-    --block.cluster.alive;
   } catch (const std::exception& error) {
     machine().failure = std::string("fastrnn: kernel ") + block.grid.shape.name + ", block " +
                         std::to_string(block.index) + ", thread " + std::to_string(me.index) +
@@ -259,7 +227,7 @@ inline void Machine::body(Fiber& fiber) {
 // Runs all launches so far. A launch itself only queues. Throws the first fault.
 inline void synchronize() { machine().run(); }
 
-// Chooses the order in which threads, blocks and clusters run from now on.
+// Chooses the order in which threads and blocks run from now on.
 inline void seed(uint64_t value) { machine().random = value * 0x9e3779b97f4a7c15u | 1; }
 
 }  // namespace fastrnn::cuda::emulate

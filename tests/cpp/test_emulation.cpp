@@ -17,18 +17,17 @@ void run(void (*kernel)(Parameters...), const LaunchShape& shape, Arguments... a
 }
 
 FASTRNN_KERNEL void places_kernel(int* out) {
-  int* mine = out + 4 * (block() * threads() + thread());
+  int* mine = out + 3 * (block() * 96 + thread());
   mine[0] = lane();
   mine[1] = warp();
-  mine[2] = blocks();
-  mine[3] += 1;
+  mine[2] += 1;
 }
 void places() {
-  std::vector<int> out(3 * 96 * 4);
+  std::vector<int> out(3 * 96 * 3);
   run(places_kernel, {.blocks = 3, .threads = 96}, out.data());
   for (int i = 0; i < 3 * 96; ++i) {
-    const int* mine = &out[4 * i];
-    CHECK(mine[0] == i % 32 && mine[1] == i % 96 / 32 && mine[2] == 3 && mine[3] == 1, "%d", i);
+    const int* mine = &out[3 * i];
+    CHECK(mine[0] == i % 32 && mine[1] == i % 96 / 32 && mine[2] == 1, "%d", i);
   }
 }
 
@@ -78,10 +77,10 @@ void conversions() {
 template <class T>
 FASTRNN_KERNEL void packs_kernel(const T* in, T* out) {
   constexpr int kCount = kPack<T>;
-  store16(out + kCount * thread(), load16(in + kCount * thread()));
-  out += kCount * threads();
+  store(out + kCount * thread(), load16(in + kCount * thread()));
+  out += kCount * 32;
   store(out + 2 * thread(), load_uncached<2>(in + 2 * thread()));
-  store(out + 2 * threads() + thread(), load<1>(in + thread()));
+  store(out + 2 * 32 + thread(), load<1>(in + thread()));
 }
 template <class T>
 void packs() {
@@ -143,7 +142,7 @@ FASTRNN_KERNEL void mma_kernel(const typename Storage<Operand>::type* a,  // [16
     std::memcpy(shared + at, a + i, sizeof(T));
     std::memcpy(shared + 16 * kPitch + at, b + i, sizeof(T));
   }
-  warp_barrier();
+  block_barrier();
   fa = load_fragment_a<Operand>(shared + lane() % 16 * kPitch + lane() / 16 * 16);
   shared += 16 * kPitch;
   fb = load_fragment_b<Operand>(shared + lane() % 8 * kPitch + lane() / 8 % 2 * 16);
@@ -191,7 +190,7 @@ void product() {
 FASTRNN_KERNEL void matrices_kernel(uint32_t* out) {  // [lane][10]
   auto* shared = reinterpret_cast<uint32_t*>(shared_memory());
   for (int i = lane(); i < 128; i += 32) shared[i] = static_cast<uint32_t>(i);
-  warp_barrier();
+  block_barrier();
   const FragmentA<Half> a = load_fragment_a<Half>(shared + 4 * (31 - lane()));
   FragmentB<Half> b[2];
   load_fragment_b(b, shared + 4 * (31 - lane()));
@@ -212,38 +211,6 @@ void matrices() {
     }
 }
 
-FASTRNN_KERNEL void reductions_kernel(const float* in, float* out, double* sums) {
-  const float x = in[thread()];
-  out[thread()] = shuffle_xor(x, 5);
-  out[threads() + thread()] = warp_sum(x);
-  out[2 * threads() + thread()] = warp_max(x);
-  auto* scratch = reinterpret_cast<double*>(shared_memory());
-  sums[thread()] = block_sum(double{x}, scratch);
-  sums[threads() + thread()] = block_sum(1., scratch);
-}
-void reductions() {
-  constexpr int kThreads = 96;
-  const auto in = uniform_vector<float>(kThreads);
-  std::vector<float> out(3 * kThreads);
-  std::vector<double> sums(2 * kThreads);
-  run(reductions_kernel, {.blocks = 1, .threads = kThreads, .shared = 3 * sizeof(double)},
-      in.data(), out.data(), sums.data());
-  double total = 0;
-  for (int i = 0; i < kThreads; ++i) total += in[i];
-  for (int i = 0; i < kThreads; ++i) {
-    const int first = i / 32 * 32;
-    double sum = 0;
-    float most = -2;
-    for (int j = first; j < first + 32; ++j) sum += in[j], most = std::max(most, in[j]);
-    CHECK(out[i] == in[i ^ 5], "shuffle_xor %d", i);
-    CHECK(std::abs(out[kThreads + i] - sum) < 1e-5, "warp_sum %d", i);
-    CHECK(out[kThreads + i] == out[kThreads + first], "warp_sum differs in lane %d", i);
-    CHECK(out[2 * kThreads + i] == most, "warp_max %d", i);
-    CHECK(std::abs(sums[i] - total) < 1e-12 && sums[i] == sums[0], "block_sum %d", i);
-    CHECK(sums[kThreads + i] == kThreads, "block_sum again %d", i);
-  }
-}
-
 int main() {
   places();
   conversions();
@@ -255,6 +222,5 @@ int main() {
   product<Bfloat16>();
   product<Tf32>();
   matrices();
-  reductions();
   return report("test_emulation");
 }

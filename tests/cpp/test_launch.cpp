@@ -11,9 +11,9 @@ using namespace fastrnn::cuda;
 void kernel(int) {}
 void other_kernel(int) {}
 
-bool launches(void (*which)(int), size_t shared, int cluster = 1) {
+bool launches(void (*which)(int), size_t shared) {
   try {
-    launch(which, {cluster, 32, shared, cluster, true, cluster == 1}, nullptr, 1);
+    launch(which, {1, 32, shared, true}, nullptr, 1);
     return true;
   } catch (const std::runtime_error& error) {
     CHECK(std::string(error.what()) == "fastrnn: launch of kernel: invalid argument", "%s",
@@ -40,7 +40,6 @@ int main() {
   CHECK(launches(kernel, 226 << 10), "all of a block");
   CHECK(!launches(kernel, 227 << 10), "more than all");
   CHECK(launches(kernel, 60 << 10), "after that");
-  CHECK(launches(kernel, 0, 8) && launches(kernel, 0, 16), "clusters");
   const int before = standin::calls;
   CHECK(launches(kernel, 90 << 10) && standin::calls == before, "asked again");
   return report("test_launch");

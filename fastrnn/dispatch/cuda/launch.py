@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,13 +23,6 @@ from ..gpu.layer import Tensors
 KERNELS = _C  # has CudaForward and CudaBackward; in tests without a GPU, an emulation
 
 
-class Plan(NamedTuple):
-    """A schedule: the library's products, or a tile of csrc/cuda/choose.h."""
-
-    library: bool
-    tile: int
-
-
 def pitch(columns: int, itemsize: int) -> int:
     """Elements from row to row of what a product reads: a multiple of 16 bytes."""
     pack = 16 // itemsize
@@ -40,13 +32,14 @@ def pitch(columns: int, itemsize: int) -> int:
 @functools.lru_cache(1024)
 def choose(
     products: tuple[tuple[int, int, int], ...], N: int, D: int, how: str, device: torch.device
-) -> Plan:
-    """The plan for steps that make these products, each (planes, units, depth)."""
+) -> bool:
+    """Whether the library makes these products of the steps, each (planes, units, depth), or else
+    our kernels do."""
     processors, major = 132, 9  # without a GPU
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         processors, major = properties.multi_processor_count, properties.major
-    return Plan(*_C.cuda_choose(list(products), N, D, how, processors, major))
+    return _C.cuda_choose(list(products), N, D, how, processors, major)
 
 
 def _rows(*shape: int, like: Tensor) -> Tensor:
@@ -87,12 +80,12 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     D, N, H, P, G = size.D, size.N, size.H, size.P, cell.gates
     products = ((G, H, P),) if w_hr is None else ((G, H, P), (1, P, H))
     how = precision(x.dtype)
-    plan = choose(products, N, D, how, x.device)
+    library = choose(products, N, D, how, x.device)
     memory = tensors.copy()
     h0 = memory.pop("h0")
     memory["h"] = h = _padded(torch.stack((h0, h0)))
     memory["m"] = m = None if w_hr is None else _rows(D, N, H, like=x)
-    if plan.library:
+    if library:
         memory["sums"] = sums = _sums(x, D * N * G * H, D * N * P)
     else:
         memory["w_hh"], memory["w_hr"] = _padded(w_hh), None if w_hr is None else _padded(w_hr)
@@ -105,7 +98,7 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
                 _multiply(m[..., :H], w_hr.view(D, P, H).mT, sums)
                 step(i, True, stream)
 
-    _run("CudaForward", cell, size, plan, how, memory, {}, (), with_library)
+    _run("CudaForward", cell, size, library, how, memory, {}, (), with_library)
 
 
 def backward(
@@ -116,13 +109,13 @@ def backward(
     D, N, H, P, K = size.D, size.N, size.H, size.P, cell.gates * size.H
     products = ((1, P, K),) if w_hr is None else ((1, P, K), (1, H, P))
     how = precision(du.dtype)
-    plan = choose(products, N, D, how, du.device)
+    library = choose(products, N, D, how, du.device)
     w_hh = w_hh.view(D, K, P)
     w_hr = None if w_hr is None else w_hr.view(D, P, H)
     memory = tensors.copy()
     memory["sent"] = sent = _rows(2, D, N, K, like=du)
     memory["sent_state"] = sent_state = None if w_hr is None else _rows(D, N, P, like=du)
-    if plan.library:
+    if library:
         memory["sums"] = sums = _sums(du, D * N * P, D * N * H)
     else:
         memory["w_hh"] = _padded(w_hh.mT)
@@ -138,14 +131,14 @@ def backward(
             step(i, False, stream)
 
     numbers, more = {"detach_every": detach_every}, (float(grad_clip),)
-    _run("CudaBackward", cell, size, plan, how, memory, numbers, more, with_library)
+    _run("CudaBackward", cell, size, library, how, memory, numbers, more, with_library)
 
 
 def _run(
     kind: str,
     cell: Cell,
     size: Sizes,
-    plan: Plan,
+    library: bool,
     how: str,
     memory: Tensors,
     numbers: dict[str, int],
@@ -164,18 +157,18 @@ def _run(
         values = dict(zip(memory, addresses, strict=True)) | numbers
         values["T"], values["N"], values["rows"], values["D"] = size.T, size.N, size.rows, size.D
         values["H"], values["P"], values["G"] = size.H, size.P, cell.gates
-        return getattr(KERNELS, kind)(cell.name, how, *plan, values, *more)
+        return getattr(KERNELS, kind)(cell.name, how, library, values, *more)
 
     def current() -> int:
         return torch.cuda.current_stream(device).cuda_stream if on_gpu else 0
 
     def chain() -> None:
         stream = current()  # another one while the chain is recorded
-        with_library(kernels().step, stream) if plan.library else kernels().run(stream)
+        with_library(kernels().step, stream) if library else kernels().run(stream)
 
     with gpu.current(device):
         if on_gpu and not torch.cuda.is_current_stream_capturing():
-            settings = (kind, cell.name, how, plan, size, *numbers.values(), *more, device)
+            settings = (kind, cell.name, how, library, size, *numbers.values(), *more, device)
             graphs.repeat((settings, current(), *addresses), chain)
         else:
             chain()
