@@ -126,6 +126,10 @@ WRONG = {
     "unknown cell": lambda a: a._replace(cell="elman"),
     "same dtype": lambda a: changed(a, 1, lambda w: w.double()),
     "same device": lambda a: changed(a, 1, lambda w: w.to("meta")),
+    "weights must be dense": lambda a: changed(a, 1, lambda w: w.to_sparse()),
+    "input must be a dense tensor": lambda a: a._replace(
+        input=torch.nested.nested_tensor([a.input[0], a.input[1]])
+    ),
     "reset must have dtype": lambda a: a._replace(reset=torch.zeros(3, 2)),
     "lengths must have shape": lambda a: a._replace(lengths=torch.tensor([1])),
     "lengths must be between": lambda a: a._replace(lengths=torch.tensor([4, 0])),

@@ -65,7 +65,7 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
 
 
 class _Form(NamedTuple):
-    """What follows from the names, shapes, dtypes and devices of a call alone."""
+    """What follows from the names, shapes, dtypes, devices and layouts of a call alone."""
 
     size: Sizes
     cell: Cell
@@ -83,7 +83,13 @@ def _form(call: Call) -> _Form:
     """The form of a call. One that was seen before is checked by being equal."""
     input, batch_sizes, h0, c0, weights, cell, names, reset, lengths, *_ = call
     tensors = (input, batch_sizes, h0, c0, reset, lengths, *weights)
-    key = (cell, names, *[t if t is None else (t.shape, t.dtype, t.device) for t in tensors])
+    if input.is_nested:  # has no shape
+        call.check_alike()
+    key = (
+        cell,
+        names,
+        *[t if t is None else (t.shape, t.dtype, t.device, t.layout) for t in tensors],
+    )
     form = _forms.get(key)
     if form is None:
         size = call.sizes()
