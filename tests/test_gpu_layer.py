@@ -196,7 +196,7 @@ def test_the_setting_of_tf32_is_read_at_each_call(monkeypatch):
     launch = pytest.importorskip("fastrnn.dispatch.cuda.launch", reason="there is no extension")
     made = []
 
-    def kernels(cell, how, library, tile, values, *more):
+    def kernels(cell, how, library, values, *more):
         made.append((how, values["H"], values["N"], values["h"] != 0, values.get("m", 0) == 0))
         return SimpleNamespace(run=lambda stream: None, step=lambda *_: None)
 
