@@ -121,7 +121,8 @@ def replace():
         for key, weight in weights.items():
             setattr(module, key, torch.nn.Parameter(weight.detach().clone()))
             if k % 3 == 0:
-                setattr(module, key, wrong[k % 2])
+                lacks = name.endswith("Cell") and key.startswith("bias")  # a cell may be without
+                setattr(module, key, wrong[0 if lacks else k % 2])
             setattr(module, key, weight)
         k += 1
         if k % 50 == 0:
