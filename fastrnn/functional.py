@@ -63,14 +63,15 @@ def step(
         RuntimeError: ranks, sizes, dtypes or devices do not fit.
     """
     names = names_in(cell, bias, len(weights))
-    c_1 = None if c is None else c.unsqueeze(0)
-    call = Call(input.unsqueeze(0), None, h.unsqueeze(0), c_1, weights, cell, names)
+    call = Call(input, None, h, c, weights, cell, names)
     autocast = stack.is_autocast(input)
     if dispatch.takes_torch_step(call):
         if not autocast:
-            call.check_alike()
+            call.attached()  # and its checks
         results = getattr(torch, f"{cell}_cell")(input, h if c is None else (h, c), *weights)
         return (results,) if c is None else results
+    c0 = None if c is None else c.unsqueeze(0)
+    call = call._replace(input=input.unsqueeze(0), h0=h.unsqueeze(0), c0=c0)
     if autocast:
         results = stack.run(Stack(call, 1, 1, 0.0, False), keep_dtype=cell == "lstm")
     else:

@@ -187,7 +187,7 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
 
 
 def takes_torch_step(call: Call) -> bool:
-    """Whether PyTorch's own function of one step is to compute a cell."""
+    """Whether PyTorch's own function of one step is to compute a cell; the call has no T."""
     if gpu.on_gpu(call.input):
         return choose(call) is cudnn
     # On a CPU an RNN is one product each and a tanh: nothing to fuse. torch's own step takes 28 us
@@ -234,7 +234,8 @@ def _tried(call: Call) -> ModuleType | None:
 
 def _faster(kernels: ModuleType, call: Call, layers: int) -> bool:
     """Whether these were measured faster than PyTorch's own in such calls."""
-    if call.h0.size(0) != layers or call.projected:
+    planes = call.h0.size(0) if call.h0.dim() == 3 else 1
+    if planes != layers or call.projected:
         return False
     input, batch = call.input, call.h0.size(-2)
     return choice.faster(
