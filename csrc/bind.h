@@ -105,13 +105,13 @@ class Arguments {
                          : std::vector<int64_t>{call.given.input.size[0], s.batch, width};
   }
   Tensor empty(const std::vector<int64_t>& shape) const { return empty_like(input_, shape); }
-  Tensor empty_like_view(const View& v) const { return empty({v.size, v.size + v.dims}); }
-
- private:
+  // The tensor, dense, kept as long as this object.
   Tensor keep(const Tensor& t) {
     kept_.push_back(dense(t));
     return kept_.back();
   }
+
+ private:
   std::optional<View> keep(const OptionalTensor& t) {
     return t ? std::optional<View>(view(keep(*t))) : std::nullopt;
   }
@@ -121,7 +121,7 @@ class Arguments {
     FASTRNN_CHECK(!batch_sizes || batch_sizes->is_cpu(), "batch_sizes must be on the CPU");
     for (const Tensor& w : weights) weights_.push_back(view(keep(w)));
     return {.cell = cell_,
-            .names = names_,
+            .names = WeightNames(names_),
             .input = view(input_),
             .h0 = view(keep(h0)),
             .batch_sizes = keep(batch_sizes),

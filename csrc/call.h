@@ -54,6 +54,7 @@ struct View {
       stride *= sizes[i];
     }
   }
+  bool absent() const { return data == nullptr && dims == 0; }
   int64_t last() const { return dims > 0 && dims <= kMostDims ? size[dims - 1] : 0; }
   int64_t numel() const {
     int64_t count = 1;
@@ -84,10 +85,10 @@ struct View {
 
 // Where each weight stands among those of a direction, -1 where the layer has none of that name.
 struct WeightNames {
+  std::string_view text;  // the names with a space between them, as in fastrnn/table.py
   int w_ih = -1, w_hh = -1, b_ih = -1, b_hh = -1, w_hr = -1, count = 0;
 
-  // Names with a space between them, as in fastrnn/table.py.
-  explicit WeightNames(std::string_view names) {
+  explicit WeightNames(std::string_view names) : text(names) {
     const struct {
       std::string_view name;
       int WeightNames::* at;
@@ -96,17 +97,16 @@ struct WeightNames {
                  {"b_ih", &WeightNames::b_ih},
                  {"b_hh", &WeightNames::b_hh},
                  {"w_hr", &WeightNames::w_hr}};
-    const std::string_view all = names;
     while (!names.empty()) {
       const size_t end = std::min(names.find(' '), names.size());
       const auto* const found =
           std::find_if(std::begin(known), std::end(known),
                        [&](const auto& each) { return each.name == names.substr(0, end); });
-      FASTRNN_CHECK(found != std::end(known), "unknown weight in '", all, "'");
+      FASTRNN_CHECK(found != std::end(known), "unknown weight in '", text, "'");
       this->*found->at = count++;
       names.remove_prefix(std::min(end + 1, names.size()));
     }
-    FASTRNN_CHECK(w_ih >= 0 && w_hh >= 0 && (b_ih < 0) == (b_hh < 0), "a layer cannot have '", all,
+    FASTRNN_CHECK(w_ih >= 0 && w_hh >= 0 && (b_ih < 0) == (b_hh < 0), "a layer cannot have '", text,
                   "' for weights");
   }
 
@@ -120,9 +120,10 @@ struct WeightNames {
 
 // What a call is given, as in fastrnn/call.py; a view that is not dense fits nothing.
 struct Given {
-  std::string_view cell, names;
-  View input, h0;
-  std::optional<View> batch_sizes, c0, reset, lengths;
+  std::string_view cell;
+  WeightNames names;
+  View input = {}, h0 = {};
+  std::optional<View> batch_sizes = {}, c0 = {}, reset = {}, lengths = {};
   const View* weights = nullptr;  // of all directions
   int64_t weight_count = 0;
 };
@@ -136,7 +137,7 @@ class Call {
   Call& operator=(const Call&) = delete;
 
   const Given given;
-  const WeightNames names;
+  const WeightNames& names = given.names;
   int cell;  // position in the list of cells
   CellInfo info;
   Sizes size;
@@ -186,7 +187,7 @@ class Call {
   std::vector<int64_t> active_, offset_, place_, order_;
 };
 
-inline Call::Call(const Given& what) : given(what), names(what.names) {
+inline Call::Call(const Given& what) : given(what) {
   cell = find_cell(std::string(given.cell).c_str(), info);
   FASTRNN_CHECK(cell >= 0, "unknown cell '", given.cell, "'");
   const View &input = given.input, &h0 = given.h0;
@@ -200,7 +201,7 @@ inline Call::Call(const Given& what) : given(what), names(what.names) {
   size.projected = names.w_hr >= 0;
   FASTRNN_CHECK(
       given.weight_count == size.directions * names.count && (info.keeps == 'c' || !size.projected),
-      "wrong number of weights: ", given.weight_count, " for '", given.names, "'");
+      "wrong number of weights: ", given.weight_count, " for '", names.text, "'");
   const View& w_ih = given.weights[names.w_ih];
   FASTRNN_CHECK(w_ih.dims == 2 && w_ih.size[0] % info.gates == 0,
                 "w_ih must be (gates * hidden_size, input_size)");

@@ -6,8 +6,10 @@
 //
 //   kGates   G, planes of the weights, in torch's order
 //   kSaved   S, planes that forward leaves for backward in `saved`
-//   kState   whether the cell carries a second state c
-//   kReadsH  whether forward reads h_{t-1}, and backward returns a gradient of it, beside u
+//   kKeepsC  whether a unit keeps a second state c from step to step
+//   kKeepsH  whether a unit keeps h: forward reads h_{t-1} beside u, and backward returns a
+//   gradient
+//            of it
 //   kSplit   whether the gradients of x and u differ
 //
 // forward   x[g]  input part of the pre-activation, W_ih x_t + b_ih
@@ -27,8 +29,8 @@ namespace FASTRNN_NAMESPACE {
 struct Lstm {
   static constexpr int kGates = 4;
   static constexpr int kSaved = 4;  // i f g o
-  static constexpr bool kState = true;
-  static constexpr bool kReadsH = false;
+  static constexpr bool kKeepsC = true;
+  static constexpr bool kKeepsH = false;
   static constexpr bool kSplit = false;
 
   template <class V>
@@ -64,8 +66,8 @@ struct Lstm {
 struct Gru {
   static constexpr int kGates = 3;
   static constexpr int kSaved = 4;  // r z n u_n
-  static constexpr bool kState = false;
-  static constexpr bool kReadsH = true;
+  static constexpr bool kKeepsC = false;
+  static constexpr bool kKeepsH = true;
   static constexpr bool kSplit = true;
 
   template <class V>
@@ -96,8 +98,8 @@ struct Gru {
 struct RnnTanh {
   static constexpr int kGates = 1;
   static constexpr int kSaved = 0;
-  static constexpr bool kState = false;
-  static constexpr bool kReadsH = false;
+  static constexpr bool kKeepsC = false;
+  static constexpr bool kKeepsH = false;
   static constexpr bool kSplit = false;
 
   template <class V>
@@ -116,8 +118,8 @@ struct RnnTanh {
 struct RnnRelu {
   static constexpr int kGates = 1;
   static constexpr int kSaved = 0;
-  static constexpr bool kState = false;
-  static constexpr bool kReadsH = false;
+  static constexpr bool kKeepsC = false;
+  static constexpr bool kKeepsH = false;
   static constexpr bool kSplit = false;
 
   template <class V>

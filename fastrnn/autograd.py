@@ -13,7 +13,6 @@ from .call import Call
 from .dispatch import Backend, reference
 from .dispatch.reference import definition
 from .results import Cotangents, Gradients, Needs, Results, Saved
-from .torch_private import below_autograd
 
 
 def _save(ctx, call: Call, results: Results) -> None:
@@ -44,9 +43,6 @@ def _saved(ctx) -> tuple[Call, Saved]:
     ]
     cell, names, *limits = ctx.rest
     call = Call(input, batch_sizes, h0, c0, list(tensors), cell, names, reset, lengths, *limits)
-    if not all(ctx.given[4:]):
-        empty = input.new_empty(0)
-        kept = [empty if tensor is None else tensor for tensor in kept]
     return call, Saved(output, *kept)
 
 
@@ -56,7 +52,7 @@ def _gradients(
     """The call and its gradients, of the things needed; None if nothing comes in."""
     call, saved = _saved(ctx)
     if call.c0 is None:
-        cotangents = Cotangents(*cotangents[:2], None, None)  # c_n and cells are empty
+        cotangents = Cotangents(*cotangents[:2], None, None)  # there is no c
     if all(grad is None for grad in cotangents):
         return call, None
     if torch.is_grad_enabled():
@@ -91,13 +87,13 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend, traced, call, *tensors):
-        with below_autograd():
-            results = dispatch.run(backend, call, save=True)
+        results = dispatch.run(backend, call, save=True)
         _save(ctx, call, results)
         ctx.backend = backend
         if not traced:
             return results[:3]
-        ctx.mark_non_differentiable(results.gates)
+        if results.gates is not None:
+            ctx.mark_non_differentiable(results.gates)
         return results[:5]
 
     @staticmethod

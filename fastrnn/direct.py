@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch.nn import Parameter
 
 from . import dispatch
-from .dispatch import gpu
+from .dispatch import cpu, gpu
 from .features import Asked, states_of
-from .results import Results
+from .results import Results, room_to_save
 from .table import CELLS, weight_names
 from .torch_private import is_any_autocast_enabled, unseen
 
@@ -23,24 +22,11 @@ _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
-def _open() -> object | None:
-    """`fastrnn._C.Direct` of torch's classes, or None without kernels or without DLPack."""
-    try:
-        from . import _C
-
-        return _C.Direct(Tensor, Parameter)
-    except (ImportError, AttributeError, ValueError):
-        return None
-
-
-_direct = _open()
-
-
 def open_to(input: Tensor) -> bool:
     """Whether a call with this input may go from the module to the kernels for the CPU."""
     return not (
         is_grad_enabled()
-        or _direct is None
+        or cpu.direct is None
         or type(input) is not Tensor
         or input.dtype not in _DTYPES
         or gpu.on_gpu(input)
@@ -100,15 +86,16 @@ def stack(
             h0, c0 = hx
         c_n = new_empty(layers * directions, batch, hidden)
     h_n = new_empty(layers * directions, batch, width)
-    ys, saved, states = (new_empty(shape),), (), False
+    ys, saved, states = (new_empty(*shape),), (), False
     if asked is not None and (asked.return_states or asked.return_gates):
-        states, ys = True, [new_empty(shape) for _ in range(layers)]
-        saved = _room_for_states(new_empty, cell, layers, (directions, shape[0] * batch), module)
+        states, ys = True, tuple(new_empty(*shape) for _ in range(layers))
+        kind, rows, projected = CELLS[cell], (directions, steps * batch), module.proj_size > 0
+        for _ in range(layers):
+            saved += room_to_save(kind, new_empty, rows, hidden, projected)
     names = weight_names(module.bias, module.proj_size > 0)
-    if not _direct.run(
-        cell, names, directions, input, batch_sizes, h0, c0, module._parameters,
-        module._flat_weights_names, reset, lengths, ys, h_n, c_n, saved,
-    ):  # fmt: skip
+    weights = module._flat_weights_names
+    call = input, batch_sizes, h0, c0, weights, cell, names, reset, lengths
+    if not cpu.direct.run(call, directions, module._parameters, ys, h_n, c_n, saved):
         return None
     output = ys[-1].transpose(0, 1) if transposed else ys[-1]
     state = h_n if c_n is None else (h_n, c_n)
@@ -117,19 +104,6 @@ def stack(
     results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]
     of = states_of(CELLS[cell], directions, batch_first, asked.return_gates, results)
     return output, state, of
-
-
-def _room_for_states(new_empty, cell: str, layers: int, rows: tuple[int, int], module) -> list:
-    """Gates, cells and hidden of each layer, for the kernels to write; rows: (D, rows)."""
-    kind, hidden = CELLS[cell], module.hidden_size
-    room = []
-    for _ in range(layers):
-        room += [
-            new_empty(*rows, kind.saved, hidden),
-            new_empty((*rows, hidden) if kind.has_c else 0),
-            new_empty((*rows, hidden) if module.proj_size else 0),
-        ]
-    return room
 
 
 def step(
@@ -147,9 +121,7 @@ def step(
     c = torch.empty_like(h) if cell == "lstm" else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     names = _CELL_WEIGHTS if module.bias else _CELL_WEIGHTS[:2]
-    if not _direct.run(
-        cell, weight_names(module.bias, False), 1, input, None, h0, c0, module._parameters, names,
-        None, None, (h,), h, c, (),
-    ):  # fmt: skip
+    call = input, None, h0, c0, names, cell, weight_names(module.bias, False), None, None
+    if not cpu.direct.run(call, 1, module._parameters, (h,), h, c, ()):
         return None
     return (h,) if c is None else (h, c)

@@ -13,6 +13,7 @@ import torch
 from . import autograd, dispatch
 from .call import SCHEMA, Call
 from .dispatch import Backend, cpu, cudnn, reference
+from .dispatch.cpu import op
 from .dispatch.cudnn import graph  # noqa: F401  (its ops)
 from .results import Cotangents, Needs, Results, Saved, empty_results
 
@@ -158,7 +159,7 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
         )
     save = traced or attached
     if compiling:
-        return cpu.run(call, save)  # the op, of any device
+        return op.run(call, save)
     if attached:
         return Results(*autograd.Layer.apply(backend, traced, call, *call.tensors()))
     return dispatch.run(backend, call, save)

@@ -10,14 +10,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .call import Call
+from .table import Cell
 
 
 class Results(NamedTuple):
-    """What a layer gives. What does not apply is (0,)."""
+    """What a layer gives. What does not apply is None, or (0,) from an op."""
 
     output: Tensor  # (T, N, D*P) or (rows, D*P)
     h_n: Tensor  # (D, N, P)
-    c_n: Tensor  # (D, N, H) where the cell has a c
+    c_n: Tensor | None  # (D, N, H) where the cell has a c
     # The rest is for backward and for `return_states`, where it was asked for.
     gates: Tensor | None = None  # (D, rows, S, H), the planes that the cell saves
     cells: Tensor | None = None  # (D, rows, H), every c_t
@@ -37,9 +38,16 @@ class Saved(NamedTuple):
     """What a forward call left for backward, as in `Results`."""
 
     output: Tensor
-    gates: Tensor
-    cells: Tensor
-    hidden: Tensor
+    gates: Tensor | None
+    cells: Tensor | None
+    hidden: Tensor | None
+
+    def filled(self) -> Saved:
+        """The same with (0,) in the place of None."""
+        if all(tensor is not None for tensor in self):
+            return self
+        empty = self.output.new_empty(0)
+        return Saved(*(empty if tensor is None else tensor for tensor in self))
 
 
 class Needs(NamedTuple):
@@ -59,26 +67,38 @@ class Gradients(NamedTuple):
     weights: list[Tensor]
 
 
-def backward_arguments(arguments: tuple) -> tuple[Call, Cotangents, Saved, Needs]:
-    """What the op `layer_backward` was given, see `ops`."""
-    a, b, c = 4, 8, 11
-    given = arguments[:a], arguments[a:b], arguments[b:c]
-    return Call(*arguments[c:]), Cotangents(*given[0]), Saved(*given[1]), Needs(*given[2])
+def room(call: Call, save: bool) -> Results:
+    """The results of a call, without data. Its shapes must fit."""
+    *leading, _ = call.input.shape
+    new_empty, c0 = call.input.new_empty, call.c0
+    D, N, P = call.h0.shape
+    h_n = new_empty(D, N, P)
+    c_n = None if c0 is None else new_empty(*c0.shape)
+    output = new_empty(*leading, D * P)
+    if not save:
+        return Results(output, h_n, c_n)
+    H = P if c0 is None else c0.size(-1)
+    rows = leading[0] * leading[1] if len(leading) == 2 else leading[0]
+    kept = room_to_save(call.kind, new_empty, (D, rows), H, call.projected)
+    return Results(output, h_n, c_n, *kept)
+
+
+def room_to_save(
+    kind: Cell, new_empty, rows: tuple[int, int], H: int, projected: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gates, cells and hidden of a layer without data; rows: (D, rows)."""
+    return (
+        new_empty(*rows, kind.saved, H) if kind.saved else None,
+        new_empty(*rows, H) if kind.has_c else None,
+        new_empty(*rows, H) if projected else None,
+    )
 
 
 def empty_results(call: Call, save: bool) -> Results:
-    """The results of a call, without data. Shapes are checked."""
-    size, new_empty, has_c = call.sizes(), call.input.new_empty, call.c0 is not None
-    results = Results(
-        new_empty(call.output_shape(size)),
-        new_empty(size.D, size.N, size.P),
-        new_empty((size.D, size.N, size.H) if has_c else 0),
-    )
-    if not save:
-        return results
-    per_row = (size.D, size.rows, size.H)
-    return results._replace(
-        gates=new_empty(size.D, size.rows, call.kind.saved, size.H),
-        cells=new_empty(per_row if has_c else 0),
-        hidden=new_empty(per_row if call.projected else 0),
-    )
+    """The same as an op gives them. Shapes are checked."""
+    size, new_empty = call.sizes(), call.input.new_empty
+    results = room(call, save)
+    if save and not call.kind.saved:
+        results = results._replace(gates=new_empty(size.D, size.rows, 0, size.H))
+    kept = results if save else results[:3]
+    return Results(*(new_empty(0) if tensor is None else tensor for tensor in kept))

@@ -15,7 +15,7 @@ from .trees import map_tensors
 
 _CAST = (torch.float16, torch.bfloat16, torch.float32)
 
-Returned = tuple[Tensor, Tensor, Tensor, States | None]
+Returned = tuple[Tensor, Tensor, Tensor | None, States | None]
 
 
 def run(stack: Stack, keep_dtype: bool = False) -> Returned:
@@ -56,7 +56,9 @@ def _layers(stack: Stack) -> Returned:
     if len(layers) == 1:
         _, h_n, c_n, *_ = layers[0]
     else:
-        h_n, c_n = (torch.cat([results[k] for results in layers]) for k in (1, 2))
+        h_n = torch.cat([results.h_n for results in layers])
+        has_c = call.c0 is not None
+        c_n = torch.cat([results.c_n for results in layers]) if has_c else None
     if stack.transposed:
         output = output.transpose(0, 1)
     if not stack.states:

@@ -7,7 +7,6 @@ table.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 
@@ -37,10 +36,16 @@ CELLS = {
 }
 
 
-@functools.cache
+_NAMES = {
+    (bias, projected): "w_ih w_hh" + " b_ih b_hh" * bias + " w_hr" * projected
+    for bias in (False, True)
+    for projected in (False, True)
+}
+
+
 def weight_names(bias: bool, projected: bool) -> str:
     """The names of a direction's weights in the order of `torch.nn`, with a space between them."""
-    return "w_ih w_hh" + " b_ih b_hh" * bool(bias) + " w_hr" * bool(projected)
+    return _NAMES[bool(bias), projected]
 
 
 def weight_shapes(kind: Cell, I: int, H: int, P: int) -> dict[str, tuple[int, ...]]:

@@ -38,10 +38,6 @@ are_transforms_active: Callable[[], bool] = _private(
     "_are_functorch_transforms_active", _taken_to_be_so
 )
 
-# Context manager: ops go to their kernels at once. Without it they pass by their autograd formula,
-# which does nothing where gradients are off.
-below_autograd = _private("_AutoDispatchBelowAutograd", contextlib.nullcontext)
-
 # How many modes of __torch_dispatch__ and of __torch_function__ want to see every op.
 _dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
 _function_modes = _private("_len_torch_function_stack", _taken_to_be_so)

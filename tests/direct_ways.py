@@ -7,17 +7,17 @@ import contextlib
 import torch
 from torch.utils._pytree import tree_leaves
 
-from fastrnn import direct
+from fastrnn.dispatch import cpu
 
 
 @contextlib.contextmanager
 def long_way():
     """Calls here take the long way, as where there are no compiled kernels."""
-    before, direct._direct = direct._direct, None
+    before, cpu.direct = cpu.direct, None
     try:
         yield
     finally:
-        direct._direct = before
+        cpu.direct = before
 
 
 def both_ways(module, *arguments) -> list[torch.Tensor]:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import CELLS, everything, layers
 
 import fastrnn
-from fastrnn import direct
+from fastrnn.dispatch import cpu
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
 
@@ -140,16 +140,15 @@ def test_dropout_takes_the_long_way_in_training(taken):
 
 def test_wrong_addresses_are_refused():
     """What the module never passes: the kernel reads nothing that does not fit."""
-    short = direct._direct
+    short = cpu.direct
     module, x = fastrnn.LSTM(5, 7), torch.randn(2, 3, 5)
     y, h, c = torch.empty(2, 3, 7), torch.empty(1, 3, 7), torch.empty(1, 3, 7)
     names, parameters = module._flat_weights_names, module._parameters
 
     def run(cell="lstm", x=x, sizes=None, h0=None, y=y, h=h, c=c, names=names, D=1) -> bool:
         kinds = "w_ih w_hh b_ih b_hh"
-        return short.run(
-            cell, kinds, D, x, sizes, h0, None, parameters, names, None, None, [y], h, c, []
-        )
+        call = x, sizes, h0, None, names, cell, kinds, None, None
+        return short.run(call, D, parameters, (y,), h, c, ())
 
     assert run()
     assert not run(cell="sru")

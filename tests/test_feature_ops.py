@@ -78,7 +78,7 @@ def test_op_has_the_derivative_of_the_layer(name, traced):
     with using("reference"):
         wanted = [t for t in layer(*args, traced=traced) if t.requires_grad]
     with using("cpu"):
-        function = [t for t in layer(*args, traced=traced) if t.requires_grad]
+        function = [t for t in layer(*args, traced=traced) if t is not None and t.requires_grad]
     op = torch.ops.fastrnn.layer_forward(*args)
     assert not op[3].requires_grad and not op[5].requires_grad
     op = [t for t in op[: 5 if traced else 3] if t.requires_grad and t.numel()]

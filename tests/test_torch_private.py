@@ -14,7 +14,6 @@ PACKAGE = Path(fastrnn.__file__).parent
 NAMES = [
     "torch._C._is_any_autocast_enabled",
     "torch._C._are_functorch_transforms_active",
-    "torch._C._AutoDispatchBelowAutograd",
     "torch._C._len_torch_dispatch_stack",
     "torch._C._len_torch_function_stack",
     "torch._C._get_tracing_state",

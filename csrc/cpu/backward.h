@@ -55,7 +55,7 @@ class BackwardPass : Gradients<Cell, Stored> {
       const Direction& w = direction_[i / N];
       const int64_t n = i % N, to = i / N * N + entry(n);
       if (b_.dh0) copy(b_.dh0 + to * P, w.d_h + n * ld_state, P);
-      if constexpr (Cell::kState)
+      if constexpr (Cell::kKeepsC)
         if (b_.dc0) copy(b_.dc0 + to * H, w.d_c + n * ld_cell, H);
     }
   }
@@ -78,7 +78,7 @@ class BackwardPass : Gradients<Cell, Stored> {
       for (int64_t n = 0; n < N; ++n) {
         const int64_t from = d * N + entry(n);
         copy_or_zero(w.d_h + n * ld_state, b_.dh_n, from * P, P, ld_state);
-        if constexpr (Cell::kState)
+        if constexpr (Cell::kKeepsC)
           copy_or_zero(w.d_c + n * ld_cell, b_.dc_n, from * H, H, ld_cell);
       }
       for (int64_t step = 0; step < s.steps; ++step)
@@ -193,7 +193,7 @@ class BackwardPass : Gradients<Cell, Stored> {
       T *const d_h = w.d_h + n * ld_state, *const d_c = w.d_c + n * ld_cell;
       if (before == kNone || (detach && before >= 0)) {
         memset(d_h + states.first, 0, states.count() * sizeof(T));
-        if constexpr (Cell::kState) memset(d_c + units.first, 0, units.count() * sizeof(T));
+        if constexpr (Cell::kKeepsC) memset(d_c + units.first, 0, units.count() * sizeof(T));
       } else if (grad_clip_ > 0) {
         for (int64_t p = states.first; p < states.last; ++p)  // a NaN stays
           d_h[p] = d_h[p] > grad_clip_ ? grad_clip_ : d_h[p] < -grad_clip_ ? -grad_clip_ : d_h[p];
@@ -221,7 +221,7 @@ class BackwardPass : Gradients<Cell, Stored> {
       for (int i = 0; i < S; ++i) saved[i] = lane.load_from(this->gates(d, own) + i * H);
       if constexpr (Cell::kSplit) h_prev = lane.load_from(previous_h(d, row));
       if constexpr (S == 0) h = lane.load_from(f.y + this->at_y(d, own));
-      if constexpr (Cell::kState) {
+      if constexpr (Cell::kKeepsC) {
         c_prev = lane.load_from(previous_c(d, row));
         c = lane.load_from(f.cells + this->at_cell(d, own));
         dc = load<V>(w.d_c + n * ld_cell + at);
@@ -230,7 +230,7 @@ class BackwardPass : Gradients<Cell, Stored> {
       const V dh = s.projected ? load<V>(w.d_m + n * ld_cell + at) : take(d_h, d, own, lane);
       const V past = Cell::backward(saved, h_prev, h, c_prev, c, dh, dc, dx, du);
       if constexpr (Cell::kSplit) store<V>(d_h + at, past + V{});  // no zero has a sign
-      if constexpr (Cell::kState) store<V>(w.d_c + n * ld_cell + at, dc);
+      if constexpr (Cell::kKeepsC) store<V>(w.d_c + n * ld_cell + at, dc);
       for (int g = 0; g < G; ++g) {
         seen.add(dx[g]);
         if constexpr (Cell::kSplit) seen.add(du[g]);

@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "results.h"
 #define FASTRNN_NAMESPACE fastrnn::names_only
 #define FASTRNN_FN static inline
 #include "cells.h"
@@ -14,8 +15,8 @@ namespace {
 const CellInfo kCells[] = {
 #define X(Cell, cell_name)                                        \
   {cell_name, names_only::Cell::kGates, names_only::Cell::kSaved, \
-   names_only::Cell::kState    ? 'c'                              \
-   : names_only::Cell::kReadsH ? 'h'                              \
+   names_only::Cell::kKeepsC   ? 'c'                              \
+   : names_only::Cell::kKeepsH ? 'h'                              \
                                : '\0',                            \
    names_only::Cell::kSplit},
     FASTRNN_CELLS(X)
@@ -38,61 +39,28 @@ int find_cell(const char* name, CellInfo& info) {
 
 namespace {
 
-template <class T>
-T* data(const Tensor& t) {
-  return t.numel() > 0 ? static_cast<T*>(t.data_ptr()) : nullptr;
-}
-template <class T>
-T* data(const OptionalTensor& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
-struct Results {
+// The results of a forward call. What does not apply is (0,).
+struct Outputs {
   Tensor output, h_n, c_n, gates, cells, hidden;
 };
 
-template <class T>
-Forward<T> pointers(const Call& call, const Results& r, bool save) {
-  Forward<T> f = call.forward<T>();
-  f.y = data<T>(r.output);
-  f.h_n = data<T>(r.h_n);
-  f.c_n = data<T>(r.c_n);
-  f.save = save;
-  f.gates = data<T>(r.gates);
-  f.cells = data<T>(r.cells);
-  f.hidden = data<T>(r.hidden);
-  return f;
-}
-
-// function.operator()<T>() for the type of the call's numbers.
-template <class F>
-void for_type(const Call& call, F&& function) {
-  switch (call.given.input.type) {
-    case Type::kFloat:
-      return function.template operator()<float>();
-    case Type::kDouble:
-      return function.template operator()<double>();
-    case Type::kBf16:
-      return function.template operator()<Bf16>();
-    default:
-      fail("the CPU kernels take float32, float64 and bfloat16");
-  }
-}
-
-Results forward(const Arguments& a, bool save) {
+Outputs forward(const Arguments& a, bool save) {
   const Call& call = a.call;
   const Sizes& s = call.size;
   const bool c = call.info.keeps == 'c';
-  const Results r{a.empty(a.output_shape()),
-                  a.empty({s.directions, s.batch, s.state}),
-                  c ? a.empty({s.directions, s.batch, s.hidden}) : a.empty({0}),
-                  save ? a.empty({s.directions, s.rows, call.info.saved, s.hidden}) : a.empty({0}),
-                  save && c ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0}),
-                  save && s.projected ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0})};
+  const Outputs out{
+      a.empty(a.output_shape()),
+      a.empty({s.directions, s.batch, s.state}),
+      c ? a.empty({s.directions, s.batch, s.hidden}) : a.empty({0}),
+      save ? a.empty({s.directions, s.rows, call.info.saved, s.hidden}) : a.empty({0}),
+      save && c ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0}),
+      save && s.projected ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0})};
+  const Results results{view(out.output), view(out.h_n),   view(out.c_n),
+                        view(out.gates),  view(out.cells), view(out.hidden)};
   for_type(call, [&]<class T>() {
-    cpu::forward_kernel<T>(call.cell)(pointers<T>(call, r, save), cpu::parallel());
+    cpu::forward_kernel<T>(call.cell)(forward_of<T>(call, results, save), cpu::parallel());
   });
-  return r;
+  return out;
 }
 
 std::tuple<Tensor, Tensor, Tensor> layer_inference(Tensor input, OptionalTensor batch_sizes,
@@ -101,8 +69,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_inference(Tensor input, OptionalTensor 
                                                    std::string names, OptionalTensor reset,
                                                    OptionalTensor lengths, int64_t, double) {
   const Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths);
-  const Results r = forward(a, /*save=*/false);
-  return {r.output, r.h_n, r.c_n};
+  const Outputs out = forward(a, /*save=*/false);
+  return {out.output, out.h_n, out.c_n};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
@@ -110,50 +78,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     std::vector<Tensor> weights, std::string cell, std::string names, OptionalTensor reset,
     OptionalTensor lengths, int64_t, double) {
   const Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths);
-  const Results r = forward(a, /*save=*/true);
-  return {r.output, r.h_n, r.c_n, r.gates, r.cells, r.hidden};
-}
-
-// A tensor that forward made or a gradient of one, as the kernels want it.
-OptionalTensor checked(const Call& call, const char* what, const OptionalTensor& t, int64_t numel) {
-  if (!t) return std::nullopt;
-  const View v = view(*t);
-  FASTRNN_CHECK(
-      t->numel() == numel && v.type == call.given.input.type && v.same_device(call.given.input),
-      what, " does not fit the other arguments");
-  return dense(*t);
-}
-
-// What comes into a backward call from outside the layer, and what goes out.
-struct Cotangents {
-  OptionalTensor output, h_n, c_n, cells;
-  int64_t detach_every;
-  double grad_clip;
-};
-struct Gradients {
-  Tensor input, h0, c0;
-  std::vector<Tensor> weights;
-};
-
-template <class T>
-void backward(const Call& call, const Results& saved, const Cotangents& in, const Gradients& out) {
-  Backward<T> b{};
-  b.forward = pointers<T>(call, saved, /*save=*/true);
-  b.dy = data<T>(in.output);
-  b.dh_n = data<T>(in.h_n);
-  b.dc_n = data<T>(in.c_n);
-  b.dcells = data<T>(in.cells);
-  b.detach_every = in.detach_every;
-  b.grad_clip = in.grad_clip;
-  b.dx = data<T>(out.input);
-  b.dh0 = data<T>(out.h0);
-  b.dc0 = data<T>(out.c0);
-  b.need_weights = !out.weights.empty();
-  std::vector<View> weights;
-  for (const Tensor& w : out.weights) weights.push_back(view(w));
-  for (int64_t d = 0; d < call.size.directions && b.need_weights; ++d)
-    b.dweights[d] = call.names.of<T>(&weights[d * call.names.count]);
-  cpu::backward_kernel<T>(call.cell)(b, cpu::parallel());
+  const Outputs out = forward(a, /*save=*/true);
+  return {out.output, out.h_n, out.c_n, out.gates, out.cells, out.hidden};
 }
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
@@ -162,37 +88,38 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     bool need_input, bool need_state, bool need_weights, Tensor input, OptionalTensor batch_sizes,
     Tensor h0, OptionalTensor c0, std::vector<Tensor> weights, std::string cell, std::string names,
     OptionalTensor reset, OptionalTensor lengths, int64_t detach_every, double grad_clip) {
-  const Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths);
+  Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths);
   const Call& call = a.call;
-  const Sizes& s = call.size;
   const bool c = call.info.keeps == 'c';
-  const int64_t h_numel = s.directions * s.batch * s.state;
-  const int64_t c_numel = s.directions * s.batch * s.hidden;
-  const int64_t rows_numel = s.directions * s.rows * s.hidden;
-  const Results saved{*checked(call, "output", output, s.rows * s.directions * s.state),
-                      a.empty({0}),
-                      a.empty({0}),
-                      *checked(call, "gates", gates, rows_numel * call.info.saved),
-                      *checked(call, "cells", cells, c ? rows_numel : 0),
-                      *checked(call, "hidden", hidden, s.projected ? rows_numel : 0)};
-  FASTRNN_CHECK(detach_every >= 0 && grad_clip >= 0, "detach_every and grad_clip must not be ",
-                "negative, got ", detach_every, " and ", grad_clip);
-  const Cotangents in{checked(call, "grad_output", grad_output, saved.output.numel()),
-                      checked(call, "grad_h_n", grad_h_n, h_numel),
-                      c ? checked(call, "grad_c_n", grad_c_n, c_numel) : std::nullopt,
-                      c ? checked(call, "grad_cells", grad_cells, rows_numel) : std::nullopt,
+  const auto given = [&](const OptionalTensor& t) { return t ? view(a.keep(*t)) : View{}; };
+  const Results saved{given(output), {}, {}, given(gates), given(cells), given(hidden)};
+  const Cotangents in{given(grad_output),
+                      given(grad_h_n),
+                      c ? given(grad_c_n) : View{},
+                      c ? given(grad_cells) : View{},
                       detach_every,
                       grad_clip};
+  check_backward(call, saved, in);
 
-  const Given& given = call.given;
-  Gradients out{need_input ? a.empty_like_view(given.input) : a.empty({0}),
-                need_state ? a.empty_like_view(given.h0) : a.empty({0}),
-                need_state && c ? a.empty_like_view(*given.c0) : a.empty({0}),
-                {}};
-  for (int64_t i = 0; i < given.weight_count && need_weights; ++i)
-    out.weights.push_back(a.empty_like_view(given.weights[i]));
-  for_type(call, [&]<class T>() { backward<T>(call, saved, in, out); });
-  return {out.input, out.h0, out.c0, out.weights};
+  const auto room = [&](bool needed, const View& like) {
+    return a.empty(needed ? std::vector<int64_t>{like.size, like.size + like.dims}
+                          : std::vector<int64_t>{0});
+  };
+  const View& c_like = c ? *call.given.c0 : call.given.h0;
+  const Tensor d_input = room(need_input, call.given.input), d_h0 = room(need_state, call.given.h0),
+               d_c0 = room(need_state && c, c_like);
+  std::vector<Tensor> d_weights;
+  std::vector<View> views;
+  for (int64_t i = 0; i < call.given.weight_count && need_weights; ++i) {
+    d_weights.push_back(room(true, call.given.weights[i]));
+    views.push_back(view(d_weights.back()));
+  }
+  const Gradients out{view(d_input), view(d_h0), view(d_c0),
+                      views.empty() ? nullptr : views.data()};
+  for_type(call, [&]<class T>() {
+    cpu::backward_kernel<T>(call.cell)(backward_of<T>(call, saved, in, out), cpu::parallel());
+  });
+  return {d_input, d_h0, d_c0, d_weights};
 }
 
 }  // namespace

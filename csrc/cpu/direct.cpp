@@ -1,6 +1,5 @@
-// fastrnn._C.Direct: a stack of layers without gradients, from Python's tensors to the kernels with
-// no dispatcher in between, which takes longer than a layer of one step. fastrnn/direct.py says
-// when.
+// fastrnn._C.Direct: layers from Python's tensors to the kernels with no dispatcher in between,
+// which takes longer than a layer of one step.
 //
 // Tensors are seen through DLPack's C exchange API, which torch.Tensor carries: it ties the object
 // to no version of torch. Whatever does not fit in rank, size, dtype, device or memory layout is
@@ -15,6 +14,7 @@
 #include "call.h"
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "results.h"
 
 namespace py = pybind11;
 
@@ -53,50 +53,39 @@ Type type_of(const DLTensor& t) {
   return is(kInt, 64) ? Type::kInt64 : Type::kOther;
 }
 
-int64_t itemsize(Type type) { return type == Type::kDouble ? 8 : type == Type::kFloat ? 4 : 2; }
-
 // Not fitting is no error here: the op takes the call, and says what is wrong.
 struct Misfit : std::runtime_error {
   Misfit() : std::runtime_error("does not fit") {}
 };
 
-// A stack of layers, checked. Every view is of memory that the caller keeps.
-struct Layers {
+// The fields of a Call in Python, in the order of fastrnn/call.py.
+enum Field { kInput, kBatchSizes, kH0, kC0, kWeights, kCell, kNames, kReset, kLengths };
+constexpr int kDetachEvery = kLengths + 1, kGradClip = kDetachEvery + 1;
+
+// What several tensors of a call share. Every view is of memory that the caller keeps.
+struct Inputs {
   std::vector<View> weights;       // of all layers and directions, in torch's order
   std::vector<py::object> owners;  // of the weights, which another thread may replace meanwhile
-  std::vector<View> ys;            // the output of each layer, or of the last one alone
-  std::vector<View> saved;         // gates, cells and hidden of each layer, or nothing
-  View h_n, c_n;
-  std::vector<double> zeros;  // initial states, where none are given
+  std::vector<double> zeros;       // initial states, where none are given
+};
+
+// A stack of layers, checked.
+struct Layers : Inputs {
   std::vector<std::unique_ptr<Call>> calls;
+  std::vector<Results> results;  // of each layer; an output that nobody wants is absent
 };
 
 template <class T>
-void compute(const Layers& all) {
-  std::unique_ptr<T[]> below, above;  // outputs of layers where nobody wants them
-  const size_t count = all.calls.size();
-  const T* x = nullptr;
-  for (size_t k = 0; k < count; ++k) {
+void compute(const Layers& all, bool save) {
+  std::unique_ptr<T[]> below, above;  // outputs that nobody wants
+  void* x = nullptr;
+  for (size_t k = 0; k < all.calls.size(); ++k) {
     const Call& call = *all.calls[k];
-    const Sizes& s = call.size;
-    const int64_t first = static_cast<int64_t>(k) * s.directions;
-    Forward<T> f = call.forward<T>();
-    if (k > 0) f.x = x;
-    f.h_n = static_cast<T*>(all.h_n.data) + first * s.batch * s.state;
-    if (f.c0) f.c_n = static_cast<T*>(all.c_n.data) + first * s.batch * s.hidden;
-    if (all.ys.size() == count) {
-      f.y = static_cast<T*>(all.ys[k].data);
-    } else if (k + 1 == count) {
-      f.y = static_cast<T*>(all.ys[0].data);
-    } else {
-      above.reset(new T[static_cast<size_t>(s.rows * s.directions * s.state)]);
+    Forward<T> f = forward_of<T>(call, all.results[k], save);
+    if (k > 0) f.x = static_cast<const T*>(x);
+    if (f.y == nullptr) {
+      above.reset(new T[static_cast<size_t>(Counts(call).output)]);
       f.y = above.get();
-    }
-    if (!all.saved.empty()) {
-      f.save = true;
-      f.gates = static_cast<T*>(all.saved[3 * k].data);
-      f.cells = static_cast<T*>(all.saved[3 * k + 1].data);
-      f.hidden = static_cast<T*>(all.saved[3 * k + 2].data);
     }
     cpu::forward_kernel<T>(call.cell)(f, cpu::parallel());
     x = f.y;
@@ -117,58 +106,116 @@ class Direct {
   }
 
   // See bind_direct.
-  bool run(std::string_view cell, std::string_view names, int64_t directions, py::handle x,
-           py::handle batch_sizes, py::handle h0, py::handle c0, const py::dict& parameters,
-           const py::sequence& weights, py::handle reset, py::handle lengths,
-           const py::sequence& ys, py::handle h_n, py::handle c_n,
-           const py::sequence& saved) const {
+  bool run(const py::tuple& call, int64_t directions, py::handle parameters, const py::tuple& ys,
+           py::handle h_n, py::handle c_n, const py::tuple& saved) const {
     Layers all;
     try {
-      all.weights.reserve(weights.size());
-      all.owners.reserve(weights.size());
-      for (const py::handle name : weights) {
-        const py::handle weight = PyDict_GetItemWithError(parameters.ptr(), name.ptr());
-        if (!weight) throw Misfit();
-        all.weights.push_back(read(weight));
-        if (!plain(weight, all.weights.back().data)) throw Misfit();
-        all.owners.push_back(py::reinterpret_borrow<py::object>(weight));
-      }
-      for (const py::handle y : ys) all.ys.push_back(read(y));
-      for (const py::handle t : saved) all.saved.push_back(read(t));
-      all.h_n = lifted(read(h_n), 3);
-      if (!c_n.is_none()) all.c_n = lifted(read(c_n), 3);
-      for (const py::handle given : {x, h0, c0})
-        if (!given.is_none() && negated(given)) throw Misfit();
-      Given given;
-      given.cell = cell;
-      given.names = names;
-      given.input = read(x);
-      given.batch_sizes = optional(batch_sizes, 1);
-      if (!given.batch_sizes) given.input = lifted(given.input, 3);
-      given.reset = optional(reset, 2);
-      given.lengths = optional(lengths, 1);
-      given.h0 = initial(all, h0, all.h_n);
-      if (!c_n.is_none()) {
-        if (h0.is_none() != c0.is_none()) throw Misfit();
-        given.c0 = initial(all, c0, all.c_n);
-      }
-      fill(all, given, directions);
+      const View h = lifted(read(h_n), 3), c = c_n.is_none() ? View{} : lifted(read(c_n), 3);
+      fill(all, given(all, call, parameters, h, c), directions, h, c, ys, saved);
     } catch (const std::runtime_error&) {
       return false;
     }
-    const Type type = all.calls[0]->given.input.type;
     const py::gil_scoped_release unlocked;
-    if (type == Type::kFloat) {
-      compute<float>(all);
-    } else if (type == Type::kBf16) {
-      compute<Bf16>(all);
-    } else {
-      compute<double>(all);
+    for_type(*all.calls[0], [&]<class T>() { compute<T>(all, !saved.empty()); });
+    return true;
+  }
+
+  // See bind_direct.
+  bool run_backward(const py::tuple& call, const py::tuple& cotangents, const py::tuple& saved,
+                    const py::tuple& gradients) const {
+    Inputs inputs;
+    std::optional<Call> c;
+    Results kept;
+    Cotangents in;
+    Gradients out;
+    std::vector<View> weights;
+    try {
+      c.emplace(given(inputs, call, py::none(), View{}, View{}));
+      kept = {plain(saved[0]), {}, {}, plain(saved[1]), plain(saved[2]), plain(saved[3])};
+      in = {plain(cotangents[0]),
+            plain(cotangents[1]),
+            plain(cotangents[2]),
+            plain(cotangents[3]),
+            py::cast<int64_t>(call[kDetachEvery]),
+            py::cast<double>(call[kGradClip])};
+      check_backward(*c, kept, in);
+      const Given& g = c->given;
+      out = {like(*c, gradients[0], g.input), like(*c, gradients[1], g.h0),
+             like(*c, gradients[2], g.c0 ? *g.c0 : View{})};
+      const py::handle list = gradients[3];
+      for (Py_ssize_t i = 0; !list.is_none() && i < size_of(list); ++i)
+        weights.push_back(like(*c, item(list, i), inputs.weights.at(static_cast<size_t>(i))));
+      if (!weights.empty() && weights.size() != inputs.weights.size()) throw Misfit();
+      out.weights = weights.empty() ? nullptr : weights.data();
+    } catch (const std::runtime_error&) {
+      return false;
     }
+    const py::gil_scoped_release unlocked;
+    for_type(*c, [&]<class T>() {
+      cpu::backward_kernel<T>(c->cell)(backward_of<T>(*c, kept, in, out), cpu::parallel());
+    });
     return true;
   }
 
  private:
+  // Lists and tuples, whose items are borrowed.
+  static Py_ssize_t size_of(py::handle sequence) {
+    if (!PyList_Check(sequence.ptr()) && !PyTuple_Check(sequence.ptr())) throw Misfit();
+    return PySequence_Fast_GET_SIZE(sequence.ptr());
+  }
+  static py::handle item(py::handle sequence, Py_ssize_t i) {
+    return PySequence_Fast_GET_ITEM(sequence.ptr(), i);
+  }
+  static std::string_view text(py::handle object) {
+    Py_ssize_t size = 0;
+    const char* const data = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
+    if (data == nullptr) throw py::error_already_set();
+    return {data, static_cast<size_t>(size)};
+  }
+
+  // A Call in Python. Where there are `parameters`, a dict, its weights are names in them. Initial
+  // states that are None are zeros like the final ones.
+  Given given(Inputs& inputs, const py::tuple& call, py::handle parameters, const View& h_n,
+              const View& c_n) const {
+    if (call.size() <= kLengths) throw Misfit();
+    const auto field = [&](Field i) { return py::handle(PyTuple_GET_ITEM(call.ptr(), i)); };
+    const Py_ssize_t count = size_of(field(kWeights));
+    inputs.weights.reserve(static_cast<size_t>(count));
+    inputs.owners.reserve(static_cast<size_t>(count));
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      py::handle weight = item(field(kWeights), i);
+      if (!parameters.is_none()) weight = PyDict_GetItemWithError(parameters.ptr(), weight.ptr());
+      if (!weight) throw Misfit();
+      inputs.weights.push_back(read(weight));
+      if (!known_plain(weight, inputs.weights.back().data)) throw Misfit();
+      inputs.owners.push_back(py::reinterpret_borrow<py::object>(weight));
+    }
+    Given given{.cell = text(field(kCell)), .names = WeightNames(text(field(kNames)))};
+    given.input = plain(field(kInput));
+    given.batch_sizes = optional(field(kBatchSizes), 1);
+    if (!given.batch_sizes) given.input = lifted(given.input, 3);
+    given.reset = optional(field(kReset), 2);
+    given.lengths = optional(field(kLengths), 1);
+    const auto state = [&](Field i, const View& like) {
+      return field(i).is_none() ? zeros(inputs, h_n, c_n, like) : lifted(plain(field(i)), 3);
+    };
+    given.h0 = state(kH0, h_n);
+    if (!c_n.absent() || !field(kC0).is_none()) {
+      if (field(kH0).is_none() != field(kC0).is_none()) throw Misfit();
+      given.c0 = state(kC0, c_n);
+    }
+    given.weights = inputs.weights.data();
+    given.weight_count = static_cast<int64_t>(count);
+    return given;
+  }
+  static View zeros(Inputs& inputs, const View& h_n, const View& c_n, const View& like) {
+    View v = like;
+    if (inputs.zeros.empty())
+      inputs.zeros.resize(static_cast<size_t>(std::max(h_n.numel(), c_n.numel())));
+    v.data = inputs.zeros.data();
+    return v;
+  }
+
   // Subclasses of a tensor may be anything.
   View read(py::handle object) const {
     const auto* type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
@@ -196,9 +243,16 @@ class Direct {
     Py_DECREF(answer);  // True and False outlive it
     return answer == Py_True;
   }
-  // Whether a weight is not: asked once of each while it keeps its place, since asking all of them
+  // A tensor whose numbers are stored as they are; absent for None.
+  View plain(py::handle object) const {
+    if (object.is_none()) return {};
+    const View v = read(object);
+    if (negated(object)) throw Misfit();
+    return v;
+  }
+  // Whether a weight is such: asked once of each while it keeps its place, since asking all of them
   // would take 2 % of the shortest call.
-  bool plain(py::handle weight, const void* data) const {
+  bool known_plain(py::handle weight, const void* data) const {
     const auto known = plain_.find(weight.ptr());
     if (known != plain_.end() && known->second.data == data &&
         PyWeakref_GetObject(known->second.reference.ptr()) == weight.ptr())
@@ -220,65 +274,58 @@ class Direct {
     if (object.is_none()) return std::nullopt;
     return lifted(read(object), dims);
   }
-  // The states given, or zeros like the final ones.
-  View initial(Layers& all, py::handle state, const View& like) const {
-    if (!state.is_none()) return lifted(read(state), 3);
-    View v = like;
-    if (all.zeros.empty())
-      all.zeros.resize(static_cast<size_t>(std::max(all.h_n.numel(), all.c_n.numel())));
-    v.data = all.zeros.data();
-    return v;
-  }
 
   // The call of each layer, and that what it writes has room.
-  static void fill(Layers& all, Given given, int64_t directions) {
+  void fill(Layers& all, Given given, int64_t directions, const View& h_n, const View& c_n,
+            const py::tuple& ys, const py::tuple& saved) const {
     if (directions != 1 && directions != 2) throw Misfit();
-    const int64_t size = itemsize(given.input.type);
-    const auto per_layer = static_cast<size_t>(directions * WeightNames(given.names).count);
+    const auto per_layer = static_cast<size_t>(directions * given.names.count);
     const size_t count = all.weights.size() / per_layer;
+    const bool each = ys.size() == count;  // whether the output of each layer is wanted
+    if (count == 0 || count * per_layer != all.weights.size()) throw Misfit();
+    if (!each && ys.size() != 1) throw Misfit();
+    if (!saved.empty() && (saved.size() != 3 * count || !each)) throw Misfit();
     const View h0 = given.h0;
     const std::optional<View> c0 = given.c0;
-    if (count == 0 || count * per_layer != all.weights.size()) throw Misfit();
-    if (all.ys.size() != 1 && all.ys.size() != count) throw Misfit();
-    if (!all.saved.empty() && (all.saved.size() != 3 * count || all.ys.size() != count))
-      throw Misfit();
     const auto planes = static_cast<int64_t>(count) * directions;
+    if (h0.dims != 3 || h0.size[0] != planes) throw Misfit();
+    const int64_t bytes = given.input.type == Type::kDouble  ? 8
+                          : given.input.type == Type::kFloat ? 4
+                                                             : 2;
     for (size_t k = 0; k < count; ++k) {
-      if (h0.dims != 3 || h0.size[0] != planes) throw Misfit();
-      const int64_t first = static_cast<int64_t>(k) * directions;
-      given.h0 = h0.planes(first, directions, size);
-      if (c0) given.c0 = c0->planes(first, directions, size);
+      const auto planes_of = [&](const View& v) {
+        return v.absent() ? v : v.planes(static_cast<int64_t>(k) * directions, directions, bytes);
+      };
+      given.h0 = planes_of(h0);
+      if (c0) given.c0 = planes_of(*c0);
       given.weights = &all.weights[k * per_layer];
       given.weight_count = static_cast<int64_t>(per_layer);
       const Call& call = *all.calls.emplace_back(std::make_unique<Call>(given));
       const Sizes& s = call.size;
       if (s.rows == 0) throw Misfit();
       given.input.size[given.input.dims - 1] = s.directions * s.state;
-      if (all.ys.size() == count) check_output(call, all.ys[k], given.input);
-      if (!all.saved.empty()) check_saved(call, &all.saved[3 * k]);
-    }
-    const Call& last = *all.calls.back();
-    const Sizes& s = last.size;
-    if (all.ys.size() == 1) check_output(last, all.ys[0], given.input);
-    last.check("h_n", all.h_n, {planes, s.batch, s.state});
-    if (c0) {
-      last.check("c0", *c0, {planes, s.batch, s.hidden});
-      last.check("c_n", all.c_n, {planes, s.batch, s.hidden});
+      Results& r = all.results.emplace_back();
+      if (k == 0) {
+        call.check("h_n", h_n, {planes, s.batch, s.state});
+        if (c0) call.check("c_n", c_n, {planes, s.batch, s.hidden});
+      }
+      r.h_n = planes_of(h_n);
+      r.c_n = planes_of(c_n);
+      if (each || k + 1 == count) r.output = like(call, ys[each ? k : 0], given.input);
+      if (saved.empty()) continue;
+      r.gates = plain(saved[3 * k]);
+      r.cells = plain(saved[3 * k + 1]);
+      r.hidden = plain(saved[3 * k + 2]);
+      check_saved(call, r);
     }
   }
-  static void check_output(const Call& call, const View& y, const View& like) {
-    const View whole = lifted(y, like.dims);
-    if (whole.dims != like.dims || !std::equal(like.size, like.size + like.dims, whole.size))
-      throw Misfit();
-    call.check_type("output", y);
-  }
-  static void check_saved(const Call& call, const View* saved) {
-    const Sizes& s = call.size;
-    const int64_t per_row = s.directions * s.rows * s.hidden;
-    const int64_t counts[] = {per_row * call.info.saved, call.info.keeps == 'c' ? per_row : 0,
-                              s.projected ? per_row : 0};
-    for (int i = 0; i < 3; ++i)
-      if (saved[i].numel() != counts[i] || saved[i].type != call.given.input.type) throw Misfit();
+  // A tensor to write, whose shape is that of `shape`; absent for None.
+  View like(const Call& call, py::handle object, const View& shape) const {
+    if (object.is_none()) return {};
+    const View v = lifted(read(object), shape.dims);
+    if (v.dims != shape.dims || !std::equal(v.size, v.size + v.dims, shape.size)) throw Misfit();
+    call.check_type("output", v);
+    return v;
   }
 
   struct Place {
@@ -297,20 +344,22 @@ class Direct {
 
 void bind_direct(py::module_& m) {
   py::class_<Direct>(m, "Direct",
-                     "A stack of layers without gradients, past the dispatcher. Made of torch's "
-                     "classes of a tensor and of a parameter; raises where the former has no "
-                     "exchange API of DLPack 1.")
+                     "Layers past the dispatcher and autograd. Made of torch's classes of a tensor "
+                     "and of a parameter; raises where the former has no exchange API of DLPack 1. "
+                     "Both functions take a Call of fastrnn/call.py, compute into tensors that are "
+                     "there already, and do nothing and return False if any tensor does not fit.")
       .def(py::init<py::type, py::type>(), py::arg("tensor"), py::arg("parameter"))
-      .def("run", &Direct::run, py::arg("cell"), py::arg("names"), py::arg("directions"),
-           py::arg("x"), py::arg("batch_sizes"), py::arg("h0"), py::arg("c0"),
-           py::arg("parameters"), py::arg("weights"), py::arg("reset"), py::arg("lengths"),
+      .def("run", &Direct::run, py::arg("call"), py::arg("directions"), py::arg("parameters"),
            py::arg("ys"), py::arg("h_n"), py::arg("c_n"), py::arg("saved"),
-           "Computes into tensors that are there already: ys, the output of the last layer or of "
-           "each, h_n (L*D, N, P) and c_n (L*D, N, H); with `saved`, gates, cells and hidden of "
-           "each layer, too. From x, initial states, zeros if None, and `parameters`, a dict, by "
-           "the names in `weights`; `names` are those of a direction, as in fastrnn/table.py. Does "
-           "nothing and returns False if any tensor does not fit. One step of one layer may come "
-           "without T and without L*D.");
+           "A stack of layers: a Call with the states and the weights of all. Where `parameters` "
+           "is a dict, the weights are names in it. Initial states that are None are zeros. Writes "
+           "ys, the output of the last layer or of each, h_n (L*D, N, P), c_n (L*D, N, H) or None "
+           "and, where there are any, `saved`: gates, cells and hidden of each layer. One step of "
+           "one layer may come without T and without L*D.")
+      .def("run_backward", &Direct::run_backward, py::arg("call"), py::arg("cotangents"),
+           py::arg("saved"), py::arg("gradients"),
+           "The gradients of one layer, from Cotangents and Saved of fastrnn/results.py, into "
+           "`gradients`, like Gradients there. None is zero, nothing, or not wanted.");
 }
 
 }  // namespace fastrnn

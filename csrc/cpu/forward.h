@@ -56,7 +56,7 @@ class ForwardPass : ForwardStep<Cell, Stored> {
             Buffer<T>(used ? panels * chunk_ * N * kLd : 0),
             Buffer<T>(used ? 2 * N * ld_state : 0),
             Buffer<O>(used && kRounds ? 2 * N * ld_state : 0),
-            Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
+            Buffer<T>(used && Cell::kKeepsC ? N * ld_cell : 0),
             Buffer<O>(used && s.projected ? N * ld_cell : 0),
             Buffer<T>(used ? cut * N * kLd : 0)};
   }
@@ -140,7 +140,7 @@ class ForwardPass : ForwardStep<Cell, Stored> {
             copy(w.h_operand + to, f.h0 + from * P, P);
           }
         }
-        if constexpr (Cell::kState) copy(w.c + n * ld_cell, f.c0 + from * H, H);
+        if constexpr (Cell::kKeepsC) copy(w.c + n * ld_cell, f.c0 + from * H, H);
         if constexpr (kRounds)
           if (s.projected) memset(w.m + n * ld_cell, 0, ld_cell * sizeof(O));
       }
@@ -153,7 +153,7 @@ class ForwardPass : ForwardStep<Cell, Stored> {
       memset(f.y + to * D * P, 0, D * P * sizeof(Stored));
       for (int64_t d = 0; d < D && f.save; ++d) {
         if constexpr (S > 0) memset(this->gates(d, to), 0, S * H * sizeof(Stored));
-        if constexpr (Cell::kState) memset(f.cells + this->at_cell(d, to), 0, H * sizeof(Stored));
+        if constexpr (Cell::kKeepsC) memset(f.cells + this->at_cell(d, to), 0, H * sizeof(Stored));
         if (s.projected) memset(f.hidden + this->at_cell(d, to), 0, H * sizeof(Stored));
       }
     });
@@ -165,7 +165,7 @@ class ForwardPass : ForwardStep<Cell, Stored> {
   void store_final(int64_t d, int64_t n, const T* h) {
     const int64_t to = d * N + entry(n);
     copy(f.h_n + to * P, h, P);
-    if constexpr (Cell::kState) copy(f.c_n + to * H, direction_[d].c + n * ld_cell, H);
+    if constexpr (Cell::kKeepsC) copy(f.c_n + to * H, direction_[d].c + n * ld_cell, H);
   }
 
   // Rows of a batch block begin at that of chunk_ times as many as are before it.
@@ -229,7 +229,7 @@ class ForwardPass : ForwardStep<Cell, Stored> {
             active(d, step, batch),
             h_after(d, step - 1, batch.first),
             h_after(d, step, batch.first),
-            Cell::kState ? w.c + batch.first * ld_cell : nullptr,
+            Cell::kKeepsC ? w.c + batch.first * ld_cell : nullptr,
             operand_after(d, step - 1, batch.first),
             operand_after(d, step, batch.first),
             s.projected ? w.m + batch.first * ld_cell : nullptr,
@@ -264,7 +264,7 @@ class ForwardPass : ForwardStep<Cell, Stored> {
         if (f.reset[place(first + n)]) {
           memset(now.h_prev + n * ld_state, 0, P * sizeof(T));
           if constexpr (kRounds) memset(now.left + n * ld_state, 0, P * sizeof(O));
-          if constexpr (Cell::kState) memset(now.c + n * ld_cell, 0, H * sizeof(T));
+          if constexpr (Cell::kKeepsC) memset(now.c + n * ld_cell, 0, H * sizeof(T));
         }
       recurrent_product(now, step, panels(1, 0));
       for (int64_t p = 0; p < w.hr.count(); ++p)

@@ -49,7 +49,7 @@ struct ForwardStep : Layer<Cell, Stored> {
     for (int64_t n = now.row + first; n < now.row + first + rows; ++n) {
       const int64_t to = place(n);
       for (int i = 0; i < S; ++i) prefetch_write(this->gates(now.d, to) + i * H + unit);
-      if constexpr (Cell::kState) prefetch_write(f.cells + this->at_cell(now.d, to) + unit);
+      if constexpr (Cell::kKeepsC) prefetch_write(f.cells + this->at_cell(now.d, to) + unit);
     }
   }
 
@@ -91,7 +91,7 @@ struct ForwardStep : Layer<Cell, Stored> {
       x_part[g] = Cell::kSplit ? load_each(x + at, x_step) : product;
       u_part[g] = Cell::kSplit ? product : -W{};  // x - 0 is x, of any sign
     }
-    if constexpr (Cell::kState)
+    if constexpr (Cell::kKeepsC)
       c = load_each(now.c + n * ld_cell + column, kRows ? ld_cell : kLanes<T>);
     Cell::forward(x_part, u_part, h, c, saved);
     FASTRNN_UNROLL
@@ -105,7 +105,7 @@ struct ForwardStep : Layer<Cell, Stored> {
   FASTRNN_INLINE void store_cell(const Step& now, int64_t n, Lane<T> lane, const V* saved, V c,
                                  V h) {
     const int64_t to = place(now.row + n);
-    if constexpr (Cell::kState) store<V>(now.c + n * ld_cell + lane.at, c);
+    if constexpr (Cell::kKeepsC) store<V>(now.c + n * ld_cell + lane.at, c);
     if (f.save) this->save(now.d, to, lane, saved, c, h);
     if (s.projected) {
       lane.store_to(now.m + n * ld_cell, h);

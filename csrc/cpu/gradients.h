@@ -219,7 +219,7 @@ class Gradients : protected Layer<Cell, Stored> {
             left_matrix(s.projected ? rows * ld_y_ : 0),
             Buffer<T>(used && s.projected ? N * ld_cell : 0),
             Buffer<T>(used ? N * ld_state : 0),
-            Buffer<T>(used && Cell::kState ? N * ld_cell : 0),
+            Buffer<T>(used && Cell::kKeepsC ? N * ld_cell : 0),
             Buffer<T>(used && kRounds && b_.need_weights ? weights : 0),
             Buffer<int64_t>(used ? this->total : 0),
             fastrnn::cpu::Live(used ? s.steps : 0),

@@ -5,15 +5,15 @@
 //
 #include "cells.h"
 #include "cpu/forward.h"
-#include "cpu/single.h"
+#include "cpu/few_steps.h"
 #include "cpu/backward.h"
 
 namespace FASTRNN_NAMESPACE {
 
 template <class Cell, class T>
 void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
-  if (SingleStep<Cell, T>::suits(arguments.size)) {
-    SingleStep<Cell, T>(arguments, parallel)();
+  if (FewSteps<Cell, T>::suits(arguments.size)) {
+    FewSteps<Cell, T>(arguments, parallel)();
   } else {
     ForwardPass<Cell, T>(arguments, parallel)();
   }

@@ -249,7 +249,7 @@ struct Layer {
   // What backward needs of a register of units: h is that before the projection.
   FASTRNN_INLINE void save(int64_t d, int64_t row, Lane<T> lane, const V* saved, V c, V h) const {
     for (int i = 0; i < S; ++i) lane.store_to(gates(d, row) + i * H, saved[i]);
-    if constexpr (Cell::kState) lane.store_to(f.cells + at_cell(d, row), c);
+    if constexpr (Cell::kKeepsC) lane.store_to(f.cells + at_cell(d, row), c);
     if (s.projected) lane.store_to(f.hidden + at_cell(d, row), h);
   }
 

@@ -10,7 +10,7 @@ namespace fastrnn::cuda {
 
 // Whether the cell keeps a wide state from step to step: c, or h itself (steps.h).
 template <class Cell>
-inline constexpr bool kKeeps = Cell::kState || Cell::kReadsH;
+inline constexpr bool kKeeps = Cell::kKeepsC || Cell::kKeepsH;
 
 // Elements from row to row where K are rounded up to 16 bytes.
 template <class T>
@@ -152,8 +152,8 @@ class ForwardCell {
     Cell::forward(x, u, h, c, saved);
     const int64_t in_state = step_.in_state(s, row_.n), in_saved = step_.in_saved(s, row_.n);
     if constexpr (kKeeps<Cell>)
-      static_cast<V*>(f_.kept)[in_state * s.hidden + unit_] = Cell::kState ? c : h;
-    if (Cell::kState && f_.cells != nullptr) write<T>(f_.cells, in_saved * s.hidden + unit_, c);
+      static_cast<V*>(f_.kept)[in_state * s.hidden + unit_] = Cell::kKeepsC ? c : h;
+    if (Cell::kKeepsC && f_.cells != nullptr) write<T>(f_.cells, in_saved * s.hidden + unit_, c);
     if (S > 0 && f_.gates != nullptr) {
       FASTRNN_UNROLL
       for (int g = 0; g < S; ++g)
@@ -263,17 +263,17 @@ class BackwardCell {
   FASTRNN_DEVICE void finish(SumOf sum) {
     if (!row_.active()) return;
     V dh = b_.projected || row_.comes() ? sum() : V{};
-    if (!b_.projected) dh = state_.complete(b_, dh, Cell::kReadsH ? kept_ : V{});
+    if (!b_.projected) dh = state_.complete(b_, dh, Cell::kKeepsH ? kept_ : V{});
     const Sizes& s = b_.size;
     const V before = to_compute(before_), now = to_compute(now_);
     V saved[S > 0 ? S : 1], dx[G], du[G];
     FASTRNN_UNROLL
     for (int g = 0; g < S; ++g) saved[g] = to_compute(saved_[g]);
-    V dc = to_compute(dc_) + (Cell::kState ? kept_ : V{});
+    V dc = to_compute(dc_) + (Cell::kKeepsC ? kept_ : V{});
     const V dh_prev = Cell::backward(saved, before, now, before, now, dh, dc, dx, du);
     if constexpr (kKeeps<Cell>)
       static_cast<V*>(b_.d_kept)[step_.in_state(s, row_.n) * s.hidden + unit_] =
-          row_.goes() ? (Cell::kState ? dc : dh_prev) : V{};
+          row_.goes() ? (Cell::kKeepsC ? dc : dh_prev) : V{};
     const int64_t sent = step_.in_turn(s, step_.i, row_.n) * pitch<T>(G * s.hidden) + unit_;
     const int64_t out = step_.in_output(s, row_.n) * G * s.hidden + unit_;
     FASTRNN_UNROLL
@@ -298,20 +298,20 @@ class BackwardCell {
     FASTRNN_UNROLL
     for (int g = 0; g < S; ++g)
       saved_[g] = read<T>(b_.gates, (saved * S + g) * H + unit_, row_.active());
-    now_ = Cell::kState ? read<T>(b_.cells, saved * H + unit_, row_.active())
-                        : read<T>(b_.y, step_.in_output(s, row_.n) * H + unit_,
-                                  !Cell::kReadsH && row_.active());
+    now_ = Cell::kKeepsC ? read<T>(b_.cells, saved * H + unit_, row_.active())
+                         : read<T>(b_.y, step_.in_output(s, row_.n) * H + unit_,
+                                   !Cell::kKeepsH && row_.active());
     dc_ = read<T>(b_.d_cells, saved * H + unit_,
-                  Cell::kState && b_.d_cells != nullptr && row_.active());
+                  Cell::kKeepsC && b_.d_cells != nullptr && row_.active());
     Step earlier = step_;
     earlier.first = kKeeps<Cell> ? earlier_row() : 0;
-    const int64_t at = row_.begins()  ? step_.in_state(s, row_.n)
-                       : Cell::kState ? earlier.in_saved(s, row_.n)
-                                      : earlier.in_output(s, row_.n);
-    const void* const initial = Cell::kState ? b_.c0 : b_.h0;
-    before_ = read<T>(row_.begins()  ? initial
-                      : Cell::kState ? b_.cells
-                                     : b_.y,
+    const int64_t at = row_.begins()   ? step_.in_state(s, row_.n)
+                       : Cell::kKeepsC ? earlier.in_saved(s, row_.n)
+                                       : earlier.in_output(s, row_.n);
+    const void* const initial = Cell::kKeepsC ? b_.c0 : b_.h0;
+    before_ = read<T>(row_.begins()   ? initial
+                      : Cell::kKeepsC ? b_.cells
+                                      : b_.y,
                       at * H + unit_, kKeeps<Cell> && row_.continues());
   }
 };

@@ -111,14 +111,14 @@ Tensors<double> make(const Shape& s) {
     t.reset.reset(new bool[rows]);
     for (int64_t row = 0; row < rows; ++row) t.reset[row] = uniform() > 0.5;
   }
-  const int64_t c = Cell::kState ? s.D * s.N * s.H : 0;
+  const int64_t c = Cell::kKeepsC ? s.D * s.N * s.H : 0;
   t.x = random(rows * s.I);
   t.h0 = random(s.D * s.N * s.P);
   t.c0 = random(c);
   t.dy = random(rows * s.D * s.P);
   t.dh_n = random(s.D * s.N * s.P);
   t.dc_n = random(c);
-  t.dcells = random(Cell::kState && s.grad_clip > 0 ? s.D * rows * s.H : 0);
+  t.dcells = random(Cell::kKeepsC && s.grad_clip > 0 ? s.D * rows * s.H : 0);
   if (s.loss != Loss::kAll) {
     const auto steps = static_cast<int64_t>(t.active.size());
     const int64_t read = s.loss == Loss::kLastStep     ? steps - 1
@@ -144,7 +144,7 @@ Tensors<double> make(const Shape& s) {
   t.h_n.resize(t.h0.size());
   t.c_n.resize(c);
   t.gates.resize(s.D * rows * Cell::kSaved * s.H);
-  t.cells.resize(Cell::kState ? s.D * rows * s.H : 0);
+  t.cells.resize(Cell::kKeepsC ? s.D * rows * s.H : 0);
   t.hidden.resize(s.projected ? s.D * rows * s.H : 0);
   t.dx.resize(t.x.size());
   t.dh0.resize(t.h0.size());
@@ -200,7 +200,7 @@ void by_definition(const Shape& s, Tensors<double>& t) {
         return at == 0 ? t.h0[(d * s.N + n) * P + p] : t.y[path[at - 1] * s.D * P + d * P + p];
       };
       const auto c_before = [&](size_t at, int64_t j) {
-        if (!Cell::kState || reset(at)) return 0.0;
+        if (!Cell::kKeepsC || reset(at)) return 0.0;
         return at == 0 ? t.c0[(d * s.N + n) * H + j] : t.cells[(d * rows + path[at - 1]) * H + j];
       };
       for (size_t at = 0; at < path.size(); ++at) {
@@ -219,7 +219,7 @@ void by_definition(const Shape& s, Tensors<double>& t) {
           Cell::forward(x, u, h, c, saved);
           m[j] = h;
           for (int64_t i = 0; i < S; ++i) t.gates[((d * rows + row) * S + i) * H + j] = saved[i];
-          if (Cell::kState) t.cells[(d * rows + row) * H + j] = c;
+          if (Cell::kKeepsC) t.cells[(d * rows + row) * H + j] = c;
           if (s.projected) t.hidden[(d * rows + row) * H + j] = h;
         }
         for (int64_t p = 0; p < P; ++p) {
@@ -229,12 +229,12 @@ void by_definition(const Shape& s, Tensors<double>& t) {
         }
       }
       for (int64_t p = 0; p < P; ++p) t.h_n[(d * s.N + n) * P + p] = h_before(path.size(), p);
-      for (int64_t j = 0; j < H && Cell::kState; ++j)
+      for (int64_t j = 0; j < H && Cell::kKeepsC; ++j)
         t.c_n[(d * s.N + n) * H + j] = c_before(path.size(), j);
 
       Array<double> dh(P), dc(H);
       for (int64_t p = 0; p < P; ++p) dh[p] = t.dh_n[(d * s.N + n) * P + p];
-      for (int64_t j = 0; j < H && Cell::kState; ++j) dc[j] = t.dc_n[(d * s.N + n) * H + j];
+      for (int64_t j = 0; j < H && Cell::kKeepsC; ++j) dc[j] = t.dc_n[(d * s.N + n) * H + j];
       for (size_t at = path.size(); at-- > 0;) {
         const int64_t row = path[at];
         for (int64_t p = 0; p < P; ++p) dh[p] += t.dy[row * s.D * P + d * P + p];
@@ -251,7 +251,7 @@ void by_definition(const Shape& s, Tensors<double>& t) {
           double saved[8], dx[G], du[G];
           for (int64_t i = 0; i < S; ++i) saved[i] = t.gates[((d * rows + row) * S + i) * H + j];
           const double h = s.projected ? 0 : t.y[row * s.D * P + d * P + j];
-          const double c = Cell::kState ? t.cells[(d * rows + row) * H + j] : 0;
+          const double c = Cell::kKeepsC ? t.cells[(d * rows + row) * H + j] : 0;
           if (!t.dcells.empty()) dc[j] += t.dcells[(d * rows + row) * H + j];
           const double past = Cell::backward(saved, s.projected ? 0 : h_before(at, j), h,
                                              c_before(at, j), c, dm[j], dc[j], dx, du);
@@ -279,7 +279,7 @@ void by_definition(const Shape& s, Tensors<double>& t) {
         dh = before;
       }
       for (int64_t p = 0; p < P; ++p) t.dh0[(d * s.N + n) * P + p] = dh[p];
-      for (int64_t j = 0; j < H && Cell::kState; ++j) t.dc0[(d * s.N + n) * H + j] = dc[j];
+      for (int64_t j = 0; j < H && Cell::kKeepsC; ++j) t.dc0[(d * s.N + n) * H + j] = dc[j];
     }
   }
 }

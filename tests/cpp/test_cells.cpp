@@ -29,7 +29,7 @@ template <class Cell>
 double loss(const Inputs<Cell>& in, double w_h, double w_c) {
   double h = in.h, c = in.c, saved[8];
   Cell::forward(in.x, in.u, h, c, saved);
-  return w_h * h + (Cell::kState ? w_c * c : 0);
+  return w_h * h + (Cell::kKeepsC ? w_c * c : 0);
 }
 
 template <class Cell>
@@ -37,7 +37,7 @@ void gradients_match_differences(const char* name) {
   for (int trial = 0; trial < 200; ++trial) {
     Inputs<Cell> in;
     for (int i = 0; i < Inputs<Cell>::kCount; ++i) in.begin()[i] = uniform(-2, 2);
-    const double w_h = uniform(), w_c = Cell::kState ? uniform() : 0;
+    const double w_h = uniform(), w_c = Cell::kKeepsC ? uniform() : 0;
 
     double h = in.h, c = in.c, saved[8], dx[4], du[4], dc = w_c;
     Cell::forward(in.x, in.u, h, c, saved);
@@ -49,7 +49,7 @@ void gradients_match_differences(const char* name) {
       gradient.u[g] = du[g];
     }
     gradient.h = past;
-    gradient.c = Cell::kState ? dc : 0;
+    gradient.c = Cell::kKeepsC ? dc : 0;
     bool split = false;
     for (int g = 0; g < Cell::kGates; ++g) split = split || dx[g] != du[g];
     CHECK(split == Cell::kSplit, "%s", name);
@@ -91,7 +91,7 @@ void register_matches_scalars(const char* name) {
       const auto same = [&](T a, T b) { return std::abs(a - b) <= bound * (1 + std::abs(b)); };
       CHECK(same(h[l], h1), "%s h lane %d", name, l);
       CHECK(same(past[l], past1), "%s past lane %d", name, l);
-      if (Cell::kState) CHECK(same(c[l], c1) && same(dc[l], dc1), "%s c lane %d", name, l);
+      if (Cell::kKeepsC) CHECK(same(c[l], c1) && same(dc[l], dc1), "%s c lane %d", name, l);
       for (int i = 0; i < Cell::kSaved; ++i)
         CHECK(same(saved[i][l], saved1[i]), "%s saved %d lane %d", name, i, l);
       for (int g = 0; g < G; ++g)

@@ -167,9 +167,9 @@ void test(const char* name, int position, const Tables& tables) {
   };
   std::vector<Shape> all(std::begin(shapes), std::end(shapes));
   all.insert(all.end(), std::begin(features), std::end(features));
-  if (Cell::kState) all.insert(all.end(), std::begin(projected), std::end(projected));
+  if (Cell::kKeepsC) all.insert(all.end(), std::begin(projected), std::end(projected));
   all.insert(all.end(), std::begin(sparse), std::end(sparse));
-  if (Cell::kState) all.insert(all.end(), std::begin(sparse_projected), std::end(sparse_projected));
+  if (Cell::kKeepsC) all.insert(all.end(), std::begin(sparse_projected), std::end(sparse_projected));
 
   for (const Shape& s : all) {
     Tensors<double> expected = make<Cell>(s);

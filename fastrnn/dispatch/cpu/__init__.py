@@ -1,7 +1,4 @@
-"""The backend "cpu": the compiled kernels behind the ops, for tensors on the CPU.
-
-A call without gradients may go past the ops, see `direct`.
-"""
+"""The backend "cpu": the compiled kernels, for tensors on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ from pathlib import Path
 import torch
 
 from ...call import Call
-from ...results import Cotangents, Gradients, Needs, Results, Saved
+from ...results import Cotangents, Gradients, Needs, Results, Saved, room
+from . import op
 
 NAME = "cpu"
 # Those of the kernels, and float16, which `ops.layer` widens to float32.
@@ -48,7 +46,19 @@ def _why_not_built(error: ImportError) -> str:
     )
 
 
+def _open() -> object | None:
+    """`fastrnn._C.Direct` of torch's classes, or None without kernels or without DLPack."""
+    try:
+        from ... import _C
+
+        return _C.Direct(torch.Tensor, torch.nn.Parameter)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
 not_built = _load()
+# The kernels past the dispatcher, which costs more than a layer of one small step.
+direct = _open()
 
 
 def status() -> str | None:
@@ -67,11 +77,29 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
 
 
 def run(call: Call, save: bool) -> Results:
-    """As `dispatch.Backend` says."""
-    name = "layer_forward" if save else "layer_inference"
-    return Results(*getattr(torch.ops.fastrnn, name).default(*call))
+    """As `dispatch.Backend` says. What the kernels do not take as it lies, goes through the op."""
+    if direct is not None and call.h0.dim() == 3 and call.input.dim() > 1:
+        dense = call if call.input.is_contiguous() else call._replace(input=call.input.contiguous())
+        results = room(dense, save)
+        output, h_n, c_n, *saved = results
+        saved = tuple(saved) if save else ()
+        if direct.run(dense, call.h0.size(0), None, (output,), h_n, c_n, saved):
+            return results
+    return op.run(call, save)
 
 
 def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
     """As `dispatch.Backend` says."""
-    return Gradients(*torch.ops.fastrnn.layer_backward.default(*cotangents, *saved, *needs, *call))
+    if direct is not None:
+        dense = call if call.input.is_contiguous() else call._replace(input=call.input.contiguous())
+        came = tuple(None if g is None else g.contiguous() for g in cotangents)
+        empty_like = torch.empty_like
+        gradients = Gradients(
+            empty_like(dense.input) if needs.input else None,
+            empty_like(call.h0) if needs.state else None,
+            empty_like(call.c0) if needs.state and call.c0 is not None else None,
+            [empty_like(weight) for weight in call.weights] if needs.weights else [],
+        )
+        if direct.run_backward(dense, came, saved, gradients):
+            return gradients
+    return op.run_backward(call, cotangents, saved, needs)

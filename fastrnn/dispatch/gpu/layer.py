@@ -213,6 +213,7 @@ def run_backward(
     du = layer.matrix(rows, D * width)
     dx = layer.matrix(rows, D * width) if cell.split else du
     d_state = layer.matrix(rows, D * P) if call.projected else None
+    saved = saved.filled()
     y = _dense(saved.output)
     tensors = {
         "dy": _dense(cotangents.output),

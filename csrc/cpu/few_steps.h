@@ -1,5 +1,5 @@
-// A layer of a single time step. Its weights are used once, so packing them would take longer than
-// the step: they are read as they lie, each row of a weight in a dot product of its own.
+// A layer of one time step or a few. Packing its weights would take longer than it saves: they are
+// read as they lie, each row of a weight in a dot product of its own.
 #pragma once
 
 #include "cpu/schedule.h"
@@ -63,17 +63,20 @@ class Dots {
 };
 
 template <class Cell, class Stored>
-class SingleStep : Layer<Cell, Stored> {
+class FewSteps : Layer<Cell, Stored> {
   using Base = Layer<Cell, Stored>;
   using Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell, Base::N, Base::P,
       Base::parallel, Base::s, Base::S;
   using typename Base::T;
   using typename Base::V;
-  static constexpr int64_t kBlock = 24;  // batch rows that pass a gate's weights together
+  static constexpr int64_t kBlock = 24;  // rows that pass a gate's weights together
+  static constexpr int64_t kFew = 4;     // steps
 
+  const int64_t ld_;     // of inputs_
+  Buffer<T> inputs_;     // [D, T N, G, ld_] input parts of the pre-activations, for several steps
   Buffer<T> m_;          // [D, N, ld_cell] o tanh(c), before the projection
   Buffer<Stored> zero_;  // [P] a state of zero
-  const bool up_;        // the order of directions and units
+  bool up_;              // the order of directions and units
 
   // The other way each time: of weights as large as the cache, what was read last is still there.
   static bool other_way() {
@@ -82,22 +85,33 @@ class SingleStep : Layer<Cell, Stored> {
   }
 
  public:
-  // For more rows than these packing pays (H = 256: direct takes 0.33 of the time at N = 1, 0.75 at
-  // 8, 1.18 at 64). Sums are rounded differently in the two ways.
+  // One step: for more rows than these packing pays (H = 256: direct takes 0.33 of the time at
+  // N = 1, 0.75 at 8, 1.18 at 64). Several: of one row, whose state is not rounded in between.
+  // There direct takes 0.3 to 0.9 of the time at T = 2, 0.4 to 1 at 4, and at 8 0.75 to 1 if the
+  // weights are large. Sums are rounded differently in the two ways.
   static bool suits(const Sizes& size) {
-    return size.steps == 1 && size.batch <= 32 && size.order == nullptr;
+    if (size.order != nullptr) return false;
+    if (size.steps == 1) return size.batch <= 32;
+    const int64_t weights = G * size.hidden * (size.input + size.state);
+    const int64_t most = weights * int64_t{sizeof(Stored)} <= kNearBytes ? kFew : 2 * kFew;
+    return size.steps <= most && size.batch == 1 && std::is_same_v<Stored, T>;
   }
 
-  SingleStep(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
+  FewSteps(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : Base(forward, threads),
+        ld_(round_up(H, kLanes<T>)),
+        inputs_(s.steps > 1 ? D * s.rows * G * ld_ : 0),
         m_(s.projected ? D * N * ld_cell : 0),
         zero_(f.reset ? P : 0),
         up_(other_way()) {}
 
   void operator()() {
     if (f.reset) memset(zero_, 0, P * sizeof(Stored));
-    each_register(H, [&](int64_t d, Lane<T> lane) { step(d, lane); });
-    if (s.projected) each_register(P, [&](int64_t d, Lane<T> lane) { project(d, lane); });
+    if (s.steps > 1) each_register(H, [&](int64_t d, Lane<T> lane) { input_parts(d, lane); });
+    for (int64_t i = 0; i < s.steps; ++i, up_ = !up_) {
+      each_register(H, [&](int64_t d, Lane<T> lane) { step(d, i, lane); });
+      if (s.projected) each_register(P, [&](int64_t d, Lane<T> lane) { project(d, i, lane); });
+    }
   }
 
  private:
@@ -113,7 +127,7 @@ class SingleStep : Layer<Cell, Stored> {
     });
   }
 
-  // body(first, R) for the batch rows of a range, R at a time, R a constant.
+  // body(first, R) for the rows of a range, R at a time, R a constant.
   template <class F>
   static void each_tile(Range range, F&& body) {
     constexpr int kMost = Dots<T, 1>::kMost;
@@ -122,63 +136,95 @@ class SingleStep : Layer<Cell, Stored> {
     for (; n < range.last; ++n) body(n, std::integral_constant<int, 1>{});
   }
 
-  // A register of units, all gates, all batch rows. Those of a block meet a gate's weights while
-  // these are in the first-level cache.
-  void step(int64_t d, Lane<T> lane) {
+  // The sum of what the biases add to a gate's input part.
+  V bias(int64_t d, int64_t g, Lane<T> lane) const {
     const fastrnn::Weights<const Stored>& w = f.weights[d];
-    const auto bias = [&](const Stored* b, int64_t g) {
-      return b ? lane.load_from(b + g * H) : V{};
-    };
+    if (!w.b_ih) return V{};
+    const V b_ih = lane.load_from(w.b_ih + g * H);
+    return Cell::kSplit ? b_ih : b_ih + lane.load_from(w.b_hh + g * H);
+  }
+
+  T* input_part(int64_t d, int64_t row, int64_t g, Lane<T> lane) {
+    return inputs_ + ((d * s.rows + row) * G + g) * ld_ + lane.at;
+  }
+
+  // W_ih x + bias of a register of units, in all steps.
+  void input_parts(int64_t d, Lane<T> lane) {
+    for (int64_t g = 0; g < G; ++g) {
+      const V b = bias(d, g, lane);
+      each_tile({0, s.rows}, [&](int64_t first, auto tile_rows) {
+        constexpr int R = tile_rows;
+        const Stored* x[R];
+        for (int r = 0; r < R; ++r) x[r] = f.x + (first + r) * I;
+        Dots<T, R> dots;
+        dots.add(f.weights[d].w_ih + (g * H + lane.at) * I, I, lane.valid, x, I);
+        for (int r = 0; r < R; ++r) store<V>(input_part(d, first + r, g, lane), dots.total(r) + b);
+      });
+    }
+  }
+
+  // A step of a register of units, all gates, all batch rows. Those of a block meet a gate's
+  // weights while these are in the first-level cache.
+  void step(int64_t d, int64_t i, Lane<T> lane) {
+    const fastrnn::Weights<const Stored>& w = f.weights[d];
+    const int64_t from = this->row(d, i);
     V x_part[kBlock][G], u_part[kBlock][G];
     for (int64_t block = 0; block < N; block += kBlock) {
       const int64_t last = min(N, block + kBlock);
       for (int64_t g = 0; g < G; ++g) {
         const int64_t row = g * H + lane.at;
-        const V b_ih = bias(w.b_ih, g), b_hh = bias(w.b_hh, g);
+        const V b = s.steps > 1 ? V{} : bias(d, g, lane);
+        const V b_hh = Cell::kSplit && w.b_hh ? lane.load_from(w.b_hh + g * H) : V{};
         each_tile({block, last}, [&](int64_t first, auto tile_rows) {
           constexpr int R = tile_rows;
           const Stored *x[R], *h[R];
           for (int r = 0; r < R; ++r) {
-            x[r] = f.x + (first + r) * I;
-            h[r] = h_before(d, first + r);
+            x[r] = f.x + (from + first + r) * I;
+            h[r] = h_before(d, i, first + r);
           }
           Dots<T, R> x_dots, u_dots;
-          x_dots.add(w.w_ih + row * I, I, lane.valid, x, I);
+          if (s.steps == 1) x_dots.add(w.w_ih + row * I, I, lane.valid, x, I);
           (Cell::kSplit ? u_dots : x_dots).add(w.w_hh + row * P, P, lane.valid, h, P);
           for (int r = 0; r < R; ++r) {
             const int64_t n = first - block + r;
-            x_part[n][g] = x_dots.total(r) + (Cell::kSplit ? b_ih : b_ih + b_hh);
+            const V before = s.steps > 1 ? load<V>(input_part(d, from + first + r, g, lane)) : b;
+            x_part[n][g] = Cell::kSplit && s.steps > 1 ? before : x_dots.total(r) + before;
             u_part[n][g] = Cell::kSplit ? u_dots.total(r) + b_hh : V{};
           }
         });
       }
-      for (int64_t n = block; n < last; ++n) cell(d, n, lane, x_part[n - block], u_part[n - block]);
+      for (int64_t n = block; n < last; ++n)
+        cell(d, i, n, lane, x_part[n - block], u_part[n - block]);
     }
   }
 
-  bool reset(int64_t n) const { return f.reset && f.reset[n]; }
-  const Stored* h_before(int64_t d, int64_t n) const {
-    return reset(n) ? zero_ : f.h0 + (d * N + n) * P;
+  bool reset(int64_t d, int64_t i, int64_t n) const {
+    return f.reset && f.reset[this->row(d, i) + n];
+  }
+  const Stored* h_before(int64_t d, int64_t i, int64_t n) const {
+    return reset(d, i, n) ? zero_
+           : i == 0       ? f.h0 + (d * N + n) * P
+                          : f.y + this->at_y(d, this->row(d, i - 1) + n);
   }
 
-  void cell(int64_t d, int64_t n, Lane<T> lane, const V* x, const V* u) {
-    const int64_t at = (d * N + n) * H;
+  void cell(int64_t d, int64_t i, int64_t n, Lane<T> lane, const V* x, const V* u) {
+    const int64_t at = (d * N + n) * H, row = this->row(d, i) + n;
     V saved[S > 0 ? S : 1], c{}, h{};
-    if (!s.projected) h = lane.load_from(h_before(d, n));
-    if constexpr (Cell::kState)
-      if (!reset(n)) c = lane.load_from(f.c0 + at);
+    if (!s.projected) h = lane.load_from(h_before(d, i, n));
+    if constexpr (Cell::kKeepsC)
+      if (!reset(d, i, n)) c = lane.load_from((i == 0 ? f.c0 : f.c_n) + at);
     Cell::forward(x, u, h, c, saved);
-    if constexpr (Cell::kState) lane.store_to(f.c_n + at, c);
-    if (f.save) this->save(d, n, lane, saved, c, h);
+    if constexpr (Cell::kKeepsC) lane.store_to(f.c_n + at, c);
+    if (f.save) this->save(d, row, lane, saved, c, h);
     if (s.projected) {
       store<V>(m_ + (d * N + n) * ld_cell + lane.at, h);
     } else {
       lane.store_to(f.h_n + at, h);
-      lane.store_to(f.y + this->at_y(d, n), h);
+      lane.store_to(f.y + this->at_y(d, row), h);
     }
   }
 
-  void project(int64_t d, Lane<T> lane) {
+  void project(int64_t d, int64_t i, Lane<T> lane) {
     each_tile({0, N}, [&](int64_t first, auto tile_rows) {
       constexpr int R = tile_rows;
       const T* m[R];
@@ -189,7 +235,7 @@ class SingleStep : Layer<Cell, Stored> {
         const int64_t n = first + r;
         const V h = dots.total(r);
         lane.store_to(f.h_n + (d * N + n) * P, h);
-        lane.store_to(f.y + this->at_y(d, n), h);
+        lane.store_to(f.y + this->at_y(d, this->row(d, i) + n), h);
       }
     });
   }
