@@ -116,7 +116,8 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
   }
 }
 
-// sum[i] (+)= sum over k of a(k)[i], k in [0, depth), for a range of i: the gradient of a bias.
+// sum[i] (+)= sum over k of a(k)[i], k in [0, depth), for a range of i: the gradient of a bias. The
+// rows are added to each other first: the sum may be much larger than they are.
 template <class T, class Rows>
 void column_sums(int64_t k, Range range, Rows&& a, T* sum, bool add) {
   using V = Vec<T>;
@@ -125,10 +126,8 @@ void column_sums(int64_t k, Range range, Rows&& a, T* sum, bool add) {
   for (int64_t i = range.first; i < range.last; i += kColumns) {
     T lanes[kColumns] = {};
     const int64_t columns = min(kColumns, range.last - i);
-    if (add) memcpy(lanes, sum + i, columns * sizeof(T));
     if (columns == kColumns) {
-      V acc[kRegisters];
-      memcpy(acc, lanes, sizeof(acc));
+      V acc[kRegisters] = {};
       for (int64_t row = 0; row < k; ++row)
         for (int v = 0; v < kRegisters; ++v) acc[v] += load<V>(a(row) + i + v * kLanes<T>);
       memcpy(lanes, acc, sizeof(acc));
@@ -136,7 +135,7 @@ void column_sums(int64_t k, Range range, Rows&& a, T* sum, bool add) {
       for (int64_t row = 0; row < k; ++row)
         for (int64_t l = 0; l < columns; ++l) lanes[l] += load<T>(a(row) + i + l);
     }
-    memcpy(sum + i, lanes, columns * sizeof(T));
+    for (int64_t l = 0; l < columns; ++l) sum[i + l] = lanes[l] + (add ? sum[i + l] : T(0));
   }
 }
 

@@ -56,7 +56,8 @@ AIMS = (
     Aim("TNH", lambda c: c.rows * c.G * c.H * c.itemsize, constant("kLarge")),
     Aim("TN", lambda c: c.rows, 120),  # kRowBlock
     Aim("TN", lambda c: c.rows, constant("kOuterDepth")),
-    Aim("N", lambda c: c.N, 32),  # of a single step: SingleStep::suits
+    Aim("N", lambda c: c.N, 32),  # of a single step: FewSteps::suits
+    Aim("T", lambda c: c.T, constant("kFew")),  # of one row: FewSteps::suits
     Aim("N", lambda c: c.N, constant("kBlock")),
     Aim("N", lambda c: c.N * c.directions, 8),  # pairs of rows for each of 4 threads
     Aim("H", lambda c: c.G * c.H * c.itemsize * 120, 5 << 18),  # kLeftBytes
