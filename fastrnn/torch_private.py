@@ -43,7 +43,7 @@ are_transforms_active: Callable[[], bool] = _private(
 below_autograd = _private("_AutoDispatchBelowAutograd", contextlib.nullcontext)
 
 # How many modes of __torch_dispatch__ and of __torch_function__ want to see every op.
-_dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
+dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
 _function_modes = _private("_len_torch_function_stack", _taken_to_be_so)
 _tracing_state = _private("_get_tracing_state", _taken_to_be_so)  # None outside torch.jit.trace
 
@@ -71,7 +71,7 @@ def unseen() -> bool:
     """Whether nothing wants to see an op."""
     return not (
         is_compiling()
-        or _dispatch_modes()
+        or dispatch_modes()
         or _function_modes()
         or are_transforms_active()
         or in_forward_ad()
