@@ -14,7 +14,7 @@ from .call import Call
 from .dispatch import Backend, reference
 from .dispatch.reference import definition
 from .results import Cotangents, Gradients, Needs, Results, Saved
-from .torch_private import below_autograd, dispatch_modes
+from .torch_private import below_autograd, dispatch_modes, in_vmap
 
 _NO_DATA = torch.empty(0, device="cpu")
 
@@ -84,7 +84,7 @@ def _gradients(
         cotangents = Cotangents(*cotangents[:2], None, None)  # c_n and cells are empty
     if all(grad is None for grad in cotangents):
         return call, None
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or in_vmap():
         return call, _differentiable_gradients(call, cotangents)
     if any(witness._version != version for witness, version in ctx.witnesses):
         results = dispatch.run(backend, call, save=True)  # the same numbers again
@@ -93,7 +93,8 @@ def _gradients(
 
 
 def _differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
-    """The same under `create_graph=True`: through the reference, which can be derived again.
+    """The same under `create_graph=True` or in `vmap`: through the reference, which can be derived
+    again and transformed.
 
     With grad_clip a second backward clamps twice, what comes through these gradients and what comes
     through the layer's results, where the reference by itself would clamp their sum.

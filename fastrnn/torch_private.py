@@ -47,6 +47,10 @@ dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
 _function_modes = _private("_len_torch_function_stack", _taken_to_be_so)
 _tracing_state = _private("_get_tracing_state", _taken_to_be_so)  # None outside torch.jit.trace
 
+# Whether a dispatch key of this name is set for the thread.
+_is_set = _private("_dispatch_tls_is_dispatch_key_included", None)
+_key_named = _private("_dispatch_key_parse", None)
+
 # Context manager that takes a dispatch key out of those that are passed over, or puts it in.
 _set_excluded = _private("_SetExcludeDispatchKeyGuard", None)
 
@@ -65,6 +69,15 @@ def is_tracing() -> bool:
 def in_forward_ad() -> bool:
     """Whether forward-mode AD is active, which an op does not see either."""
     return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+_VMAP = _key_named and _key_named("VmapMode")
+
+
+def in_vmap() -> bool:
+    """Whether a backward may be given many cotangents at once, by `torch.func.vmap` or by
+    `torch.autograd.grad(is_grads_batched=True)`, which has a vmap of its own."""
+    return are_transforms_active() or not (_is_set and _VMAP) or _is_set(_VMAP)
 
 
 def unseen() -> bool:
