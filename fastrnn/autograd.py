@@ -7,17 +7,44 @@ and returns what only the backward needs where it was asked for.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from . import dispatch
 from .call import Call
 from .dispatch import Backend, reference
 from .dispatch.reference import definition
 from .results import Cotangents, Gradients, Needs, Results, Saved
+from .torch_private import dispatch_modes, in_vmap
+
+_NO_DATA = torch.empty(0, device="cpu")
 
 
-def _save(ctx, call: Call, results: Results) -> None:
+def _witness(result: Tensor) -> tuple[Tensor, int]:
+    """A tensor that shares the version of `result`, and that version.
+
+    Not its memory, which backward frees: but modes cannot all see how that is left out.
+    """
+    witness = result.detach()
+    if type(witness) is Tensor and not (witness.is_meta or dispatch_modes()):
+        witness.data = _NO_DATA
+    return witness, witness._version
+
+
+def _save(ctx, call: Call, results: Results, traced: bool) -> None:
+    """Saves a call and what it left for backward, of which the user has the output, and all that
+    `traced` gives.
+
+    The user may change these in place. So aliases are saved, with versions of their own, and
+    witnesses say whether they still hold what the layer gave. Autograd itself would not look where
+    hooks take what is saved.
+    """
+    kind, (output, _, _, gates, cells, hidden) = call.kind, results
+    given = (output, gates, cells) if traced else (output,)
+    ctx.witnesses = [_witness(each) for each in given if each is not None]
+    output = output.data
+    if traced:
+        gates, cells = (each if each is None else each.data for each in (gates, cells))
     # Each place in what is saved takes 2 us of a call, whatever is in it.
-    kind, (_, _, _, gates, cells, hidden) = call.kind, results
     optional = (
         call.batch_sizes,
         call.c0,
@@ -30,7 +57,7 @@ def _save(ctx, call: Call, results: Results) -> None:
     ctx.given = [tensor is not None for tensor in optional]
     ctx.kind, ctx.rest = kind, (*call[5:7], *call[9:])
     present = [tensor for tensor in optional if tensor is not None]
-    ctx.save_for_backward(call.input, call.h0, results.output, *present, *call.weights)
+    ctx.save_for_backward(call.input, call.h0, output, *present, *call.weights)
     ctx.set_materialize_grads(False)
 
 
@@ -55,13 +82,17 @@ def _gradients(
         cotangents = Cotangents(*cotangents[:2], None, None)  # there is no c
     if all(grad is None for grad in cotangents):
         return call, None
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or in_vmap():
         return call, _differentiable_gradients(call, cotangents)
+    if any(witness._version != version for witness, version in ctx.witnesses):
+        results = dispatch.run(backend, call, save=True)  # the same numbers again
+        saved = Saved(results.output, *results[3:])
     return call, dispatch.run_backward(backend, call, cotangents, saved, needs)
 
 
 def _differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
-    """The same under `create_graph=True`: through the reference, which can be derived again.
+    """The same under `create_graph=True` or in `vmap`: through the reference, which can be derived
+    again and transformed.
 
     With grad_clip a second backward clamps twice, what comes through these gradients and what comes
     through the layer's results, where the reference by itself would clamp their sum.
@@ -88,7 +119,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def forward(ctx, backend, traced, call, *tensors):
         results = dispatch.run(backend, call, save=True)
-        _save(ctx, call, results)
+        _save(ctx, call, results, traced)
         ctx.backend = backend
         if not traced:
             return results[:3]
@@ -122,7 +153,7 @@ class Layer(torch.autograd.Function):
 def op_setup_context(ctx, inputs, output):
     """Saves for `op_backward` what layer_forward was given and gave."""
     results = Results(*output)
-    _save(ctx, Call(*inputs), results)
+    _save(ctx, Call(*inputs), results, True)
     ctx.mark_non_differentiable(results.gates, results.hidden)
 
 

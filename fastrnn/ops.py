@@ -61,6 +61,12 @@ def _backward(*arguments) -> tuple:
     return tuple((_loops_for(call) or reference).run_backward(call, *rest))
 
 
+def _backward_batched(*arguments) -> tuple:
+    """Of many cotangents at once, in the graph of a compiled layer: see `torch_private.in_vmap`."""
+    call, *rest = backward_arguments(arguments)
+    return tuple(reference.run_backward(call, *rest))
+
+
 _IN_PYTHON = {"layer_inference": _inference, "layer_forward": _forward, "layer_backward": _backward}
 
 
@@ -71,6 +77,7 @@ def _register() -> torch.library.Library:
         library.impl(name, _IN_PYTHON[name], "CUDA")
         if cpu.not_built:
             library.impl(name, _IN_PYTHON[name], "CPU")
+    library.impl("layer_backward", _backward_batched, "Batched")
     if cpu.not_built:
         warnings.warn(
             f"{cpu.not_built} Until then fastrnn runs on the reference path, which is slow.",

@@ -39,9 +39,13 @@ are_transforms_active: Callable[[], bool] = _private(
 )
 
 # How many modes of __torch_dispatch__ and of __torch_function__ want to see every op.
-_dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
+dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
 _function_modes = _private("_len_torch_function_stack", _taken_to_be_so)
 _tracing_state = _private("_get_tracing_state", _taken_to_be_so)  # None outside torch.jit.trace
+
+# Whether a dispatch key of this name is set for the thread.
+_is_set = _private("_dispatch_tls_is_dispatch_key_included", None)
+_key_named = _private("_dispatch_key_parse", None)
 
 # Context manager that takes a dispatch key out of those that are passed over, or puts it in.
 _set_excluded = _private("_SetExcludeDispatchKeyGuard", None)
@@ -63,11 +67,20 @@ def in_forward_ad() -> bool:
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
+_VMAP = _key_named and _key_named("VmapMode")
+
+
+def in_vmap() -> bool:
+    """Whether a backward may be given many cotangents at once, by `torch.func.vmap` or by
+    `torch.autograd.grad(is_grads_batched=True)`, which has a vmap of its own."""
+    return are_transforms_active() or not (_is_set and _VMAP) or _is_set(_VMAP)
+
+
 def unseen() -> bool:
     """Whether nothing wants to see an op."""
     return not (
         is_compiling()
-        or _dispatch_modes()
+        or dispatch_modes()
         or _function_modes()
         or are_transforms_active()
         or in_forward_ad()

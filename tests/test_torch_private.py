@@ -17,6 +17,8 @@ NAMES = [
     "torch._C._len_torch_dispatch_stack",
     "torch._C._len_torch_function_stack",
     "torch._C._get_tracing_state",
+    "torch._C._dispatch_tls_is_dispatch_key_included",
+    "torch._C._dispatch_key_parse",
     "torch._C._SetExcludeDispatchKeyGuard",
     "torch.autograd.forward_ad._current_level",
     "torch.autograd.profiler._is_profiler_enabled",
@@ -131,6 +133,10 @@ def compare(name):
                 batch = torch.stack([given, 2 * given])
                 mapped = torch.vmap(lambda i: next(iter(results(ours, i))))(batch)
                 same([mapped[1]], [next(iter(results(theirs, batch[1])))])
+                y = next(iter(results(ours, a)))
+                batch = torch.stack([torch.ones_like(y), torch.zeros_like(y)])
+                found, = torch.autograd.grad(y, a, batch, True, is_grads_batched=True)
+                same([found[0]], torch.autograd.grad(y, a, batch[0]))
                 if "forward_ad" not in str(name):
                     wide = copy.deepcopy(ours).double()
                     jvp, numeric = (
