@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch, ops, stack
+from . import autocast, dispatch, ops, stack
 from .call import Call, Stack
 from .features import Asked
 from .table import names_in
@@ -64,18 +64,15 @@ def step(
     """
     names = names_in(cell, bias, len(weights))
     call = Call(input, None, h, c, weights, cell, names)
-    autocast = stack.is_autocast(input)
+    cast = autocast.is_on(input)
     if dispatch.takes_torch_step(call):
-        if not autocast:
+        if not cast:
             call.attached()  # and its checks
         results = getattr(torch, f"{cell}_cell")(input, h if c is None else (h, c), *weights)
         return (results,) if c is None else results
     c0 = None if c is None else c.unsqueeze(0)
     call = call._replace(input=input.unsqueeze(0), h0=h.unsqueeze(0), c0=c0)
-    if autocast:
-        results = stack.run(Stack(call, 1, 1, 0.0, False), keep_dtype=cell == "lstm")
-    else:
-        results = ops.layer(call)
+    results = stack.run(Stack(call, 1, 1, 0.0, False), step=True) if cast else ops.layer(call)
     h_n = results[1].squeeze(0)
     return (h_n,) if c is None else (h_n, results[2].squeeze(0))
 
