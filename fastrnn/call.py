@@ -214,6 +214,9 @@ class Stack(NamedTuple):
     batch_first: bool
     states: bool = False  # whether the states of every step are wanted,
     gates: bool = False  # and with them the gates
+    # What h, and c, are where `call.reset` is True, in place of zero: in the shape of h0 and c0, or
+    # (T, ...) of that. Layers know nothing of it: see `restart`.
+    reset_state: tuple[Tensor, ...] | None = None
 
     @property
     def traced(self) -> bool:

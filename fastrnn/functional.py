@@ -90,6 +90,7 @@ def lstm(
     batch_sizes: Tensor | None = None,
     *,
     reset: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
     lengths: Tensor | None = None,
     return_states: bool = False,
     return_gates: bool = False,
@@ -109,6 +110,10 @@ def lstm(
     The rest needs padded input. `reset` and `lengths` may be lists, tuples or arrays of numpy too:
         reset: (T, N) bool, (N, T) if `batch_first`. Where True, h and c of the row are zero before
             the step, in every layer. Not bidirectional.
+        reset_state: what they are there in place of zero: a pair in the form of `hx`, or of
+            (T, num_layers, N, ...), one for each step. Gradients flow into it. It waits for the
+            values of `reset` if these are on a GPU, and dropout masks are not those of a call
+            without it. A compiled graph takes one step at a time.
         lengths: (N,) of any integer dtype, on any device, each in [0, T], in any order. Results
             are zero past a row's length, h_n and c_n are those of its own last step, and the
             reverse direction begins there. What the input holds past it plays no part.
@@ -132,7 +137,7 @@ def lstm(
     return _run(
         "lstm", input, *hx, weights, bias, num_layers, dropout, training, bidirectional,
         batch_first, batch_sizes, reset, lengths, return_states, return_gates, detach_every,
-        grad_clip,
+        grad_clip, reset_state,
     )  # fmt: skip
 
 
@@ -150,6 +155,7 @@ def _without_cell_state(cell: str, title: str):
         batch_sizes: Tensor | None = None,
         *,
         reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
         lengths: Tensor | None = None,
         return_states: bool = False,
         return_gates: bool = False,
@@ -159,7 +165,7 @@ def _without_cell_state(cell: str, title: str):
         return _run(
             cell, input, h0, None, weights, bias, num_layers, dropout, training, bidirectional,
             batch_first, batch_sizes, reset, lengths, return_states, return_gates, detach_every,
-            grad_clip,
+            grad_clip, reset_state,
         )  # fmt: skip
 
     function.__name__ = function.__qualname__ = cell

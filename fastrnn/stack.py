@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import autocast, dispatch, features, ops
+from . import autocast, dispatch, features, ops, restart
 from .call import NO_STEPS, Stack
 from .dispatch import cudnn, gpu, reference
 from .features import States
-
-Returned = tuple[Tensor, Tensor, Tensor, States | None]
+from .restart import Returned
 
 
 def run(stack: Stack, step: bool = False) -> Returned:
@@ -32,6 +31,8 @@ def run(stack: Stack, step: bool = False) -> Returned:
 
 
 def _layers(stack: Stack) -> Returned:
+    if stack.reset_state is not None:
+        return restart.run(stack, _layers)
     call, traced = stack.call, stack.states and stack.traced
     backend = dispatch.choose(call, stack.layers, traced)
     if backend is cudnn and not stack.states and not torch.compiler.is_compiling():
@@ -57,7 +58,7 @@ def _layers(stack: Stack) -> Returned:
         output = output.transpose(0, 1)
     if not stack.states:
         return output, h_n, c_n, None
-    of = features.states_of(call.kind, stack.directions, stack.batch_first, stack.gates, layers)
+    of = features.states_of(call.kind, stack.directions, stack.transposed, stack.gates, layers)
     return output, h_n, c_n, of
 
 
