@@ -73,6 +73,10 @@ class Call(NamedTuple):
         given = not (self.reset is self.lengths is None)
         return given or bool(self.detach_every or self.grad_clip)
 
+    def mean_steps(self) -> int:
+        """The steps of a row, of packed input their mean; also where the batch comes first."""
+        return self.input.numel() // max(1, self.input.size(-1) * self.h0.size(-2))
+
     def by_name(self) -> list[dict[str, Tensor]]:
         """Each direction's weights by name."""
         names, flat = self.names.split(), self.weights

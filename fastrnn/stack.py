@@ -35,7 +35,8 @@ def _layers(stack: Stack) -> Returned:
         return restart.run(stack, _layers)
     call, traced = stack.call, stack.states and stack.traced
     backend = dispatch.choose(call, stack.layers, traced)
-    if backend is cudnn and not stack.states and not torch.compiler.is_compiling():
+    at_once = backend is cudnn and not stack.states and cudnn.takes_stack(stack)
+    if at_once and not torch.compiler.is_compiling():
         return *cudnn.run_stack(stack)[:3], None
     if stack.transposed:
         call = call._replace(input=call.input.transpose(0, 1))
@@ -95,6 +96,8 @@ def _by_cudnn(stack: Stack, dtype: torch.dtype) -> Returned | None:
     """
     input = stack.call.input
     if torch.compiler.is_compiling() or (input.is_cuda and dtype is not torch.float16):
+        return None
+    if not cudnn.takes_stack(stack):
         return None
     call = stack.call
     if input.is_cuda and input.dtype in autocast.CAST:
