@@ -66,6 +66,7 @@ class RNNBase(torch.nn.RNNBase):
         hx=None,
         *,
         reset: Tensor | None = None,
+        reset_state: Tensor | tuple[Tensor, Tensor] | None = None,
         lengths: Tensor | None = None,
         return_states: bool = False,
         return_gates: bool = False,
@@ -80,9 +81,9 @@ class RNNBase(torch.nn.RNNBase):
             hx: initial state, zeros if None: (num_layers*D, N, H), without N if unbatched, in
                 the order of the user's batch; D is 1 or 2 directions. An LSTM takes a pair
                 (h, c), and its h has width `proj_size` if that is not 0.
-            reset, lengths, return_states, return_gates, detach_every, grad_clip: as in
-                `functional.lstm`, for input that is not packed. Unbatched input takes a `reset`
-                of (T,) and no `lengths`.
+            reset, reset_state, lengths, return_states, return_gates, detach_every, grad_clip: as
+                in `functional.lstm`, for input that is not packed; `reset_state` in the form of
+                `hx`. Unbatched input takes a `reset` of (T,) and no `lengths`.
 
         Returns:
             output, in the form of `input` with D*H features (D*proj_size for a projected LSTM;
@@ -96,9 +97,11 @@ class RNNBase(torch.nn.RNNBase):
                 length on the CPU is out of range.
         """
         asked = None
-        plain = reset is lengths is detach_every is grad_clip is None
+        plain = reset is lengths is detach_every is grad_clip is reset_state is None
         if not plain or return_states or return_gates:
-            asked = Asked(reset, lengths, return_states, return_gates, detach_every, grad_clip)
+            asked = Asked(
+                reset, lengths, return_states, return_gates, detach_every, grad_clip, reset_state
+            )
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, asked)
         if not isinstance(input, Tensor):
@@ -140,13 +143,14 @@ class RNNBase(torch.nn.RNNBase):
         states = map_tensors(lambda each: each.squeeze(batch_dim), states)
         return output.squeeze(batch_dim), self._squeeze_state(state), *states
 
-    def step(self, input: Tensor, state=None, reset: Tensor | None = None):
+    def step(self, input: Tensor, state=None, reset: Tensor | None = None, reset_state=None):
         """One time step of all layers, for input that comes step by step.
 
         Args:
             input: (N, input_size).
             state: as `hx` of a call, and what the step before returned; zeros if None.
-            reset: (N,) bool. Where True the row begins anew, from a state of zero.
+            reset: (N,) bool. Where True the row begins anew, from a state of zero,
+            reset_state: or from this one, in the form of `state`.
 
         Returns:
             The last layer's output (N, P), and the state after the step.
@@ -164,7 +168,7 @@ class RNNBase(torch.nn.RNNBase):
             raise RuntimeError(f"Expected reset size {(len(input),)}, got {tuple(reset.shape)}")
         time = 1 if self.batch_first else 0
         reset = None if reset is None else reset.unsqueeze(time)
-        output, state = self(input.unsqueeze(time), state, reset=reset)
+        output, state = self(input.unsqueeze(time), state, reset=reset, reset_state=reset_state)
         return output.squeeze(time), state
 
     def _forward_packed(self, packed: PackedSequence, hx, asked: Asked | None):

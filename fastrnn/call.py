@@ -73,6 +73,10 @@ class Call(NamedTuple):
         given = not (self.reset is self.lengths is None)
         return given or bool(self.detach_every or self.grad_clip)
 
+    def mean_steps(self) -> int:
+        """The steps of a row, of packed input their mean; also where the batch comes first."""
+        return self.input.numel() // max(1, self.input.size(-1) * self.h0.size(-2))
+
     def by_name(self) -> list[dict[str, Tensor]]:
         """Each direction's weights by name."""
         names, flat = self.names.split(), self.weights
@@ -214,6 +218,9 @@ class Stack(NamedTuple):
     batch_first: bool
     states: bool = False  # whether the states of every step are wanted,
     gates: bool = False  # and with them the gates
+    # What h, and c, are where `call.reset` is True, in place of zero: in the shape of h0 and c0, or
+    # (T, ...) of that. Layers know nothing of it: see `restart`.
+    reset_state: tuple[Tensor, ...] | None = None
 
     @property
     def traced(self) -> bool:

@@ -63,7 +63,9 @@ def stack(
         input = input.contiguous()
     reset = lengths = None
     if asked is not None:
-        if batch_sizes is not None or type(asked.lengths) not in (type(None), Tensor):
+        if batch_sizes is not None or asked.reset_state is not None:
+            return None
+        if type(asked.lengths) not in (type(None), Tensor):
             return None
         asked.limits()  # which have nothing to limit, but may be wrong
         reset, lengths = asked.reset, asked.lengths

@@ -11,9 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .call import Stack, check_lengths
+from . import autocast
+from .call import Stack, check_alike, check_lengths
 from .results import Results
 from .table import Cell
+from .trees import map_tensors
 
 
 class States(NamedTuple):
@@ -42,11 +44,12 @@ class Asked(NamedTuple):
     return_gates: bool = False
     detach_every: int | None = None
     grad_clip: float | None = None
+    reset_state: Tensor | tuple[Tensor, Tensor] | None = None
 
     def any(self) -> bool:
         """Whether there is one."""
-        reset, lengths, states, gates, detach_every, grad_clip = self
-        given = not (reset is lengths is detach_every is grad_clip is None)
+        reset, lengths, states, gates, detach_every, grad_clip, reset_state = self
+        given = not (reset is lengths is detach_every is grad_clip is reset_state is None)
         return given or bool(states or gates)
 
     def of(self, stack: Stack) -> Stack:
@@ -57,12 +60,12 @@ class Asked(NamedTuple):
         Raises:
             ValueError, RuntimeError: as `functional.lstm` says.
         """
-        reset, lengths, states, gates, _, _ = self
+        reset, lengths, states, gates, *_ = self
         input, batch_first = stack.call.input, stack.batch_first
         if stack.call.batch_sizes is not None:
             raise ValueError(
-                "reset, lengths, return_states, return_gates, detach_every and grad_clip need "
-                "padded input, got packed"
+                "reset, reset_state, lengths, return_states, return_gates, detach_every and "
+                "grad_clip need padded input, got packed"
             )
         detach_every, grad_clip = self.limits()
         reset, lengths = mask_of(reset, input), lengths_of(lengths)
@@ -85,7 +88,30 @@ class Asked(NamedTuple):
             detach_every=detach_every,
             grad_clip=grad_clip,
         )
-        return stack._replace(call=call, states=states or gates, gates=gates)
+        stack = stack._replace(call=call, states=states or gates, gates=gates)
+        return stack._replace(reset_state=self._given(stack))
+
+    def _given(self, stack: Stack) -> tuple[Tensor, ...] | None:
+        """`reset_state` as `Stack` has it; RuntimeError or ValueError as `of` says."""
+        given, call = self.reset_state, stack.call
+        if given is None:
+            return None
+        if call.reset is None:
+            raise ValueError("reset_state needs reset, which says where rows begin from it")
+        given = (given,) if isinstance(given, Tensor) else tuple(given)
+        state = (call.h0,) if call.c0 is None else (call.h0, call.c0)
+        if len(given) != len(state):
+            wanted = "a pair (h, c)" if len(state) == 2 else "one tensor"
+            raise ValueError(f"reset_state: expected {wanted}, got {len(given)} tensors")
+        for new, old in zip(given, state, strict=True):
+            shapes = tuple(old.shape), (call.reset.size(0), *old.shape)
+            if tuple(new.shape) not in shapes:
+                raise RuntimeError(
+                    f"Expected reset_state size {shapes[0]} or {shapes[1]}, got {tuple(new.shape)}"
+                )
+        if not autocast.is_on(call.input):
+            check_alike(call.input, given)
+        return given
 
     def limits(self) -> tuple[int, float]:
         """detach_every and grad_clip as in `Call`; ValueError if one is out of its range."""
@@ -105,7 +131,8 @@ class Asked(NamedTuple):
             return self
         if reset.dim() != 1:
             raise RuntimeError(f"For unbatched input, reset should be 1-D but got {reset.dim()}-D")
-        return self._replace(reset=reset.unsqueeze(batch_dim))
+        given = map_tensors(lambda each: each.unsqueeze(-2), self.reset_state)
+        return self._replace(reset=reset.unsqueeze(batch_dim), reset_state=given)
 
 
 def mask_of(given, input: Tensor) -> Tensor | None:
@@ -147,11 +174,15 @@ def _on_device_of(input: Tensor, lengths: Tensor, T: int) -> Tensor:
 def states_of(
     kind: Cell, directions: int, batch_first: bool, with_gates: bool, layers: list[Results]
 ) -> States:
-    """The states of a call, as views of what its layers gave, traced if `Stack.traced`."""
+    """The states of a call, as views of what its layers gave, traced if `Stack.traced`.
+
+    Of packed input they are (rows, D, ...).
+    """
 
     def by_time(rows: Tensor, output: Tensor) -> Tensor:
         """(D, T*N, ...) as (T, N, D, ...), or (N, T, D, ...)."""
-        planes = rows.unflatten(1, output.shape[:2]).movedim(0, 2)
+        sizes = output.shape[:-1]
+        planes = rows.unflatten(1, sizes).movedim(0, len(sizes))
         return planes.transpose(0, 1) if batch_first else planes
 
     h, c, activated = [], [], []

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch, ops, stack
+from . import autocast, dispatch, ops, stack
 from .call import Call, Stack
 from .features import Asked
 from .table import names_in
@@ -64,18 +64,15 @@ def step(
     """
     names = names_in(cell, bias, len(weights))
     call = Call(input, None, h, c, weights, cell, names)
-    autocast = stack.is_autocast(input)
+    cast = autocast.is_on(input)
     if dispatch.takes_torch_step(call):
-        if not autocast:
+        if not cast:
             call.attached()  # and its checks
         results = getattr(torch, f"{cell}_cell")(input, h if c is None else (h, c), *weights)
         return (results,) if c is None else results
     c0 = None if c is None else c.unsqueeze(0)
     call = call._replace(input=input.unsqueeze(0), h0=h.unsqueeze(0), c0=c0)
-    if autocast:
-        results = stack.run(Stack(call, 1, 1, 0.0, False), keep_dtype=cell == "lstm")
-    else:
-        results = ops.layer(call)
+    results = stack.run(Stack(call, 1, 1, 0.0, False), step=True) if cast else ops.layer(call)
     h_n = results[1].squeeze(0)
     return (h_n,) if c is None else (h_n, results[2].squeeze(0))
 
@@ -93,6 +90,7 @@ def lstm(
     batch_sizes: Tensor | None = None,
     *,
     reset: Tensor | None = None,
+    reset_state: tuple[Tensor, Tensor] | None = None,
     lengths: Tensor | None = None,
     return_states: bool = False,
     return_gates: bool = False,
@@ -112,6 +110,10 @@ def lstm(
     The rest needs padded input. `reset` and `lengths` may be lists, tuples or arrays of numpy too:
         reset: (T, N) bool, (N, T) if `batch_first`. Where True, h and c of the row are zero before
             the step, in every layer. Not bidirectional.
+        reset_state: what they are there in place of zero: a pair in the form of `hx`, or of
+            (T, num_layers, N, ...), one for each step. Gradients flow into it. It waits for the
+            values of `reset` if these are on a GPU, and dropout masks are not those of a call
+            without it. A compiled graph takes one step at a time.
         lengths: (N,) of any integer dtype, on any device, each in [0, T], in any order. Results
             are zero past a row's length, h_n and c_n are those of its own last step, and the
             reverse direction begins there. What the input holds past it plays no part.
@@ -135,7 +137,7 @@ def lstm(
     return _run(
         "lstm", input, *hx, weights, bias, num_layers, dropout, training, bidirectional,
         batch_first, batch_sizes, reset, lengths, return_states, return_gates, detach_every,
-        grad_clip,
+        grad_clip, reset_state,
     )  # fmt: skip
 
 
@@ -153,6 +155,7 @@ def _without_cell_state(cell: str, title: str):
         batch_sizes: Tensor | None = None,
         *,
         reset: Tensor | None = None,
+        reset_state: Tensor | None = None,
         lengths: Tensor | None = None,
         return_states: bool = False,
         return_gates: bool = False,
@@ -162,7 +165,7 @@ def _without_cell_state(cell: str, title: str):
         return _run(
             cell, input, h0, None, weights, bias, num_layers, dropout, training, bidirectional,
             batch_first, batch_sizes, reset, lengths, return_states, return_gates, detach_every,
-            grad_clip,
+            grad_clip, reset_state,
         )  # fmt: skip
 
     function.__name__ = function.__qualname__ = cell

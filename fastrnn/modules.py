@@ -32,7 +32,8 @@ Where torch.nn is limited, they work: vmap and per-sample gradients, forward-mod
 LSTM, torch.compile(fullgraph=True), a bidirectional that is not a bool.
 On a CPU the kernels take denormal numbers, below 1.2e-38 or in float64 2.3e-308, for zeros.
 torch.nn computes with them, slowly. The caller's own floating-point state is as before.
-Under autocast on the CPU they compute in float32, and return the dtypes of torch.nn.
+Under autocast on the CPU they return the dtypes of torch.nn. They compute small calls, and those in
+float16, in float32.
 """
 
 _PROJ_SIZE = "proj_size argument is only supported for LSTM, not RNN or GRU"

@@ -1,4 +1,4 @@
-"""A stack: layers on top of each other with dropout between them, and what autocast makes of it."""
+"""A stack: layers on top of each other with dropout between them, also under autocast."""
 
 from __future__ import annotations
 
@@ -6,39 +6,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import dispatch, features, ops
-from .call import NO_STEPS, Call, Stack
+from . import autocast, dispatch, features, ops, restart
+from .call import NO_STEPS, Stack
 from .dispatch import cudnn, gpu, reference
 from .features import States
-from .torch_private import is_any_autocast_enabled
-from .trees import map_tensors
-
-_CAST = (torch.float16, torch.bfloat16, torch.float32)
-
-Returned = tuple[Tensor, Tensor, Tensor | None, States | None]
+from .restart import Returned
 
 
-def run(stack: Stack, keep_dtype: bool = False) -> Returned:
+def run(stack: Stack, step: bool = False) -> Returned:
     """(output, h_n, c_n) of all layers, and the States if they are wanted.
 
-    Under autocast it computes in float32, and in float64 what is float64. It then returns the
-    dtypes of `torch.nn` on the CPU: LSTM and RNN the autocast dtype; GRU, or any cell with
-    `keep_dtype`, that of the initial state. On a GPU everything returns the autocast dtype, in
-    which all but the reference compute. `torch.nn` does too, but makes float16 of bfloat16 on cuDNN
-    (torch 2.11).
+    Under autocast results have the dtypes of `torch.nn`; `step` says that those of a cell are
+    wanted. It computes in the autocast dtype, but float64 in float64. On a CPU bfloat16 alone is
+    computed as such, where that is faster, and anything else in float32. On a GPU everything
+    returns the autocast dtype, in which all but the reference compute. `torch.nn` does too, but
+    makes float16 of bfloat16 on cuDNN (torch 2.11).
 
     Raises:
         RuntimeError: as `ops.layer`, or the states or weights are not those of so many layers.
     """
-    if is_autocast(stack.call.input):
-        return _under_autocast(stack, keep_dtype)
+    if autocast.is_on(stack.call.input):
+        return _under_autocast(stack, step)
     return _layers(stack)
 
 
 def _layers(stack: Stack) -> Returned:
+    if stack.reset_state is not None:
+        return restart.run(stack, _layers)
     call, traced = stack.call, stack.states and stack.traced
     backend = dispatch.choose(call, stack.layers, traced)
-    if backend is cudnn and not stack.states and not torch.compiler.is_compiling():
+    at_once = backend is cudnn and not stack.states and cudnn.takes_stack(stack)
+    if at_once and not torch.compiler.is_compiling():
         return *cudnn.run_stack(stack)[:3], None
     if stack.transposed:
         call = call._replace(input=call.input.transpose(0, 1))
@@ -63,36 +61,34 @@ def _layers(stack: Stack) -> Returned:
         output = output.transpose(0, 1)
     if not stack.states:
         return output, h_n, c_n, None
-    of = features.states_of(call.kind, stack.directions, stack.batch_first, stack.gates, layers)
+    of = features.states_of(call.kind, stack.directions, stack.transposed, stack.gates, layers)
     return output, h_n, c_n, of
 
 
-def is_autocast(input: Tensor) -> bool:
-    """Whether autocast is on for tensors such as this one."""
-    return (
-        is_any_autocast_enabled()
-        and not input.is_meta
-        and torch.is_autocast_enabled(input.device.type)
-    )
-
-
-def _under_autocast(stack: Stack, keep_dtype: bool) -> Returned:
+def _under_autocast(stack: Stack, step: bool) -> Returned:
     call = stack.call
     device = call.input.device.type
-    dtype = compute = torch.get_autocast_dtype(device)
-    if gpu.on_gpu(call.input):
-        if not stack.states and (whole := _by_cudnn(stack, dtype)) is not None:
-            return whole
-        if dispatch.choose(_cast(call, compute), stack.layers, stack.traced) is reference:
-            compute = torch.float32
-    else:
-        compute = torch.float32
-        dtype = call.h0.dtype if keep_dtype or call.cell == "gru" else dtype
+    h = c = compute = torch.get_autocast_dtype(device)
+    if not gpu.on_gpu(call.input):
+        h, c = autocast.returned_on_cpu(call, compute, step)
+        compute = autocast.computed_on_cpu(call, compute)
+    elif not stack.states and (whole := _by_cudnn(stack, compute)) is not None:
+        return whole
+    given = autocast.cast(call, compute)
+    if dispatch.choose(given, stack.layers, stack.traced) is reference:
+        given = autocast.cast(call, torch.float32)
     with torch.autocast(device, enabled=False):
-        results = _layers(stack._replace(call=_cast(call, compute)))
-    if results[0].dtype == torch.float64:
+        results = _layers(stack._replace(call=given))
+    output, h_n, c_n, states = results
+    if output.dtype == torch.float64:
         return results
-    return map_tensors(lambda result: result.to(dtype), results)
+    if states is not None:
+        states = States(*map(_to, (h, c, h), states))
+    return output.to(h), h_n.to(h), None if c_n is None else c_n.to(c), states
+
+
+def _to(dtype: torch.dtype, of_layers: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+    return of_layers and tuple(each.to(dtype) for each in of_layers)
 
 
 def _by_cudnn(stack: Stack, dtype: torch.dtype) -> Returned | None:
@@ -103,14 +99,11 @@ def _by_cudnn(stack: Stack, dtype: torch.dtype) -> Returned | None:
     input = stack.call.input
     if torch.compiler.is_compiling() or (input.is_cuda and dtype is not torch.float16):
         return None
+    if not cudnn.takes_stack(stack):
+        return None
     call = stack.call
-    if input.is_cuda and input.dtype in _CAST:
+    if input.is_cuda and input.dtype in autocast.CAST:
         call = call._replace(input=input.to(dtype))
     if dispatch.choose(call, stack.layers) is not cudnn:
         return None
     return *cudnn.run_stack(stack._replace(call=call))[:3], None
-
-
-def _cast(call: Call, dtype: torch.dtype) -> Call:
-    """The call in the dtype, where its tensors are of one that autocast changes."""
-    return call.with_tensors([t.to(dtype) if t.dtype in _CAST else t for t in call.tensors()])

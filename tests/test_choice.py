@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from conftest import KERNELS
+from torch._subclasses import FakeTensorMode
 
 from bench import results
 from fastrnn import dispatch
@@ -68,7 +71,7 @@ def hopper(monkeypatch):
     monkeypatch.setattr(dispatch, "loops_for", lambda _: triton)
     monkeypatch.setattr(triton, "obstacle", lambda *_: None)
     monkeypatch.setattr(cuda, "obstacle", lambda *_: None)
-    monkeypatch.setattr(cudnn, "capability", lambda _: 9)
+    monkeypatch.setattr(gpu, "nvidia", lambda _: 9)
     monkeypatch.setattr(choice, "FASTER", (ROW,))
     monkeypatch.setattr(choice, "TRIED", set())
 
@@ -108,6 +111,56 @@ def test_choice_of_kernels(monkeypatch, hopper):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert dispatch.choose(call("lstm")) is triton
     monkeypatch.undo()
+
+
+@contextlib.contextmanager
+def device_of(monkeypatch, capability: tuple[int, int], hip: str | None):
+    """Fake tensors on a GPU of this capability, for which both kernels seem to be there."""
+    monkeypatch.setattr(gpu, "capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for each in (cuda, triton):
+        monkeypatch.setattr(each, "_missing", None)
+    monkeypatch.setattr(triton, "DEVICE", "cuda")
+    with FakeTensorMode():
+        yield torch.device("cuda", 0)
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (9, 4), (9, 5), (11, 0)])
+def test_an_amd_gpu_is_no_hopper(capability, monkeypatch):
+    """ROCm has Triton, and tells a capability under the same name; nothing was tried there."""
+    asked = {"lengths": torch.tensor([1] * 8), "batch_sizes": None}
+    for hip, kernels in (("6.4", reference), (None, cuda)):
+        with device_of(monkeypatch, capability, hip) as device:
+            gru = call("gru", input=torch.empty(100, 8, 4, device=device), **asked)
+            gru = gru._replace(h0=torch.empty(1, 8, 256, device=device))
+            hopper = capability[0] == 9
+            assert dispatch.choose(gru) is (kernels if hopper else reference)
+            assert dispatch.choose(gru._replace(lengths=None)) is cudnn
+            monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+            compiled = dispatch.choose(gru._replace(lengths=None))
+            assert compiled is (cuda if hopper and hip is None else cudnn)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("steps", [65_535, 65_536, 480_000])
+def test_more_steps_than_cudnn_takes(steps, packed, monkeypatch):
+    """The kernels take them, or the reference where these were not tried."""
+    for capability, kernels in (((9, 0), cuda), ((8, 0), reference)):
+        with device_of(monkeypatch, capability, None) as device:
+            sizes = torch.empty(steps, dtype=torch.int64) if packed else None
+            input = torch.empty(*(() if packed else (2,)), steps, 4, device=device)
+            h0 = torch.empty(1, 1 if packed else 2, 8, device=device)
+            found = call("lstm", input=input, h0=h0, c0=h0, batch_sizes=sizes)
+            assert dispatch.choose(found) is (kernels if steps > 65_535 else cudnn)
+            monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+            assert dispatch.choose(found) is cudnn
+            monkeypatch.undo()
+    with device_of(monkeypatch, (9, 0), None) as device:
+        wide = call("lstm", input=torch.empty(2, 70_000, 4, device=device))
+        wide = wide._replace(h0=torch.empty(1, 70_000, 8, device=device))
+        assert dispatch.choose(wide) is cudnn
 
 
 def test_other_kernels_have_rows_of_their_own(monkeypatch, hopper):

@@ -292,3 +292,22 @@ def test_opcheck(cell, packed):
     for tensor in (args[0], args[2], *args[4]):
         tensor.requires_grad_()
     torch.library.opcheck(torch.ops.fastrnn.torch_layer, args)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@layers
+def test_dropout_on_mps_is_between_calls(name, autocast, everywhere, monkeypatch):
+    """Where one call of all layers has wrong gradients: layer by layer, as in our own loop."""
+    monkeypatch.setattr(cudnn, "_is_mps", lambda _: True)
+    form = {"num_layers": 3, "dropout": 0.4, "batch_first": True}
+    ours, x = getattr(fastrnn, name)(4, 3, **form), torch.randn(5, 2, 4, requires_grad=True)
+    cell = "rnn_tanh" if name == "RNN" else name.lower()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = run(ours, x)
+        assert everywhere == [(cell, 1)] * 3
+        everywhere.clear()
+        if not autocast:
+            with fastrnn.backend("reference"):
+                assert_close(found, run(ours, x))
+        ours.eval()(x)
+        assert everywhere == [(cell, 3)]

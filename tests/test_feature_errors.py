@@ -42,6 +42,7 @@ def flags(*shape: int) -> Tensor:
         ({"reset": flags(3, 5)}, RuntimeError, r"Expected reset size \(5, 3\), got \(3, 5\)"),
         ({"reset": flags(5)}, RuntimeError, "Expected reset size"),
         ({"reset": flags(5, 3).to("meta")}, RuntimeError, "on the same device"),
+        ({"reset_state": torch.ones(1, 3, 3)}, ValueError, "reset_state needs reset"),
         ({"lengths": torch.ones(3)}, ValueError, "lengths: expected an integer dtype"),
         ({"lengths": flags(3)}, ValueError, "lengths: expected an integer dtype"),
         ({"lengths": torch.tensor([1, 2])}, RuntimeError, r"Expected lengths size \(3,\)"),

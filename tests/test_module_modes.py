@@ -7,7 +7,7 @@ import torch
 from conftest import assert_matches
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
-from torch_pairs import CELLS, LAYERS, assert_same_results, everything, example, layers, pair
+from torch_pairs import CELLS, LAYERS, assert_same_results, everything, example, layers
 
 import fastrnn
 
@@ -93,21 +93,3 @@ def test_reference_backend(name):
     with fastrnn.backend("reference"):
         wanted = module(x)
     assert_same_results(module(x), wanted)
-
-
-def test_cells_keep_their_state_dtype_under_autocast():
-    for name in CELLS:
-        ours, theirs = pair(name, 4, 3)
-        x = example(name)
-        with torch.autocast("cpu", torch.bfloat16):
-            results, wanted = ours(x), theirs(x)
-        for a, e in zip(tree_leaves(results), tree_leaves(wanted), strict=True):
-            assert a.dtype == e.dtype
-            assert_matches(a.bfloat16(), e)
-
-
-def test_input_check_is_off_under_autocast():
-    ours, theirs = pair("GRU", 4, 3)
-    x = example("GRU").bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert ours(x)[0].dtype == theirs(x)[0].dtype == torch.bfloat16

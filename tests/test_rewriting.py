@@ -91,26 +91,68 @@ def test_script_of_subclasses():
     assert len(module(x)) == 2 and isinstance(module, fastrnn.GRU)
 
 
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell"])
-def test_quantization(name):
-    """What is set by our class is quantized, what is not is named."""
+def test_dynamic_quantization(name, dtype):
+    """By torch's class, by ours, by place and by default: what torch.nn's module becomes."""
+    default = quantization.default_dynamic_qconfig
+    asked = [None, {getattr(nn, name)}, {getattr(fastrnn, name)}, {"0"}]
+    if dtype is torch.qint8:
+        asked += [{getattr(nn, name): default}, {getattr(fastrnn, name): default}, {"": default}]
     ours, theirs = pair(name, 4, 3)
     x = example(name)
-    default = quantization.default_dynamic_qconfig
-    wanted = quantization.quantize_dynamic(nn.Sequential(theirs), {getattr(nn, name)})
-    for spec in ({getattr(fastrnn, name)}, {getattr(fastrnn, name): default}, {"": default}):
-        quantized = quantization.quantize_dynamic(nn.Sequential(ours), spec)
-        assert type(quantized[0]) is type(wanted[0])
+    wanted = quantization.quantize_dynamic(nn.Sequential(theirs), {getattr(nn, name)}, dtype)
+    exact = ours(x)
+    for spec in asked:
+        quantized = quantization.quantize_dynamic(nn.Sequential(ours), spec, dtype)
+        assert type(quantized[0]) is type(wanted[0]), spec
         assert_same_results(quantized(x), wanted(x))
     assert type(ours) is getattr(fastrnn, name) and not hasattr(ours, "qconfig")
-    for spec in (None, {getattr(nn, name)}, {nn.Linear}):
-        model = nn.Sequential(ours, nn.Linear(3, 3))
-        with pytest.warns(UserWarning, match=rf"leaves {name} of fastrnn .*to_torch\(model\)"):
-            quantized = quantization.quantize_dynamic(model, spec)
-        assert type(quantized[0]) is getattr(fastrnn, name)
-        assert_same_results(quantized[0](x), ours(x))
-    quantized = quantization.quantize_dynamic(fastrnn.to_torch(model))
-    assert type(quantized[0]) is type(wanted[0])
+    assert_same_results(ours(x), exact)
+    wanted.load_state_dict(quantized.state_dict())
+    quantized = quantization.quantize_dynamic(ours := nn.Sequential(ours), inplace=True)
+    assert quantized is ours and type(ours[0]) is type(wanted[0])
+
+
+def test_dynamic_quantization_of_layers_in_a_model():
+    """Several layers and directions, batch first, an old name of the package; a converted class."""
+
+    class Derived(nn.LSTM):
+        pass
+
+    x = example("LSTM")
+    for cls in (nn.LSTM, nn.GRU, Derived):
+        theirs = cls(4, 3, 2, bidirectional=True, batch_first=True)
+        model = nn.ModuleDict({"rnn": theirs, "head": nn.Linear(3, 2)})
+        wanted = torch.quantization.quantize_dynamic(model)
+        ours = fastrnn.convert(copy.deepcopy(model))
+        assert isinstance(ours["rnn"], fastrnn.RNNBase)
+        quantized = torch.quantization.quantize_dynamic(ours)
+        assert type(quantized["rnn"]) is type(wanted["rnn"])
+        assert type(quantized["head"]) is type(wanted["head"])
+        assert_same_results(quantized["rnn"](x), wanted["rnn"](x))
+
+
+def test_what_is_not_quantized():
+    """In silence where nobody asked for it, and with one line where torch cannot."""
+
+    class Derived(fastrnn.LSTM):
+        pass
+
+    x = example("LSTM")
+    for module, torchs in ((fastrnn.RNN(4, 3), nn.RNN), (Derived(4, 3), nn.LSTM)):
+        wanted = module(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            quantized = quantization.quantize_dynamic(nn.Sequential(module), {nn.Linear})
+        assert type(quantized[0]) is type(module)
+        with pytest.warns(
+            UserWarning, match=f"leaves {type(module).__name__} of fastrnn in"
+        ) as told:
+            quantized = quantization.quantize_dynamic(nn.Sequential(module), {torchs})
+        assert sum("of fastrnn" in str(each.message) for each in told) == 1
+        assert type(quantized[0]) is type(module)
+        assert_same_results(quantized[0](x), wanted)
 
 
 def test_old_weight_norm():

@@ -230,7 +230,7 @@ def loops_for(call: Call) -> ModuleType | None:
 def _tried(call: Call) -> ModuleType | None:
     """The kernels for GPUs that "auto" may take for a call, if any."""
     kernels = loops_for(call)
-    tried = kernels and (kernels.NAME, cudnn.capability(call.input)) in choice.TRIED
+    tried = kernels and (kernels.NAME, gpu.nvidia(call.input.device)) in choice.TRIED
     return kernels if tried else None
 
 
@@ -243,12 +243,12 @@ def _faster(kernels: ModuleType, call: Call, layers: int) -> bool:
     return choice.faster(
         choice.Question(
             kernels.NAME,
-            cudnn.capability(input),
+            gpu.nvidia(input.device),
             call.cell,
             gpu.precision(input.dtype),
             call.batch_sizes is not None,
             layers,
-            input.numel() // max(1, input.size(-1) * batch),
+            call.mean_steps(),
             batch,
             call.h0.size(-1),
             input.is_cuda and torch.cuda.is_current_stream_capturing(),
@@ -281,7 +281,7 @@ def report() -> list[tuple[str, str]]:
     if (reason := cudnn.status()) is not None:
         on_gpu = f"none: {reason}"
     else:
-        major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+        major = gpu.nvidia(torch.device("cuda")) if torch.cuda.is_available() else 0
         usable = [b.NAME for b in _LOOPS if b.status() is None and (b.NAME, major) in choice.TRIED]
         first = usable[0] if usable else "reference"
         measured = any(row[:2] == (first, major) for row in choice.FASTER)

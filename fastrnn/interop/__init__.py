@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import flops, opacus
+from . import flops, opacus, quantization
 from .classes import PassesFor
 from .imports import when_imported
 from .opacus import PerSample
@@ -17,6 +17,7 @@ class AsTorch(PassesFor, PerSample, Quantizable, Recorded):
 
 
 when_imported("torch.utils.flop_counter", flops.register)
+when_imported("torch.ao.quantization.quantize", quantization.register)
 when_imported("opacus.grad_sample", opacus.register)
 when_imported("ptflops.pytorch_ops", lambda ptflops: flops.share(ptflops.MODULES_MAPPING))
 when_imported("thop.profile", lambda thop: flops.share(thop.register_hooks))

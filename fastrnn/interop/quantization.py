@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from types import ModuleType
+
+from torch import nn
 
 from .classes import set_class, torchs_class
 
@@ -20,16 +24,40 @@ class Quantizable:
     @qconfig.setter
     def qconfig(self, new) -> None:
         vars(self)["qconfig"] = new
+        if new is None:
+            return
         torchs = torchs_class(type(self))
-        if new is not None and torchs is not None:
-            set_class(self, torchs)
-        else:
+        if torchs is None or torchs is nn.RNN:
+            why = (
+                "it has no quantized RNN"
+                if torchs
+                else "a class of its own, which fastrnn.to_torch(model) may make one that it finds"
+            )
             warnings.warn(
                 f"torch.ao.quantization leaves {self._get_name()} of fastrnn in floating point: "
-                "fastrnn.to_torch(model) makes it a module that it finds",
+                f"{why}",
                 stacklevel=2,
             )
+        else:
+            set_class(self, torchs)
 
     @qconfig.deleter
     def qconfig(self) -> None:
         del vars(self)["qconfig"]
+
+
+def register(quantize: ModuleType) -> None:
+    """Has `torch.ao.quantization` find our modules where those of `torch.nn` are asked for."""
+    propagate = getattr(quantize, "propagate_qconfig_", None)
+    if propagate is None:
+        return
+
+    @functools.wraps(propagate)
+    def propagate_qconfig_(module: nn.Module, qconfig_dict=None, *args, **kwargs):
+        asked = dict(qconfig_dict or {})
+        for ours in {type(each) for each in module.modules() if isinstance(each, Quantizable)}:
+            if ours.torch_class in asked:
+                asked.setdefault(ours, asked[ours.torch_class])
+        return propagate(module, asked, *args, **kwargs)
+
+    quantize.propagate_qconfig_ = propagate_qconfig_

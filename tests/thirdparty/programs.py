@@ -5,41 +5,11 @@ from __future__ import annotations
 import sys
 
 import torch
+from comparison import compare
+from reinforcement import sb3_contrib, torchrl
 from torch import nn
 
 import fastrnn
-
-
-def steps(make, loss, count=5) -> tuple[nn.Module, list[float]]:
-    """The model and its losses, from the same seed each time."""
-    torch.manual_seed(0)
-    model, losses = make(), []
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    for _ in range(count):
-        optimizer.zero_grad()
-        value = loss(model)
-        value.backward()
-        optimizer.step()
-        losses.append(value.item())
-    return model, losses
-
-
-def compare(make, loss, *swaps) -> str:
-    """Trains with torch.nn, and with ours by patch() and by convert()."""
-    _, wanted = steps(make, loss)
-
-    def patched():
-        with fastrnn.patch():
-            return make()
-
-    apart = 0.0
-    for swapped in swaps or (patched, lambda: fastrnn.convert(make())):
-        model, losses = steps(swapped, loss)
-        ours = [m for m in model.modules() if isinstance(m, fastrnn.RNNBase)]
-        assert ours, "no module of ours in the model"
-        apart = max(apart, *(abs(a - e) for a, e in zip(losses, wanted, strict=True)))
-    assert apart < 1e-4, apart
-    return f"losses of 5 steps within {apart:.0e}"
 
 
 def transformers():
@@ -52,55 +22,6 @@ def transformers():
         lambda: EncodecModel(config),
         lambda m: (m.decoder(m.encoder(audio)) - audio).square().mean(),
     )
-
-
-def torchrl():
-    """LSTMModule and GRUModule, an episode ending within a row."""
-    from tensordict import TensorDict
-    from torchrl.modules import GRUModule, LSTMModule, set_recurrent_mode
-
-    generator, told = torch.Generator().manual_seed(1), []
-    for cls, extra in ((LSTMModule, ["c"]), (GRUModule, [])):
-        start = torch.zeros(2, 6, 1, dtype=torch.bool)
-        start[:, 0] = start[0, 3] = True
-        states = {key: torch.zeros(2, 6, 1, 4) for key in ["h", *extra]}
-        obs = torch.randn(2, 6, 3, generator=generator)
-        data = TensorDict({"obs": obs, "is_init": start} | states, [2, 6])
-        keys = {
-            "in_keys": ["obs", "h", *extra],
-            "out_keys": ["out", ("next", "h"), *(("next", key) for key in extra)],
-        }
-
-        def loss(module, data=data):
-            with set_recurrent_mode(True):
-                return module(data.clone())["out"].square().mean()
-
-        told.append(
-            compare(lambda cls=cls, keys=keys: cls(input_size=3, hidden_size=4, **keys), loss)
-        )
-    return told[-1]
-
-
-def sb3_contrib():
-    """RecurrentPPO on CartPole, and a file of it loaded again."""
-    import tempfile
-
-    from sb3_contrib import RecurrentPPO
-
-    def trained(swap):
-        agent = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=32, seed=0, device="cpu")
-        swap(agent.policy)
-        return agent.learn(64)
-
-    theirs, ours = trained(lambda policy: None), trained(fastrnn.convert)
-    pairs = zip(theirs.policy.parameters(), ours.policy.parameters(), strict=True)
-    apart = max((a - e).abs().max().item() for a, e in pairs)
-    assert apart < 1e-3, apart
-    with tempfile.TemporaryDirectory() as folder:
-        ours.save(f"{folder}/agent")
-        loaded = RecurrentPPO.load(f"{folder}/agent", device="cpu")
-    assert type(loaded.policy.lstm_actor) is nn.LSTM
-    return f"parameters after 64 steps within {apart:.0e}; a loaded agent is `torch.nn`'s again"
 
 
 def pytorch_forecasting():

@@ -61,6 +61,18 @@ not_built = _load()
 direct = _open()
 
 
+def _multiplies_bfloat16() -> bool:
+    if not_built:
+        return False
+    from ... import _C
+
+    return _C.isa() in ("amx", "avx512bf16")
+
+
+# Whether the CPU has instructions for products of bfloat16, which the kernels use.
+MULTIPLIES_BFLOAT16 = _multiplies_bfloat16()
+
+
 def status() -> str | None:
     """Why the kernels cannot run here, or None."""
     return not_built

@@ -14,6 +14,7 @@ from .. import gpu
 
 NAME = "cudnn"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+MOST_STEPS = 65_535
 
 
 def status() -> str | None:
@@ -29,12 +30,23 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
         return f"dtype is {call.input.dtype}"
     if traced or call.has_features:
         return "torch.nn has no reset, lengths, states of every step, detach_every or grad_clip"
+    if call.input.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling():
+        steps = call.mean_steps() if call.batch_sizes is None else call.batch_sizes.size(0)
+        if steps > MOST_STEPS and torch.backends.cudnn.enabled:
+            return f"cuDNN takes at most {MOST_STEPS} steps, the input has {steps}"
     return None
 
 
-def capability(input: Tensor) -> int:
-    """The major number of the compute capability of a tensor's GPU; 0 of other devices."""
-    return gpu.capability(input.device)[0] if input.is_cuda else 0
+def takes_stack(stack: Stack) -> bool:
+    """Whether one call may take all layers, and what is between them.
+
+    On MPS it makes wrong gradients where there is dropout (torch 2.13).
+    """
+    return not (stack.dropout and _is_mps(stack.call.input))
+
+
+def _is_mps(input: Tensor) -> bool:
+    return input.is_mps
 
 
 def run(call: Call, save: bool) -> Results:

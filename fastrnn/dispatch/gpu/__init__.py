@@ -20,6 +20,14 @@ def capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
+def nvidia(device: torch.device) -> int:
+    """The major number of an NVIDIA GPU's compute capability; 0 of other devices.
+
+    An AMD GPU has numbers of its own under the same name, 9.0 and 9.4 among them.
+    """
+    return capability(device)[0] if device.type == "cuda" and torch.version.hip is None else 0
+
+
 def current(device: torch.device) -> contextlib.AbstractContextManager:
     """Makes a device the current one, as launches need; nothing where it is or is no GPU."""
     if device.type != "cuda" or device.index == torch.cuda.current_device():
