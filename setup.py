@@ -3,7 +3,7 @@
 The environment variable FASTRNN_BUILD says what to compile:
 
     auto  what this machine can; with no working C++20 compiler, a pure Python package (default)
-    none  nothing: a pure Python package, which runs on the reference path
+    none  nothing: a pure Python package, which runs on PyTorch's own kernels
     cpu   the CPU kernels, or fail
     cuda  the CPU and the CUDA kernels, or fail
 

@@ -8,7 +8,7 @@ import platform
 import torch
 
 import fastrnn
-from fastrnn import dispatch, torch_private
+from fastrnn import diagnosis, dispatch, torch_private
 
 
 def build() -> list[tuple[str, str]]:
@@ -38,7 +38,7 @@ def report() -> str:
         *build(),
         ("threads", str(torch.get_num_threads())),
     ]
-    for label, facts in (("backends", dispatch.backends().items()), ("auto", dispatch.report())):
+    for label, facts in (("backends", dispatch.backends().items()), ("auto", diagnosis.served())):
         width = max(len(name) for name, _ in facts)
         for name, state in facts:
             rows.append((label, f"{name:{width}}  {state}"))

@@ -60,12 +60,12 @@ def _gradients(
     if all(grad is None for grad in cotangents):
         return call, None
     if torch.is_grad_enabled():
-        return call, _differentiable_gradients(call, cotangents)
+        return call, differentiable_gradients(call, cotangents)
     return call, dispatch.run_backward(backend, call, cotangents, saved, needs)
 
 
-def _differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
-    """The same under `create_graph=True`: through the reference, which can be derived again.
+def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
+    """The gradients under `create_graph=True`: through the reference, which can be derived again.
 
     With grad_clip a second backward clamps twice, what comes through these gradients and what comes
     through the layer's results, where the reference by itself would clamp their sum.

@@ -38,7 +38,7 @@ def run(stack: Stack, keep_dtype: bool = False) -> Returned:
 def _layers(stack: Stack) -> Returned:
     call, traced = stack.call, stack.states and stack.traced
     backend = dispatch.choose(call, stack.layers, traced)
-    if backend is cudnn and not stack.states and not torch.compiler.is_compiling():
+    if backend is cudnn and cudnn.takes_whole(stack):
         return *cudnn.run_stack(stack)[:3], None
     if stack.transposed:
         call = call._replace(input=call.input.transpose(0, 1))
@@ -78,13 +78,14 @@ def _under_autocast(stack: Stack, keep_dtype: bool) -> Returned:
     call = stack.call
     device = call.input.device.type
     dtype = compute = torch.get_autocast_dtype(device)
+    if (whole := _by_cudnn(stack, dtype)) is not None:
+        return whole
     if gpu.on_gpu(call.input):
-        if not stack.states and (whole := _by_cudnn(stack, dtype)) is not None:
-            return whole
         if dispatch.choose(_cast(call, compute), stack.layers, stack.traced) is reference:
             compute = torch.float32
     else:
-        compute = torch.float32
+        narrow = dispatch.choose(call, traced=stack.traced) is cudnn and cudnn.narrows(call, dtype)
+        compute = dtype if narrow else torch.float32
         dtype = call.h0.dtype if keep_dtype or call.cell == "gru" else dtype
     with torch.autocast(device, enabled=False):
         results = _layers(stack._replace(call=_cast(call, compute)))
@@ -96,12 +97,17 @@ def _under_autocast(stack: Stack, keep_dtype: bool) -> Returned:
 def _by_cudnn(stack: Stack, dtype: torch.dtype) -> Returned | None:
     """What PyTorch's own kernels make of it under autocast, or None where they are not chosen.
 
-    PyTorch's rule for cuDNN casts to float16, whatever autocast's dtype is.
+    PyTorch's rule for cuDNN casts to float16, whatever autocast's dtype is. On a CPU float16 is
+    slow, and oneDNN's LSTM has no second derivative in what autocast makes of it.
     """
-    input = stack.call.input
-    if torch.compiler.is_compiling() or (input.is_cuda and dtype is not torch.float16):
-        return None
     call = stack.call
+    input = call.input
+    if stack.states or torch.compiler.is_compiling():
+        return None
+    if input.is_cuda and dtype is not torch.float16:
+        return None
+    if not gpu.on_gpu(input) and (dtype is not torch.bfloat16 or cudnn.fused_lstm(call)):
+        return None
     if input.is_cuda and input.dtype in _CAST:
         call = call._replace(input=input.to(dtype))
     if dispatch.choose(call, stack.layers) is not cudnn:
