@@ -97,7 +97,7 @@ thirdparty: $(BUILT)
 	$(BIN)/python tests/thirdparty
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so
+	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so fastrnn/no_kernels.txt
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 $(VENV)/pyvenv.cfg:
