@@ -101,16 +101,18 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 $(VENV)/pyvenv.cfg:
-	@$(PYTHON) -c 'import sys; sys.exit("fastrnn needs Python >= 3.11: set PYTHON" \
-	    if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("fastrnn needs Python >= 3.10: set PYTHON" \
+	    if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first and alone: nothing after it may choose another build of it. The package itself
 # is installed as a link to this folder; the extension is compiled into it below.
 $(INSTALLED): pyproject.toml Makefile | $(VENV)/pyvenv.cfg
 	$(PIP) $(TORCH)
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
-	    ["build-system"]["requires"], sep="\n")' > $(VENV)/build-requires.txt
+	$(BIN)/python -c 'import importlib, sys; \
+	    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "pip._vendor.tomli"); \
+	    print(*toml.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	    > $(VENV)/build-requires.txt
 	$(PIP) --requirement $(VENV)/build-requires.txt
 	FASTRNN_BUILD=none $(PIP) --no-build-isolation --editable '.[test,bench,dev,docs]'
 	touch $@

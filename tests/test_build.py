@@ -7,13 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-
-ROOT = Path(__file__).resolve().parents[1]
+from project import PYPROJECT, ROOT
 
 # setup.py with a source that does not compile, another torch, or none.
 BUILD = """
@@ -96,8 +94,7 @@ def test_an_old_torch_is_one_line(checkout: Path):
 
 def test_a_cpu_build_of_torch_fulfils_the_requirement():
     """pip replaces what does not."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    needed = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    needed = [*PYPROJECT["build-system"]["requires"], *PYPROJECT["project"]["dependencies"]]
     torchs = [r for r in map(Requirement, needed) if r.name == "torch"]
     assert len(torchs) == 2
     for requirement in torchs:

@@ -15,18 +15,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from project import PYPROJECT, ROOT
 
 import fastrnn
 
-ROOT = Path(__file__).resolve().parents[1]
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+VERSION = PYPROJECT["project"]["version"]
 
 # Compares training and inference with torch.nn, then says which warnings of ours were raised.
 SMOKE = """
