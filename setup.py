@@ -55,6 +55,9 @@ auto sum(T... t) { return [&]<int... I>() __attribute__((always_inline)) { retur
 int probe() { return sum(1, 2).operator()<1, 2>() + sizeof(&torch_library_impl); }
 """
 
+if sys.platform == "darwin":  # aligned_alloc is of 10.15; torch needs this one
+    os.environ.setdefault("MACOSX_DEPLOYMENT_TARGET", "11.0")
+
 MODE = os.environ.get("FASTRNN_BUILD", "auto")
 RECORD = Path("fastrnn", "no_kernels.txt")  # why there are none
 
