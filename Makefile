@@ -2,6 +2,8 @@
 # make test      run the test suite
 # make stress    random calls at real sizes for SECONDS, against torch.nn
 # make lint      check style: ruff, clang-format
+# make clang     compile the extension by Clang, where a warning is an error, and run quick tests
+# make wheel     build a wheel into dist, and check that it is one of manylinux_2_28
 # make docs      build the site of the documentation, build/site; a broken link is an error
 # make build     compile the extension in place (incremental)
 # make emulated  compile the CUDA kernels for the host and test them there (a part of make test)
@@ -20,6 +22,7 @@
 #   TORCH          what pip installs as torch; it may carry pip's options, to choose a CPU build say
 #   FASTRNN_BUILD  auto, none, cpu or cuda (see setup.py)
 #   SECONDS        of make stress, 300
+#   CLANG          of make clang, the newest clang++ in /usr/bin
 # `make gpu` sets nothing up: it takes PYTHON with the torch that it has, and needs no network. It
 # builds nothing with SKIP_BUILD=1, and the tests may import what lies as wheels in the folder WHEELS.
 
@@ -49,7 +52,7 @@ ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
 .PHONY: bench test stress lint docs build emulated gpu micro cuda-check sanitize coverage every-float
-.PHONY: thirdparty clean
+.PHONY: clang wheel thirdparty clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -97,20 +100,22 @@ thirdparty: $(BUILT)
 	$(BIN)/python tests/thirdparty
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so
+	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so fastrnn/no_kernels.txt
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
 $(VENV)/pyvenv.cfg:
-	@$(PYTHON) -c 'import sys; sys.exit("fastrnn needs Python >= 3.11: set PYTHON" \
-	    if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("fastrnn needs Python >= 3.10: set PYTHON" \
+	    if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first and alone: nothing after it may choose another build of it. The package itself
 # is installed as a link to this folder; the extension is compiled into it below.
 $(INSTALLED): pyproject.toml Makefile | $(VENV)/pyvenv.cfg
 	$(PIP) $(TORCH)
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb")) \
-	    ["build-system"]["requires"], sep="\n")' > $(VENV)/build-requires.txt
+	$(BIN)/python -c 'import importlib, sys; \
+	    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "pip._vendor.tomli"); \
+	    print(*toml.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	    > $(VENV)/build-requires.txt
 	$(PIP) --requirement $(VENV)/build-requires.txt
 	FASTRNN_BUILD=none $(PIP) --no-build-isolation --editable '.[test,bench,dev,docs]'
 	touch $@
@@ -172,6 +177,31 @@ build/races/test_memory: build/races/memory.o
 build/races/%: build/races/%.o
 	$(CXX) $(RACES) $^ -o $@
 
+# The package around an extension that was compiled elsewhere, with its tests.
+define AROUND
+	cp -r fastrnn/*.py fastrnn/dispatch fastrnn/interop $(1)/fastrnn/
+	cp -r tests pyproject.toml $(1)/
+endef
+
+CLANG ?= $(lastword $(sort $(wildcard /usr/bin/clang++ /usr/bin/clang++-[0-9][0-9])))
+CLANG_TESTS := test_layer test_ragged test_direct
+clang: $(INSTALLED)
+	rm -rf build/clang/lib
+	PATH="$(abspath $(BIN)):$$PATH" CC="$(CLANG)" CXX="$(CLANG)" CFLAGS=-Werror FASTRNN_BUILD=cpu \
+	    $(BIN)/python setup.py --quiet build_ext --build-temp build/clang/temp --build-lib build/clang/lib
+	$(call AROUND,build/clang/lib)
+	cd build/clang/lib && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q \
+	    $(CLANG_TESTS:%=tests/%.py)
+
+# What is excluded comes with torch.
+wheel: $(INSTALLED)
+	rm -rf build/wheel build/lib.*
+	PATH="$(abspath $(BIN)):$$PATH" FASTRNN_BUILD=cpu $(BIN)/python -m pip wheel --quiet \
+	    --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(BIN)/python -m auditwheel show build/wheel/*.whl
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --plat manylinux_2_28_$(shell uname -m) \
+	    --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+
 -include $(wildcard build/sanitize/*.d build/races/*.d build/coverage/*.d)
 
 # The C++ tests, and the tests of threads on an extension, all beside those that others use.
@@ -184,8 +214,7 @@ coverage: $(COVERED) $(INSTALLED)
 	set -e; for program in $(COVERED); do $$program; done
 	PATH="$(abspath $(BIN)):$$PATH" CFLAGS=--coverage LDFLAGS=--coverage FASTRNN_BUILD=cpu \
 	    $(BIN)/python setup.py --quiet build_ext --build-temp $(COVER)/temp --build-lib $(COVER)/lib
-	cp -r fastrnn/*.py fastrnn/dispatch fastrnn/interop $(COVER)/lib/fastrnn/
-	cp -r tests pyproject.toml $(COVER)/lib/
+	$(call AROUND,$(COVER)/lib)
 	cd $(COVER)/lib && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q \
 	    $(COVER_TESTS:%=tests/%.py)
 	$(BIN)/python tests/cpp/coverage.py $(COVER)

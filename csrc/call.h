@@ -305,8 +305,9 @@ inline void Call::steps_of_lengths() {
                   length[n]);
     order_.push_back(n);
   }
-  std::stable_sort(order_.begin(), order_.end(),
-                   [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+  std::sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) {
+    return length[a] > length[b] || (length[a] == length[b] && a < b);
+  });
   for (int64_t n = size.batch; n > 0; --n)
     active_.resize(static_cast<size_t>(length[order_[n - 1]]), n);
 }

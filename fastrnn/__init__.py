@@ -1,6 +1,23 @@
 """LSTM, GRU and RNN as in `torch.nn`, computed by fused kernels."""
 
+import re
 from importlib import metadata
+
+
+def _check_torch() -> None:
+    """One line where torch is missing or too old, in place of whatever would fail first."""
+    needs = "fastrnn needs torch >= 2.11"
+    try:
+        from torch import __version__ as version
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ImportError(f"{needs}, and none is installed here") from None
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < (2, 11):
+        raise ImportError(f"{needs}, got {version}: install a newer one")
+
+
+_check_torch()
 
 from . import functional
 from .cells import GRUCell, LSTMCell, RNNCell

@@ -1,53 +1,48 @@
-"""`python -m fastrnn`: what was built, what can run here, and why the rest cannot."""
+"""`python -m fastrnn [--json]`: what was built, what runs here and whether it is right.
+
+The exit status is 1 where something is wrong. `--json` prints the same facts for a bug report.
+"""
 
 from __future__ import annotations
 
-import importlib
-import platform
+import argparse
+import json
+import sys
+from collections.abc import Sequence
 
-import torch
+from fastrnn import diagnosis
 
-import fastrnn
-from fastrnn import dispatch, torch_private
-
-
-def build() -> list[tuple[str, str]]:
-    """Rows about the compiled extension, or one that says there is none."""
-    try:
-        extension = importlib.import_module("fastrnn._C")
-    except ImportError:
-        return [("build", "pure Python")]
-    info = extension.build_info()
-    cuda = "with CUDA" if info["cuda"] else "without CUDA"
-    target = info["torch_target_version"]
-    chosen = extension.isa()
-    names = [f"{name} (chosen)" if name == chosen else name for name in extension.cpu_features()]
-    return [
-        ("build", f"{info['compiler']}, {info['cxx_standard']}, for torch >= {target}, {cuda}"),
-        ("flags", info["flags"]),
-        ("instructions", ", ".join(names)),
-    ]
+_WORDS = {"slower": "this torch lacks {}, so calls take a longer way"}
 
 
-def report() -> str:
-    """The text that the command prints."""
-    rows = [
-        ("fastrnn", fastrnn.__version__),
-        ("torch", torch.__version__),
-        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
-        *build(),
-        ("threads", str(torch.get_num_threads())),
-    ]
-    for label, facts in (("backends", dispatch.backends().items()), ("auto", dispatch.report())):
-        width = max(len(name) for name, _ in facts)
-        for name, state in facts:
-            rows.append((label, f"{name:{width}}  {state}"))
-            label = ""
-    if torch_private.missing:
-        names = ", ".join(torch_private.missing)
-        rows.append(("slower", f"this torch lacks {names}, so calls take a longer way"))
-    return "\n".join(f"{label:<14}{text}" for label, text in rows)
+def text_of(facts: dict) -> str:
+    """The facts as lines, the verdict last."""
+    rows = []
+    for label, fact in facts.items():
+        if label in ("ok", "verdict") or fact == []:
+            continue
+        if isinstance(fact, dict):
+            width = max(map(len, fact))
+            for name, state in fact.items():
+                rows.append((label, f"{name:{width}}  {state}"))
+                label = ""
+        elif isinstance(fact, list):
+            rows.append((label, _WORDS[label].format(", ".join(fact))))
+        else:
+            rows.append((label, str(fact)))
+    lines = [f"{label:<14}{text}" for label, text in rows]
+    return "\n".join([*lines, facts["verdict"]])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the report; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m fastrnn", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    asked = parser.parse_args(arguments)
+    facts = diagnosis.facts()
+    print(json.dumps(facts, indent=2) if asked.json else text_of(facts))
+    return 0 if facts["ok"] else 1
 
 
 if __name__ == "__main__":
-    print(report())
+    sys.exit(main())

@@ -83,16 +83,16 @@ def _gradients(
     if all(grad is None for grad in cotangents):
         return call, None
     if torch.is_grad_enabled() or in_vmap():
-        return call, _differentiable_gradients(call, cotangents)
+        return call, differentiable_gradients(call, cotangents)
     if any(witness._version != version for witness, version in ctx.witnesses):
         results = dispatch.run(backend, call, save=True)  # the same numbers again
         saved = Saved(results.output, *results[3:])
     return call, dispatch.run_backward(backend, call, cotangents, saved, needs)
 
 
-def _differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
-    """The same under `create_graph=True` or in `vmap`: through the reference, which can be derived
-    again and transformed.
+def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
+    """The gradients under `create_graph=True` or in `vmap`: through the reference, which can be
+    derived again and transformed.
 
     With grad_clip a second backward clamps twice, what comes through these gradients and what comes
     through the layer's results, where the reference by itself would clamp their sum.

@@ -47,8 +47,11 @@ def _loops_for(call: Call):
 
 def _inference(*arguments) -> tuple:
     call = Call(*arguments)
-    run = getattr(_loops_for(call), "run", reference.run_detached)
-    return tuple(run(call, False)[:3])
+    if (loops := _loops_for(call)) is not None:
+        return tuple(loops.run(call, False)[:3])
+    if dispatch.choose(call) is cudnn:
+        return torch.ops.fastrnn.torch_layer.default(*call)
+    return tuple(reference.run_detached(call, False)[:3])
 
 
 def _forward(*arguments) -> tuple:
@@ -80,7 +83,8 @@ def _register() -> torch.library.Library:
     library.impl("layer_backward", _backward_batched, "Batched")
     if cpu.not_built:
         warnings.warn(
-            f"{cpu.not_built} Until then fastrnn runs on the reference path, which is slow.",
+            f"{cpu.not_built} Until then PyTorch's own kernels run, as in torch.nn, and plain "
+            "PyTorch, which is slow, for what torch.nn lacks.",
             stacklevel=5,
         )
     return library
@@ -159,11 +163,9 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
         results = backend.run(call, traced)
         return results._replace(gates=results.gates.detach()) if traced else results
     if backend is cudnn:
-        return (
-            Results(*torch.ops.fastrnn.torch_layer.default(*call))
-            if compiling
-            else (cudnn.run(call, False))
-        )
+        if compiling:
+            return Results(*torch.ops.fastrnn.torch_layer.default(*call))
+        return cudnn.run(call, False)
     save = traced or attached
     if compiling:
         return op.run(call, save)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import autocast, dispatch, features, ops, restart
 from .call import NO_STEPS, Stack
-from .dispatch import cudnn, gpu, reference
+from .dispatch import cpu, cudnn, gpu, reference
 from .features import States
 from .restart import Returned
 
@@ -35,8 +35,7 @@ def _layers(stack: Stack) -> Returned:
         return restart.run(stack, _layers)
     call, traced = stack.call, stack.states and stack.traced
     backend = dispatch.choose(call, stack.layers, traced)
-    at_once = backend is cudnn and not stack.states and cudnn.takes_stack(stack)
-    if at_once and not torch.compiler.is_compiling():
+    if backend is cudnn and cudnn.takes_whole(stack):
         return *cudnn.run_stack(stack)[:3], None
     if stack.transposed:
         call = call._replace(input=call.input.transpose(0, 1))
@@ -69,11 +68,12 @@ def _under_autocast(stack: Stack, step: bool) -> Returned:
     call = stack.call
     device = call.input.device.type
     h = c = compute = torch.get_autocast_dtype(device)
+    if (whole := _by_cudnn(stack, compute)) is not None:
+        return whole
     if not gpu.on_gpu(call.input):
         h, c = autocast.returned_on_cpu(call, compute, step)
-        compute = autocast.computed_on_cpu(call, compute)
-    elif not stack.states and (whole := _by_cudnn(stack, compute)) is not None:
-        return whole
+        if not (cpu.not_built and _narrows(stack, compute)):
+            compute = autocast.computed_on_cpu(call, compute)
     given = autocast.cast(call, compute)
     if dispatch.choose(given, stack.layers, stack.traced) is reference:
         given = autocast.cast(call, torch.float32)
@@ -87,6 +87,12 @@ def _under_autocast(stack: Stack, step: bool) -> Returned:
     return output.to(h), h_n.to(h), None if c_n is None else c_n.to(c), states
 
 
+def _narrows(stack: Stack, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's own kernels compute a stack, and faster in autocast's dtype."""
+    call = stack.call
+    return dispatch.choose(call, traced=stack.traced) is cudnn and cudnn.narrows(call, dtype)
+
+
 def _to(dtype: torch.dtype, of_layers: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
     return of_layers and tuple(each.to(dtype) for each in of_layers)
 
@@ -94,14 +100,20 @@ def _to(dtype: torch.dtype, of_layers: tuple[Tensor, ...] | None) -> tuple[Tenso
 def _by_cudnn(stack: Stack, dtype: torch.dtype) -> Returned | None:
     """What PyTorch's own kernels make of it under autocast, or None where they are not chosen.
 
-    PyTorch's rule for cuDNN casts to float16, whatever autocast's dtype is.
+    PyTorch's rule for cuDNN casts to float16, whatever autocast's dtype is. On a CPU float16 is
+    slow, and oneDNN's LSTM has no second derivative in what autocast makes of it.
     """
-    input = stack.call.input
-    if torch.compiler.is_compiling() or (input.is_cuda and dtype is not torch.float16):
-        return None
-    if not cudnn.takes_stack(stack):
-        return None
     call = stack.call
+    input = call.input
+    if stack.states or torch.compiler.is_compiling():
+        return None
+    if input.is_cuda and dtype is not torch.float16:
+        return None
+    if gpu.on_gpu(input):
+        if not cudnn.takes_whole(stack):
+            return None
+    elif dtype is not torch.bfloat16 or cudnn.fused_lstm(call):
+        return None
     if input.is_cuda and input.dtype in autocast.CAST:
         call = call._replace(input=input.to(dtype))
     if dispatch.choose(call, stack.layers) is not cudnn:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from .call import Call
-from .dispatch import backends
 from .modules import RNNBase
 from .table import weight_names
 
@@ -23,12 +22,22 @@ def _weights(module: RNNBase) -> list[Tensor]:
     return module._flat_weights
 
 
+def _stream_class() -> type:
+    try:
+        from ._C import Stream
+    except ImportError:
+        from .dispatch.cudnn.stream import Stream
+    return Stream
+
+
 class Streamer:
     """Runs a unidirectional LSTM, GRU or RNN forward, one time step a call.
 
         stream = fastrnn.Streamer(module, batch_size=1)
         for x in frames:       # (batch_size, input_size)
             y = stream(x)      # (batch_size, hidden_size), or proj_size
+
+    Where no kernels are built, PyTorch's own compute the steps: then a call does allocate.
 
     A call computes what `module.step(x, state)` does in eval mode, and keeps the state. It
     allocates nothing and releases the GIL. `y` is the same memory at every call, overwritten by the
@@ -48,7 +57,6 @@ class Streamer:
     Raises:
         TypeError: module is not an LSTM, GRU or RNN of this package.
         ValueError: it is bidirectional, or of another dtype or device, or batch_size < 1.
-        RuntimeError: the package was built without kernels.
     """
 
     def __init__(self, module: RNNBase, batch_size: int = 1) -> None:
@@ -62,8 +70,6 @@ class Streamer:
             raise ValueError("a bidirectional module cannot run one time step at a time")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if (reason := backends()["cpu"]) != "usable":
-            raise RuntimeError(f"Streamer needs the compiled kernels: {reason}")
         weight = _weights(module)[0]
         if not weight.is_cpu or weight.dtype not in _DTYPES:
             raise ValueError(
@@ -110,8 +116,6 @@ class Streamer:
             ValueError: a weight is of another dtype or device than the stream.
             RuntimeError: a weight has another shape.
         """
-        from . import _C
-
         module = self._module
         batch, width = self._output.shape
         weights = [weight.detach().resolve_neg().contiguous() for weight in _weights(module)]
@@ -128,7 +132,7 @@ class Streamer:
             c = None if self._c is None else self._c[k : k + 1]
             own = weights[k * count : (k + 1) * count]
             Call(x, None, self._h[k : k + 1], c, own, module.mode.lower(), names).sizes()
-        self._stack = _C.Stream(
+        self._stack = _stream_class()(
             module.mode.lower(),
             self._dtype == torch.float64,
             module.num_layers,

@@ -10,7 +10,7 @@ from conftest import KERNELS
 from torch._subclasses import FakeTensorMode
 
 from bench import results
-from fastrnn import dispatch
+from fastrnn import diagnosis, dispatch
 from fastrnn.call import Call
 from fastrnn.dispatch import choice, cuda, cudnn, gpu, reference, triton
 from fastrnn.dispatch.choice import Question
@@ -174,16 +174,17 @@ def test_report(monkeypatch):
     for each in (cudnn, triton):
         monkeypatch.setattr(each, "status", lambda: None)
     monkeypatch.setattr(cuda, "status", lambda: "broken")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    on_cpu, on_gpu = (text for _, text in dispatch.report())
-    assert on_cpu == "cpu" if KERNELS else on_cpu.startswith("reference; not cpu: fastrnn._C")
+    on_cpu, on_gpu = (text for _, text in diagnosis.served())
+    assert on_cpu == "cpu" if KERNELS else "; not cpu: fastrnn._C" in on_cpu
     assert on_gpu == (
         "cudnn; what torch.nn lacks: reference; not cuda: broken; not triton: not yet tried on "
         "such a GPU"
     )
     monkeypatch.setattr(choice, "TRIED", {("triton", 0)})
-    assert dispatch.report()[1][1].startswith("cudnn; what torch.nn lacks: triton;")
+    assert diagnosis.served()[1][1].startswith("cudnn; what torch.nn lacks: triton;")
     monkeypatch.setattr(choice, "FASTER", (ROW._replace(major=0),))
-    assert dispatch.report()[1][1] == (
+    assert diagnosis.served()[1][1] == (
         "cudnn, triton where measured faster; what torch.nn lacks: triton; not cuda: broken"
     )

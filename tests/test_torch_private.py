@@ -100,7 +100,8 @@ def compare(name):
         setattr(owner, attribute, kept)
 
     assert fastrnn.torch_private.missing == missing
-    assert ("this torch lacks" in __import__("fastrnn.__main__").__main__.report()) == bool(missing)
+    from fastrnn.__main__ import diagnosis, text_of
+    assert ("this torch lacks" in text_of(diagnosis.facts())) == bool(missing)
     x, x2 = torch.randn(5, 2, 4), torch.randn(2, 4)
     for kind in ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"):
         ours, theirs = getattr(fastrnn, kind)(4, 3), getattr(nn, kind)(4, 3)

@@ -69,7 +69,7 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
   for (int64_t from = 0; from < k; from += most) {
     const int64_t depth = min(most, k - from);
     for (int64_t i = 0; i < round_up(depth, kGrain<O>); i += kStep) {
-      decltype(b(0)) row[kStep];
+      const std::remove_pointer_t<decltype(b(0))>* row[kStep];
       for (int t = 0; t < kStep; ++t) row[t] = b(from + min(i + t, depth - 1));
       for (int64_t p = 0; p < panels; ++p) {
         O* out = right + (p * most + i) * kLd;

@@ -55,7 +55,7 @@ class Backend(Protocol):
 
 
 BACKENDS = {module.NAME: module for module in (cpu, cuda, triton, cudnn, reference)}
-_LOOPS = (cuda, triton)  # for GPUs, in Python down to the loop over time; "auto" prefers the first
+LOOPS = (cuda, triton)  # for GPUs, in Python down to the loop over time; "auto" prefers the first
 _NAMES = ("auto", *BACKENDS)
 
 
@@ -114,8 +114,8 @@ def backend(name: str) -> Scope:
     Args:
         name: "auto", the fastest that can run; "cpu", the compiled kernels; "cuda" and "triton",
             the kernels for GPUs, which "auto" leaves alone until they have been tried on one;
-            "cudnn", PyTorch's own for tensors that are not on the CPU, which are cuDNN's wherever
-            torch.nn takes these; or "reference", plain PyTorch.
+            "cudnn", PyTorch's own, which on a GPU are cuDNN's wherever torch.nn takes these, and
+            which take CPU tensors where no kernels are built; or "reference", plain PyTorch.
 
     Raises:
         ValueError: there is no such backend.
@@ -177,10 +177,13 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
         if reason:
             raise cannot_run(_chosen, reason)
         return forced
-    if not gpu.on_gpu(call.input):
+    on_gpu = gpu.on_gpu(call.input)
+    if not on_gpu and (cpu.not_built is None or torch.compiler.is_exporting()):
         return reference if obstacle(cpu, call, traced) else cpu
     order = [cudnn]
-    if (kernels := _tried(call)) is not None:
+    if not on_gpu:
+        order.append(cpu)  # the op, in compiled graphs
+    elif (kernels := _tried(call)) is not None:
         # compiled graphs run PyTorch's own forward twice
         first = torch.compiler.is_compiling() or _faster(kernels, call, layers)
         order.insert(0 if first else 1, kernels)
@@ -189,7 +192,7 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
 
 def takes_torch_step(call: Call) -> bool:
     """Whether PyTorch's own function of one step is to compute a cell; the call has no T."""
-    if gpu.on_gpu(call.input):
+    if cpu.not_built or gpu.on_gpu(call.input):
         return choose(call) is cudnn
     # On a CPU a step of an RNN is two products and a tanh: there is nothing to fuse. With gradients
     # torch's own step takes 19 us, and a call of the layer 35 us (N = 1, H = 8). In bfloat16
@@ -221,7 +224,7 @@ def widens(backend: Backend, input: Tensor) -> bool:
 def loops_for(call: Call) -> ModuleType | None:
     """The kernels for GPUs that take a call, if any do."""
     forced = BACKENDS.get(_chosen)
-    for kernels in (forced,) if forced in _LOOPS else _LOOPS:
+    for kernels in (forced,) if forced in LOOPS else LOOPS:
         if kernels.obstacle(call) is None:
             return kernels
     return None
@@ -274,27 +277,3 @@ def run_backward(
 
 def _past_dispatcher(call: Call) -> bool:
     return type(call.input) in (Tensor, torch.nn.Parameter) and unseen()
-
-
-def report() -> list[tuple[str, str]]:
-    """Rows on which backend "auto" takes for tensors of a device, and why not another."""
-    if (reason := cudnn.status()) is not None:
-        on_gpu = f"none: {reason}"
-    else:
-        major = gpu.nvidia(torch.device("cuda")) if torch.cuda.is_available() else 0
-        usable = [b.NAME for b in _LOOPS if b.status() is None and (b.NAME, major) in choice.TRIED]
-        first = usable[0] if usable else "reference"
-        measured = any(row[:2] == (first, major) for row in choice.FASTER)
-        on_gpu = "; ".join(
-            [
-                f"cudnn{f', {first} where measured faster' if measured else ''}",
-                f"what torch.nn lacks: {first}",
-                *(
-                    f"not {b.NAME}: {b.status() or 'not yet tried on such a GPU'}"
-                    for b in _LOOPS
-                    if b.NAME not in usable
-                ),
-            ]
-        )
-    on_cpu = "cpu" if cpu.not_built is None else f"reference; not cpu: {cpu.not_built}"
-    return [("cpu tensors", on_cpu), ("cuda tensors", on_gpu)]

@@ -33,16 +33,17 @@ def _why_not_built(error: ImportError) -> str:
             f"fastrnn._C is there but does not load ({error}). "
             "Build it again, with the torch that is installed now."
         )
+    record = folder / "no_kernels.txt"  # what setup.py says
+    reason = record.read_text().strip() if record.is_file() else None
     if (folder.parent / "setup.py").is_file():
         return (
-            f"fastrnn._C was not compiled: {folder} is the source folder, without the extension. "
+            f"fastrnn._C was not compiled: {reason or f'{folder} is the source folder'}. "
             f"Type `pip install --no-build-isolation -e {folder.parent}`, or start Python in "
             "another folder to import an installed copy."
         )
     return (
-        "fastrnn._C was not compiled when fastrnn was installed, for want of a C++20 compiler or "
-        "because FASTRNN_BUILD was none. Install fastrnn again from its sources with "
-        "FASTRNN_BUILD=cpu, which fails and says what is missing."
+        f"fastrnn._C was not compiled when fastrnn was installed: {reason or 'nobody knows why'}. "
+        "Install fastrnn again from its sources with FASTRNN_BUILD=cpu, which compiles it or fails."
     )
 
 

@@ -1,0 +1,139 @@
+"""What runs here, what does not and why, and whether what runs is right: `python -m fastrnn`."""
+
+from __future__ import annotations
+
+import importlib
+import platform
+
+import torch
+from torch import Tensor
+
+from . import __version__, modules, torch_private
+from .dispatch import BACKENDS, LOOPS, backend, backends, choice, cpu, cudnn, gpu
+
+_CELLS = {
+    "LSTM": (modules.LSTM, {}),
+    "GRU": (modules.GRU, {}),
+    "RNN with tanh": (modules.RNN, {}),
+    "RNN with relu": (modules.RNN, {"nonlinearity": "relu"}),
+}
+
+
+def facts() -> dict:
+    """All that is known, in the types of JSON."""
+    states = backends()
+    checked = {name: check(name) for name, state in states.items() if state == "usable"}
+    ok, verdict = _verdict(checked)
+    return {
+        "fastrnn": __version__,
+        "torch": torch.__version__,
+        "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        **_build(),
+        "threads": torch.get_num_threads(),
+        "backends": states,
+        "auto": dict(served()),
+        "slower": torch_private.missing,
+        "checks": {name: wrong or "right" for name, wrong in checked.items()},
+        "ok": ok,
+        "verdict": verdict,
+    }
+
+
+def _build() -> dict:
+    """About the compiled extension, or that there is none."""
+    try:
+        extension = importlib.import_module("fastrnn._C")
+    except ImportError:
+        return {"build": "pure Python"}
+    info = extension.build_info()
+    cuda = "with CUDA" if info["cuda"] else "without CUDA"
+    target = info["torch_target_version"]
+    chosen = extension.isa()
+    names = [f"{name} (chosen)" if name == chosen else name for name in extension.cpu_features()]
+    return {
+        "build": f"{info['compiler']}, {info['cxx_standard']}, for torch >= {target}, {cuda}",
+        "flags": info["flags"],
+        "instructions": ", ".join(names),
+    }
+
+
+def served() -> list[tuple[str, str]]:
+    """Rows on which backend "auto" takes for tensors of a device, and why not another."""
+    if not torch.accelerator.is_available():
+        on_gpu = f"none: {cudnn.NO_GPU}"
+    else:
+        major = gpu.nvidia(torch.device("cuda")) if torch.cuda.is_available() else 0
+        usable = [b.NAME for b in LOOPS if b.status() is None and (b.NAME, major) in choice.TRIED]
+        first = usable[0] if usable else "reference"
+        measured = any(row[:2] == (first, major) for row in choice.FASTER)
+        on_gpu = "; ".join(
+            [
+                f"cudnn{f', {first} where measured faster' if measured else ''}",
+                f"what torch.nn lacks: {first}",
+                *(
+                    f"not {b.NAME}: {b.status() or 'not yet tried on such a GPU'}"
+                    for b in LOOPS
+                    if b.NAME not in usable
+                ),
+            ]
+        )
+    on_cpu = "cpu"
+    if cpu.not_built:
+        on_cpu = f"PyTorch's own kernels; what torch.nn lacks: reference; not cpu: {cpu.not_built}"
+    return [("cpu tensors", on_cpu), ("cuda tensors", on_gpu)]
+
+
+def check(name: str) -> str | None:
+    """What is wrong with a usable backend in a tiny layer of each cell, forward and backward.
+
+    It is compared with the reference, and the reference with `torch.nn`.
+    """
+    device = _device(name)
+    tolerance = 1e-4 if device == "cpu" else 2e-2  # a GPU may multiply in TF32
+    for title, (kind, options) in _CELLS.items():
+        try:
+            module = kind(3, 5, **options).to(device)
+            with backend(name):
+                found = _results(module)
+            if name == "reference":
+                state, module = module.state_dict(), kind.torch_class(3, 5, **options)
+                module.load_state_dict(state)
+            with backend("reference"):
+                wanted = _results(module)
+            for actual, expected in zip(found, wanted, strict=True):
+                torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+        except Exception as error:  # whatever it is, it is what the report is about
+            return f"{title}: {' '.join(str(error).split())}"
+    return None
+
+
+def _device(name: str) -> str:
+    """Where a backend takes tensors."""
+    if name in ("cpu", "reference") or (name == "cudnn" and cpu.not_built):
+        return "cpu"
+    own = getattr(BACKENDS[name], "DEVICE", None)  # of kernels that are emulated
+    return own or torch.accelerator.current_accelerator().type
+
+
+def _results(module: torch.nn.Module) -> list[Tensor]:
+    """What a call gives with gradients, with which ones, and without."""
+    device = next(module.parameters()).device
+    x = torch.linspace(-1, 1, 4 * 2 * 3, device=device).view(4, 2, 3).requires_grad_()
+    output, _ = module(x)
+    gradients = torch.autograd.grad(output.square().sum(), [x, *module.parameters()])
+    with torch.no_grad():
+        return [output.detach(), *gradients, module(x)[0]]
+
+
+def _verdict(checked: dict[str, str | None]) -> tuple[bool, str]:
+    """Whether all is well, and a line that says what serves what or what to do."""
+    if checked["reference"]:  # by which the others were measured
+        checked = {"reference": checked["reference"]}
+    wrong = [f"backend '{name}' is wrong, {text}" for name, text in checked.items() if text]
+    if cpu.not_built and "does not load" in cpu.not_built:
+        wrong.insert(0, cpu.not_built)
+    if wrong:
+        advice = "Build fastrnn again, or keep to another backend with fastrnn.set_backend."
+        return False, f"NOT OK: {'; '.join(wrong)}. {advice}"
+    (_, on_cpu), (_, on_gpu) = served()
+    return True, f"OK: tensors on the CPU run on {on_cpu}; on a GPU {on_gpu}"
