@@ -94,7 +94,8 @@ def test_features(name, backend):
             ops.layer(Call(*arguments), traced=True)[:5],
             torch.ops.fastrnn.layer_forward(*arguments)[:5],
         ):
-            assert_batched_gradients(list(results), list(Call(*arguments).tensors()))
+            given = [result for result in results if result is not None]
+            assert_batched_gradients(given, list(Call(*arguments).tensors()))
 
 
 @everything
