@@ -208,7 +208,7 @@ wheel: $(INSTALLED)
 COVER := build/coverage
 COVERED := $(patsubst %,$(COVER)/%,test_kernels test_threads test_team test_memory test_zero test_vec)
 COVER_TESTS := test_threads test_ragged test_memory test_streamer test_streamer_memory \
-    test_direct test_direct_refused test_op_errors
+    test_direct test_direct_refused test_few_steps test_op_errors
 coverage: $(COVERED) $(INSTALLED)
 	find $(COVER) -name '*.gcda' -delete
 	set -e; for program in $(COVERED); do $$program; done

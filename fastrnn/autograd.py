@@ -12,7 +12,6 @@ from torch import Tensor
 from . import dispatch
 from .call import Call
 from .dispatch import Backend, reference
-from .dispatch.reference import definition
 from .results import Cotangents, Gradients, Needs, Results, Saved
 from .torch_private import dispatch_modes, in_vmap
 
@@ -83,31 +82,11 @@ def _gradients(
     if all(grad is None for grad in cotangents):
         return call, None
     if torch.is_grad_enabled() or in_vmap():
-        return call, differentiable_gradients(call, cotangents)
+        return call, reference.differentiable_gradients(call, cotangents)
     if any(witness._version != version for witness, version in ctx.witnesses):
         results = dispatch.run(backend, call, save=True)  # the same numbers again
         saved = Saved(results.output, *results[3:])
     return call, dispatch.run_backward(backend, call, cotangents, saved, needs)
-
-
-def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
-    """The gradients under `create_graph=True` or in `vmap`: through the reference, which can be
-    derived again and transformed.
-
-    With grad_clip a second backward clamps twice, what comes through these gradients and what comes
-    through the layer's results, where the reference by itself would clamp their sum.
-    """
-    positions = (0, 1, 2, 4)  # of what cotangents belong to, in `Results`
-    wanted = [k for k, grad in zip(positions, cotangents, strict=True) if grad is not None]
-
-    def layer(*tensors):
-        results = reference.in_float32(definition.layer)(call.with_tensors(tensors), 4 in wanted)
-        return tuple(results[k] for k in wanted)
-
-    _, vjp = torch.func.vjp(layer, *call.tensors())
-    grads = vjp(tuple(grad for grad in cotangents if grad is not None))
-    found = call.with_tensors(grads)
-    return Gradients(found.input, found.h0, found.c0, found.weights)
 
 
 class Layer(torch.autograd.Function):

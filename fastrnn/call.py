@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_alike, check_shape, two_devices
 from .table import CELLS, Cell, cell_named, weight_shapes
-from .torch_private import are_transforms_active
 
 
 class Sizes(NamedTuple):
@@ -111,7 +111,7 @@ class Call(NamedTuple):
         check_alike(self.input, self.tensors())
         for mask in (self.reset, self.lengths):
             if mask is not None and mask.device != self.input.device:
-                raise _two_devices(self.input, mask)
+                raise two_devices(self.input, mask)
 
     def sizes(self) -> Sizes:
         """The sizes, from shapes that fit each other. Reads no tensor data.
@@ -140,25 +140,25 @@ class Call(NamedTuple):
         shapes = weight_shapes(kind, I, H, P)
         for each in self.by_name():
             for name, weight in each.items():
-                _expect(name, weight, shapes[name])
+                check_shape(name, weight, shapes[name])
         if kind.has_c != (self.c0 is not None):
             verb = "needs" if kind.has_c else "has no"
             raise RuntimeError(f"{self.cell} {verb} initial cell state")
         if self.c0 is not None:
-            _expect("c0", self.c0, (D, N, H))
+            check_shape("c0", self.c0, (D, N, H))
         if self.reset is not None and D == 2:
             raise RuntimeError("reset needs a single direction, got 2")
         if packed:
             self._check_packed()
             return Sizes(self.batch_sizes.size(0), N, I, H, P, D, input.size(0))
         T = input.size(0)
-        _expect("input", input, (T, N, I))
+        check_shape("input", input, (T, N, I))
         for name, tensor, shape, dtype in (
             ("reset", self.reset, (T, N), torch.bool),
             ("lengths", self.lengths, (N,), torch.int64),
         ):
             if tensor is not None:
-                _expect(name, tensor, shape)
+                check_shape(name, tensor, shape)
                 if tensor.dtype != dtype:
                     raise RuntimeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
         return Sizes(T, N, I, H, P, D, T * N)
@@ -257,49 +257,3 @@ class Stack(NamedTuple):
 
 
 NO_STEPS = "Expected sequence length to be larger than 0 in RNN"
-
-
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tensor.shape != shape:
-        raise RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-
-
-def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:
-    """RuntimeError if the tensors are not dense, or not of the input's dtype and device."""
-    if input.layout is not torch.strided or input.is_nested:
-        kind = "nested" if input.is_nested else input.layout
-        raise RuntimeError(f"input must be a dense tensor, got {kind}")
-    for tensor in tensors:
-        if tensor.layout is not torch.strided:
-            raise RuntimeError(f"hx and weights must be dense tensors, got {tensor.layout}")
-        if tensor.dtype != input.dtype:
-            raise RuntimeError(
-                f"input, hx and weights must have the same dtype, but got "
-                f"{input.dtype} and {tensor.dtype}"
-            )
-        if tensor.device != input.device:
-            raise _two_devices(input, tensor)
-
-
-def _two_devices(input: Tensor, tensor: Tensor) -> RuntimeError:
-    return RuntimeError(
-        "Expected all tensors to be on the same device, but found at least two devices, "
-        f"{input.device} and {tensor.device}!"
-    )
-
-
-def check_lengths(lengths: Tensor | None, T: int) -> None:
-    """RuntimeError if a length is not in [0, T].
-
-    Only where reading costs nothing: on the CPU, and neither traced nor in a transform.
-    """
-    if (
-        lengths is not None
-        and lengths.is_cpu
-        and type(lengths) is Tensor
-        and lengths.numel()
-        and not torch.compiler.is_compiling()
-        and not are_transforms_active()
-        and not 0 <= lengths.min() <= lengths.max() <= T
-    ):
-        raise RuntimeError(f"lengths must be between 0 and {T}, got {lengths.tolist()}")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from . import autocast
-from .call import Stack, check_alike, check_lengths
+from .call import Stack
+from .checks import check_alike, check_lengths
 from .results import Results
 from .table import Cell
 from .trees import map_tensors

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .call import Call, Stack, check_lengths
+from .call import Call, Stack
+from .checks import check_lengths
 from .features import States
 from .torch_private import are_transforms_active
 from .trees import map_tensors

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...call import Call
 from ...results import Cotangents, Results
+from .. import reference
 
 Tensors = tuple[Tensor | None, ...]
 
@@ -34,8 +35,6 @@ def _gradients_in(d: int, call: Call) -> Callable[[Tensors, Tensors], Tensors | 
     def hook(plain: Tensors, incoming: Tensors) -> Tensors | None:
         if not torch.is_grad_enabled():
             return None
-        from ...autograd import differentiable_gradients  # which imports this package
-
         count = len(call.names.split())
         own = call._replace(
             input=turned(call.input),
@@ -45,7 +44,7 @@ def _gradients_in(d: int, call: Call) -> Callable[[Tensors, Tensors], Tensors | 
         )
         output, h_n, c_n = incoming[:3]
         states = [None if grad is None else grad.view_as(own.c0) for grad in (h_n, c_n)]
-        found = differentiable_gradients(own, Cotangents(turned(output), *states, None))
+        found = reference.differentiable_gradients(own, Cotangents(turned(output), *states, None))
         weights = [*found.weights, None, None][:4]
         gradients = (turned(found.input), *weights, found.h0, found.c0)
         return tuple(

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...call import Call, Sizes, check_lengths
+from ...call import Call, Sizes
+from ...checks import check_lengths
 from ...results import Cotangents, Gradients, Needs, Results, Saved
 from ...table import Cell
 from .packing import packing

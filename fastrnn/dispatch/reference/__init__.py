@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 import torch
 
-from ...call import Call, check_lengths
+from ...call import Call
+from ...checks import check_lengths
 from ...results import Cotangents, Gradients, Needs, Results, Saved
 from ...torch_private import recording
 from ...trees import map_tensors, tensors
@@ -92,3 +93,23 @@ def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs)
         next(grad) if needs.state and call.c0 is not None else none.clone(),
         list(grad),
     )
+
+
+def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
+    """The gradients under `create_graph=True` or in `vmap`: through the reference, which can be
+    derived again and transformed.
+
+    With grad_clip a second backward clamps twice, what comes through these gradients and what comes
+    through the layer's results, where the reference by itself would clamp their sum.
+    """
+    positions = (0, 1, 2, 4)  # of what cotangents belong to, in `Results`
+    wanted = [k for k, grad in zip(positions, cotangents, strict=True) if grad is not None]
+
+    def layer(*tensors):
+        results = in_float32(definition.layer)(call.with_tensors(tensors), 4 in wanted)
+        return tuple(results[k] for k in wanted)
+
+    _, vjp = torch.func.vjp(layer, *call.tensors())
+    grads = vjp(tuple(grad for grad in cotangents if grad is not None))
+    found = call.with_tensors(grads)
+    return Gradients(found.input, found.h0, found.c0, found.weights)

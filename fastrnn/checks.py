@@ -1,0 +1,57 @@
+"""Checks of the tensors that meet in a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .torch_private import are_transforms_active
+
+
+def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """RuntimeError if the tensor, which the message names, has another shape."""
+    if tensor.shape != shape:
+        raise RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+
+
+def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:
+    """RuntimeError if the tensors are not dense, or not of the input's dtype and device."""
+    if input.layout is not torch.strided or input.is_nested:
+        kind = "nested" if input.is_nested else input.layout
+        raise RuntimeError(f"input must be a dense tensor, got {kind}")
+    for tensor in tensors:
+        if tensor.layout is not torch.strided:
+            raise RuntimeError(f"hx and weights must be dense tensors, got {tensor.layout}")
+        if tensor.dtype != input.dtype:
+            raise RuntimeError(
+                f"input, hx and weights must have the same dtype, but got "
+                f"{input.dtype} and {tensor.dtype}"
+            )
+        if tensor.device != input.device:
+            raise two_devices(input, tensor)
+
+
+def two_devices(input: Tensor, tensor: Tensor) -> RuntimeError:
+    return RuntimeError(
+        "Expected all tensors to be on the same device, but found at least two devices, "
+        f"{input.device} and {tensor.device}!"
+    )
+
+
+def check_lengths(lengths: Tensor | None, T: int) -> None:
+    """RuntimeError if a length is not in [0, T].
+
+    Only where reading costs nothing: on the CPU, and neither traced nor in a transform.
+    """
+    if (
+        lengths is not None
+        and lengths.is_cpu
+        and type(lengths) is Tensor
+        and lengths.numel()
+        and not torch.compiler.is_compiling()
+        and not are_transforms_active()
+        and not 0 <= lengths.min() <= lengths.max() <= T
+    ):
+        raise RuntimeError(f"lengths must be between 0 and {T}, got {lengths.tolist()}")
