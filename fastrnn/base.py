@@ -32,6 +32,11 @@ class RNNBase(torch.nn.RNNBase):
             if weight is None:
                 raise TypeError(f"{name} is None, expected a tensor")
 
+    def _are_weights_for_torch(self) -> bool:
+        """Whether weights, which are brought up to date, know torch's own functions alone."""
+        self._update_flat_weights()
+        return any(map(tracing.is_own_affair, self._flat_weights))
+
     def _zero_state(self, input: Tensor, batch: int):
         layers = self.num_layers * (2 if self.bidirectional else 1)
         return input.new_zeros(layers, batch, self.hidden_size)
@@ -127,10 +132,9 @@ class RNNBase(torch.nn.RNNBase):
             if not batched:
                 hx = self._unsqueeze_state(hx)
         results = direct.stack(self, input, hx, None, asked)
-        if results is None and tracing.recording():
+        if results is None and (tracing.recording() or self._are_weights_for_torch()):
             results = tracing.as_torch(self, input, hx, asked and asked._asdict())
         if results is None:
-            self._update_flat_weights()
             if hx is None:
                 self.check_input(input, None)
                 hx = self._zero_state(input, input.size(batch_dim))
@@ -177,13 +181,15 @@ class RNNBase(torch.nn.RNNBase):
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
             raise RuntimeError("batch_sizes must be a 1-D int64 tensor on the CPU")
+        given = hx
         if hx is not None:
             self._update_flat_weights()
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
         results = direct.stack(self, input, hx, batch_sizes, asked)
         if results is None:
-            self._update_flat_weights()
+            if self._are_weights_for_torch():
+                return tracing.as_torch(self, packed, given, asked and asked._asdict())
             if hx is None:
                 self.check_input(input, batch_sizes)
                 hx = self._zero_state(input, int(batch_sizes[0]))

@@ -29,6 +29,14 @@ def recording() -> bool:
     return onnx is not None and onnx.is_in_onnx_export()
 
 
+def is_own_affair(tensor: torch.Tensor) -> bool:
+    """Whether its class has a `__torch_function__` of its own, as the expanded weights of torch."""
+    if type(tensor) in (torch.Tensor, nn.Parameter) or is_dynamo_compiling():
+        return False
+    function = getattr(type(tensor).__torch_function__, "__func__", None)
+    return function not in (None, torch.Tensor.__torch_function__.__func__)
+
+
 def as_torch(module: nn.Module, input, hx, asked: dict | None = None):
     """What the module of `torch.nn` makes of the call.
 
@@ -39,8 +47,8 @@ def as_torch(module: nn.Module, input, hx, asked: dict | None = None):
     features = [key for key, value in (asked or {}).items() if not _off(value)]
     if features:
         raise RuntimeError(
-            f"{', '.join(sorted(features))}: torch.jit.trace, export to ONNX and input that is no "
-            f"tensor get what torch.nn.{name} can do, and this it cannot"
+            f"{', '.join(sorted(features))}: torch.jit.trace, export to ONNX, input that is no "
+            f"tensor and expanded weights get what torch.nn.{name} can do, and this it cannot"
         )
     return module.torch_class.forward(module, input, hx)
 
