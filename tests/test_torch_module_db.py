@@ -1,0 +1,105 @@
+"""PyTorch's own descriptions of its modules, which its test_modules.py tests, for our classes.
+
+A description says how a module is built and called, and what must raise.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import unittest
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import assert_matches
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
+from torch_pairs import assert_same_results, everything
+
+import fastrnn
+
+
+@pytest.fixture(scope="module")
+def described():
+    """The descriptions by the names of the modules.
+
+    What they come with derives its test cases from another package, and changes the whole process.
+    """
+    package = ModuleType("expecttest")
+    package.TestCase = unittest.TestCase
+    environment, scripted = dict(os.environ), (torch._C.ScriptFunction, torch._C.ScriptMethod)
+    calls = [each.__call__ for each in scripted]
+    with pytest.MonkeyPatch.context() as patch:
+        if "expecttest" not in sys.modules:
+            patch.setitem(sys.modules, "expecttest", package)
+        from torch.testing._internal import common_modules
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.backends.__allow_nonbracketed_mutation_flag = True
+    for each, call in zip(scripted, calls, strict=True):
+        each.__call__ = call
+    return {info.module_cls.__name__: info for info in common_modules.module_db}
+
+
+def of_both(described, name: str, dtype=torch.float64, training: bool = True):
+    """Of every description: (ours, torch's, arguments, description)."""
+    info = described[name]
+    for each in info.module_inputs_func(
+        info, "cpu", dtype, requires_grad=True, training=training, with_packed_sequence=True
+    ):
+        given, modules = each.constructor_input, []
+        for library in (fastrnn, nn):
+            torch.manual_seed(0)
+            module = getattr(library, name)(*given.args, **given.kwargs, dtype=dtype)
+            modules.append(module.train(training))
+        assert not each.forward_input.kwargs
+        yield *modules, each.forward_input.args, each
+
+
+def floats(tree) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+def gradients(module: nn.Module, results, arguments) -> list[Tensor]:
+    loss = sum((k + 1) * each.sin().sum() for k, each in enumerate(floats(results)))
+    return list(torch.autograd.grad(loss, [*floats(arguments), *module.parameters()]))
+
+
+def assert_like_torchs(ours: nn.Module, theirs: nn.Module, arguments) -> None:
+    """Results and gradients."""
+    results, wanted = ours(*arguments), theirs(*arguments)
+    assert_same_results(results, wanted)
+    actual, expected = gradients(ours, results, arguments), gradients(theirs, wanted, arguments)
+    for a, e in zip(actual, expected, strict=True):
+        assert_matches(a, e)
+
+
+@everything
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_results_and_gradients(described, name, dtype, training):
+    """As torch.nn's; without a batch as with one of a single row; the same text."""
+    for ours, theirs, arguments, each in of_both(described, name, dtype, training):
+        assert_like_torchs(ours, theirs, arguments)
+        assert repr(ours) == repr(theirs)
+        with torch.no_grad():
+            assert_same_results(ours(*arguments), theirs(*arguments))
+        if not isinstance(arguments[0], PackedSequence):
+            with torch.no_grad():
+                assert_same_results(ours(*arguments), each.reference_fn(ours, *arguments))
+
+
+@everything
+def test_what_must_raise(described, name):
+    info = described[name]
+    for each in info.module_error_inputs_func(
+        info, "cpu", torch.float32, requires_grad=False, training=True
+    ):
+        built, called = each.module_error_input.constructor_input, None
+        with pytest.raises(each.error_type, match=each.error_regex):
+            module = getattr(fastrnn, name)(*built.args, **built.kwargs)
+            called = each.module_error_input.forward_input
+            module(*called.args, **called.kwargs)
+        assert (called is None) == (each.error_on.name == "CONSTRUCTION_ERROR")
