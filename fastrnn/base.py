@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -68,7 +70,7 @@ class RNNBase(torch.nn.RNNBase):
     def forward(
         self,
         input: Tensor | PackedSequence,
-        hx=None,
+        hx: Tensor | tuple[Tensor, Tensor] | None = None,
         *,
         reset: Tensor | None = None,
         reset_state: Tensor | tuple[Tensor, Tensor] | None = None,
@@ -77,7 +79,7 @@ class RNNBase(torch.nn.RNNBase):
         return_gates: bool = False,
         detach_every: int | None = None,
         grad_clip: float | None = None,
-    ):
+    ) -> tuple[Any, ...]:
         """Runs all layers over all time steps.
 
         Args:
@@ -147,7 +149,13 @@ class RNNBase(torch.nn.RNNBase):
         states = map_tensors(lambda each: each.squeeze(batch_dim), states)
         return output.squeeze(batch_dim), self._squeeze_state(state), *states
 
-    def step(self, input: Tensor, state=None, reset: Tensor | None = None, reset_state=None):
+    def step(
+        self,
+        input: Tensor,
+        state: Tensor | tuple[Tensor, Tensor] | None = None,
+        reset: Tensor | None = None,
+        reset_state: Tensor | tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Any]:
         """One time step of all layers, for input that comes step by step.
 
         Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from . import direct, functional
 from .interop import AsTorch, tracing
@@ -101,7 +102,32 @@ class _CellBase(torch.nn.RNNCellBase):
 
 
 class RNNCell(AsTorch, _CellBase):
-    """One step of RNN: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.RNNCell`."""
+    """One step of RNN; as `torch.nn.RNNCell`.
+
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in place of tanh
+
+    Args:
+        input_size, hidden_size: I and H, features of the input and of the state.
+        bias: whether there are bias_ih and bias_hh.
+        nonlinearity: "tanh" or "relu".
+        device, dtype: of the parameters.
+
+    Shapes of a call `h' = cell(input, h)`:
+        input: (N, I), or (I,) unbatched.
+        h, h': (N, H), or (H,) unbatched; h is zeros if not given.
+
+    Parameters, uniform in (-1/sqrt(H), 1/sqrt(H)) at first:
+        weight_ih: (H, I).
+        weight_hh: (H, H).
+        bias_ih, bias_hh: (H,).
+
+    Example:
+        >>> cell, h = RNNCell(10, 20), torch.zeros(3, 20)
+        >>> for x in torch.randn(5, 3, 10):
+        ...     h = cell(x, h)
+        >>> h.shape
+        torch.Size([3, 20])
+    """
 
     torch_class = torch.nn.RNNCell
     __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
@@ -113,8 +139,8 @@ class RNNCell(AsTorch, _CellBase):
         hidden_size: int,
         bias: bool = True,
         nonlinearity: str = "tanh",
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, 1, device=device, dtype=dtype)
         self.nonlinearity = nonlinearity
@@ -135,12 +161,43 @@ class RNNCell(AsTorch, _CellBase):
 
 
 class GRUCell(AsTorch, _CellBase):
-    """One step of GRU: (N, input_size), h (N, H) -> h' (N, H); as `torch.nn.GRUCell`."""
+    """One step of GRU; as `torch.nn.GRUCell`.
+
+        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    Args:
+        input_size, hidden_size: I and H, features of the input and of the state.
+        bias: whether there are bias_ih and bias_hh.
+        device, dtype: of the parameters.
+
+    Shapes of a call `h' = cell(input, h)`:
+        input: (N, I), or (I,) unbatched.
+        h, h': (N, H), or (H,) unbatched; h is zeros if not given.
+
+    Parameters, uniform in (-1/sqrt(H), 1/sqrt(H)) at first:
+        weight_ih: (3*H, I).
+        weight_hh: (3*H, H).
+        bias_ih, bias_hh: (3*H,).
+        The gates are in the order r, z, n.
+
+    Example:
+        >>> cell = GRUCell(10, 20)
+        >>> cell(torch.randn(3, 10)).shape
+        torch.Size([3, 20])
+    """
 
     torch_class = torch.nn.GRUCell
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, 3, device=device, dtype=dtype)
 
@@ -157,12 +214,44 @@ class GRUCell(AsTorch, _CellBase):
 
 
 class LSTMCell(AsTorch, _CellBase):
-    """One step of LSTM: (N, input_size), (h, c) -> (h', c'), each (N, H); `torch.nn.LSTMCell`."""
+    """One step of LSTM; as `torch.nn.LSTMCell`.
+
+        i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)      c' = f * c + i * g
+        f = sigmoid(W_if x + b_if + W_hf h + b_hf)      h' = o * tanh(c')
+        g = tanh(W_ig x + b_ig + W_hg h + b_hg)
+        o = sigmoid(W_io x + b_io + W_ho h + b_ho)
+
+    Args:
+        input_size, hidden_size: I and H, features of the input and of the state.
+        bias: whether there are bias_ih and bias_hh.
+        device, dtype: of the parameters.
+
+    Shapes of a call `h', c' = cell(input, (h, c))`:
+        input: (N, I), or (I,) unbatched.
+        h, c, h', c': (N, H), or (H,) unbatched; h and c are zeros if not given.
+
+    Parameters, uniform in (-1/sqrt(H), 1/sqrt(H)) at first:
+        weight_ih: (4*H, I).
+        weight_hh: (4*H, H).
+        bias_ih, bias_hh: (4*H,).
+        The gates are in the order i, f, g, o.
+
+    Example:
+        >>> cell = LSTMCell(10, 20)
+        >>> h, c = cell(torch.randn(3, 10), (torch.zeros(3, 20), torch.zeros(3, 20)))
+        >>> h.shape, c.shape
+        (torch.Size([3, 20]), torch.Size([3, 20]))
+    """
 
     torch_class = torch.nn.LSTMCell
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, 4, device=device, dtype=dtype)
 

@@ -8,7 +8,7 @@ the projection size or H.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -141,7 +141,7 @@ def lstm(
     )  # fmt: skip
 
 
-def _without_cell_state(cell: str, title: str):
+def _without_cell_state(cell: str, title: str) -> Callable[..., tuple[Tensor, ...]]:
     def function(
         input: Tensor,
         h0: Tensor,

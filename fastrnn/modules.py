@@ -7,43 +7,54 @@ for instances of `torch.nn.LSTM` and its siblings but do not derive from them, b
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.types import Device
 
 from .base import RNNBase
 from .interop import AsTorch
 
 __all__ = ["GRU", "LSTM", "RNN", "RNNBase"]
 
-DIFFERENCES = """\
-Where torch.nn accepts a mistake, or fails somewhere inside, the modules raise and say why:
-- A weight of a wrong shape raises RuntimeError; torch.nn's LSTM may compute with it.
-- hx is checked before it is permuted into the order of a PackedSequence, so a batch larger than
-  the sequence's raises RuntimeError; torch.nn takes some of its rows.
-- An LSTM given a PackedSequence checks the input, and that hx is a pair of the right sizes, as it
-  does for a tensor (a wrong dtype stays a RuntimeError).
-- batch_sizes that increase, or hold a zero, or do not sum to the rows raise RuntimeError.
-- GRU and RNN refuse a proj_size by position as by keyword; torch.nn builds a projection that it
-  does not use. In that place they take `device`, as documented.
-- Tensors of different dtypes or devices raise RuntimeError that names both.
-- A cell raises RuntimeError for an unbatched hx with batched input, and the reverse, and an
-  LSTMCell for an hx that is not a pair.
-Where torch.nn is limited, they work: vmap and per-sample gradients, forward-mode AD of the float32
-LSTM, torch.compile(fullgraph=True), a bidirectional that is not a bool.
-On a CPU the kernels take denormal numbers, below 1.2e-38 or in float64 2.3e-308, for zeros.
-torch.nn computes with them, slowly. The caller's own floating-point state is as before.
-Under autocast on the CPU they return the dtypes of torch.nn. They compute small calls, and those in
-float16, in float32.
-"""
-
 _PROJ_SIZE = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
 
 class RNN(AsTorch, RNNBase):
-    """Elman network, h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or with ReLU; as `torch.nn.RNN`.
+    """Elman network; as `torch.nn.RNN`.
+
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in place of tanh
+
+    Args:
+        input_size, hidden_size: I and H, features of the input and of the state.
+        num_layers: L, layers on top of each other; each takes the output of the one below.
+        nonlinearity: "tanh" or "relu".
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are (N, T, features), not (T, N, features).
+        dropout: probability of zeroing an element of what a layer gives the next one, in training.
+        bidirectional: whether a second direction reads the sequence from its end; D is 2 then.
+        device, dtype: of the parameters.
+
+    Shapes of a call `output, h_n = rnn(input, h_0)`, see `forward`:
+        input: (T, N, I), (N, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence.
+        output: as the input, with D*H features: of the last layer, forward first.
+        h_0, h_n: (D*L, N, H), without N if unbatched; zeros if not given.
+
+    Parameters, uniform in (-1/sqrt(H), 1/sqrt(H)) at first, of layer k; those of the second
+    direction end in `_reverse`:
+        weight_ih_lk: (H, I), or (H, D*H) above the first layer.
+        weight_hh_lk: (H, H).
+        bias_ih_lk, bias_hh_lk: (H,).
 
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
+
+    Example:
+        >>> rnn = RNN(10, 20, nonlinearity="relu")
+        >>> output, h_n = rnn(torch.randn(5, 10))
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 20]), torch.Size([1, 20]))
     """
 
     torch_class = torch.nn.RNN
@@ -58,9 +69,9 @@ class RNN(AsTorch, RNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        device=None,
-        dtype=None,
-        **kwargs,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
         if "proj_size" in kwargs or isinstance(device, int):
             raise ValueError(_PROJ_SIZE)
@@ -87,8 +98,40 @@ class RNN(AsTorch, RNNBase):
 class GRU(AsTorch, RNNBase):
     """Gated recurrent unit, reset after the product; as `torch.nn.GRU`.
 
+        r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
+        z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    Args:
+        input_size, hidden_size: I and H, features of the input and of the state.
+        num_layers: L, layers on top of each other; each takes the output of the one below.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are (N, T, features), not (T, N, features).
+        dropout: probability of zeroing an element of what a layer gives the next one, in training.
+        bidirectional: whether a second direction reads the sequence from its end; D is 2 then.
+        device, dtype: of the parameters.
+
+    Shapes of a call `output, h_n = gru(input, h_0)`, see `forward`:
+        input: (T, N, I), (N, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence.
+        output: as the input, with D*H features: of the last layer, forward first.
+        h_0, h_n: (D*L, N, H), without N if unbatched; zeros if not given.
+
+    Parameters, uniform in (-1/sqrt(H), 1/sqrt(H)) at first, of layer k; those of the second
+    direction end in `_reverse`:
+        weight_ih_lk: (3*H, I), or (3*H, D*H) above the first layer.
+        weight_hh_lk: (3*H, H).
+        bias_ih_lk, bias_hh_lk: (3*H,).
+        The gates are in the order r, z, n.
+
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
+
+    Example:
+        >>> gru = GRU(10, 20, batch_first=True)
+        >>> output, h_n = gru(torch.randn(3, 5, 10), torch.randn(1, 3, 20))
+        >>> output.shape, h_n.shape
+        (torch.Size([3, 5, 20]), torch.Size([1, 3, 20]))
     """
 
     torch_class = torch.nn.GRU
@@ -102,9 +145,9 @@ class GRU(AsTorch, RNNBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
-        device=None,
-        dtype=None,
-        **kwargs,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
     ) -> None:
         if "proj_size" in kwargs or isinstance(device, int):
             raise ValueError(_PROJ_SIZE)
@@ -126,8 +169,42 @@ class GRU(AsTorch, RNNBase):
 class LSTM(AsTorch, RNNBase):
     """Long short-term memory, optionally with a projection of h; as `torch.nn.LSTM`.
 
+        i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)      c' = f * c + i * g
+        f = sigmoid(W_if x + b_if + W_hf h + b_hf)      h' = o * tanh(c')
+        g = tanh(W_ig x + b_ig + W_hg h + b_hg)         or W_hr (o * tanh(c')) with `proj_size`
+        o = sigmoid(W_io x + b_io + W_ho h + b_ho)
+
+    Args:
+        input_size, hidden_size: I and H, features of the input and of the state.
+        num_layers: L, layers on top of each other; each takes the output of the one below.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are (N, T, features), not (T, N, features).
+        dropout: probability of zeroing an element of what a layer gives the next one, in training.
+        bidirectional: whether a second direction reads the sequence from its end; D is 2 then.
+        proj_size: P, the width of a projected h; 0 for none.
+        device, dtype: of the parameters.
+
+    Shapes of a call `output, (h_n, c_n) = lstm(input, (h_0, c_0))`, see `forward`:
+        input: (T, N, I), (N, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence.
+        output: as the input, with D*P features: of the last layer, forward first.
+        h_0, h_n: (D*L, N, P), and c_0, c_n: (D*L, N, H), without N if unbatched; zeros if
+            not given. P is H, or `proj_size` if that is not 0.
+
+    Parameters, uniform in (-1/sqrt(H), 1/sqrt(H)) at first, of layer k; those of the second
+    direction end in `_reverse`:
+        weight_ih_lk: (4*H, I), or (4*H, D*P) above the first layer.
+        weight_hh_lk: (4*H, P).
+        bias_ih_lk, bias_hh_lk: (4*H,).
+        weight_hr_lk: (P, H), with `proj_size`. The gates are in the order i, f, g, o.
+
     Raises:
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
+
+    Example:
+        >>> lstm = LSTM(10, 20, num_layers=2, bidirectional=True)
+        >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
+        >>> output.shape, h_n.shape, c_n.shape
+        (torch.Size([5, 3, 40]), torch.Size([4, 3, 20]), torch.Size([4, 3, 20]))
     """
 
     torch_class = torch.nn.LSTM
@@ -142,8 +219,8 @@ class LSTM(AsTorch, RNNBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        device=None,
-        dtype=None,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             "LSTM",

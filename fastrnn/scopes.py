@@ -7,6 +7,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Choice:
@@ -22,12 +25,12 @@ class Choice:
         self._lock = threading.RLock()
 
     @property
-    def value(self):
+    def value(self) -> Any:
         """What counts now."""
         with self._lock:
             return next(reversed(self._entries.values()), self._default)
 
-    def begin(self, key: Hashable, value) -> None:
+    def begin(self, key: Hashable, value: object) -> None:
         """Makes an entry the last one; an earlier one under the same key ends."""
         with self._lock:
             before = self.value
@@ -64,7 +67,7 @@ class Scope(contextlib.ContextDecorator):
         self._keys: list[object] = []
         self._used = False
 
-    def __call__(self, function):
+    def __call__(self, function: Function) -> Function:
         self._used = True
         return super().__call__(function)
 
@@ -74,7 +77,7 @@ class Scope(contextlib.ContextDecorator):
         self._keys.append(key)
         self._choice.begin(key, self._value)
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._choice.end(self._keys.pop())
 
     def __del__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from .modules import RNNBase
 from .table import weight_names
 
 State = Tensor | tuple[Tensor, Tensor]
+Frame = TypeVar("Frame")  # a tensor, or an array of numpy
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -147,7 +149,7 @@ class Streamer:
             self._address,
         )
 
-    def step(self, x):
+    def step(self, x: Frame) -> Frame:
         """The next time step: x (N, input_size) -> y (N, hidden_size), or proj_size.
 
         A torch tensor gives a tensor, a numpy array an array; both are views of one memory.

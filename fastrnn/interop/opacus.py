@@ -6,11 +6,14 @@ raises, since the gradients would be wrong without a word.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.utils.hooks import RemovableHandle
 
 
 class _WithoutHooks(nn.Module):
@@ -85,7 +88,7 @@ def _check(module: nn.Module, args: tuple, kwargs: dict, results) -> None:
 class PerSample:
     """A module that checks its calls while opacus looks on."""
 
-    def register_forward_hook(self, hook, **options):
+    def register_forward_hook(self, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
         """As of `nn.Module`."""
         if type(getattr(hook, "__self__", None)).__module__.startswith("opacus."):
             checks = self._forward_hooks.values()

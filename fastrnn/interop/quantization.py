@@ -15,14 +15,14 @@ class Quantizable:
     """A module that becomes that of `torch.nn` when it is given something to quantize by."""
 
     @property
-    def qconfig(self):
+    def qconfig(self) -> object:
         try:
             return vars(self)["qconfig"]
         except KeyError:
             raise AttributeError(f"{self._get_name()} has no qconfig") from None
 
     @qconfig.setter
-    def qconfig(self, new) -> None:
+    def qconfig(self, new: object) -> None:
         vars(self)["qconfig"] = new
         if new is None:
             return
