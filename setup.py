@@ -10,6 +10,8 @@ The environment variable FASTRNN_BUILD says what to compile:
 
 CUDA kernels need nvcc, of CUDA_HOME or on PATH, but no GPU; "auto" compiles them where torch has
 CUDA too. TORCH_CUDA_ARCH_LIST says for which GPUs, as in torch's own extensions.
+
+FASTRNN_FLAGS adds options for the C++ compiler.
 """
 
 import contextlib
@@ -40,6 +42,7 @@ TORCH_TARGET = ("TORCH_TARGET_VERSION", "0x020b000000000000")
 # No -march: each csrc/cpu/isa_*.cpp selects its own instruction set by a pragma.
 FLAGS = "-std=c++20 -O3 -g0 -ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
 FLAGS += "-fvisibility=hidden -Wall -Wextra".split()
+FLAGS += shlex.split(os.environ.get("FASTRNN_FLAGS", ""))  # they win over those before
 
 # What the sources need of the machine, in a second: no header that takes long.
 PROBE = """
