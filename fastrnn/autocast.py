@@ -27,7 +27,10 @@ def is_on(input: Tensor) -> bool:
 
 def cast(call: Call, dtype: torch.dtype) -> Call:
     """The call in the dtype, where its tensors are of one that autocast changes."""
-    return call.with_tensors([t.to(dtype) if t.dtype in CAST else t for t in call.tensors()])
+    given = call.tensors()
+    if all(t.dtype is dtype or t.dtype not in CAST for t in given):
+        return call
+    return call.with_tensors([t.to(dtype) if t.dtype in CAST else t for t in given])
 
 
 def computed_on_cpu(call: Call, dtype: torch.dtype) -> torch.dtype:
