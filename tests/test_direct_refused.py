@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import CELLS, everything, layers
 
 import fastrnn
+from fastrnn.call import Call
 from fastrnn.dispatch import cpu
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
@@ -173,3 +174,31 @@ def test_wrong_addresses_are_refused():
     assert not run(**rows, sizes=[3, 2]) and not run(sizes=torch.tensor([3, 3]))
     cell = {"x": x[0], "h": h[0], "c": c[0]}
     assert run(**cell, y=h[0]) and not run(**cell, y=torch.empty(3, 14))
+
+
+def test_backward_refuses_what_does_not_fit():
+    """The kernels write and read nothing: the caller takes the op, which says what is wrong."""
+    module, x = fastrnn.LSTM(5, 7), torch.randn(2, 3, 5)
+    h = c = torch.zeros(1, 3, 7)
+    call = Call(x, None, h, c, module._flat_weights, "lstm", "w_ih w_hh b_ih b_hh")
+    with torch.no_grad():
+        output, _, _, *kept = cpu.run(call, True)
+    dy = torch.randn_like(output)
+    room = [torch.full_like(t, 7.0) for t in (x, h, c)]
+    weights = [torch.full_like(w, 7.0) for w in module._flat_weights]
+
+    def run(dy=dy, d_h=None, output=output, gates=kept[0], cells=kept[1], dx=room[0], dw=weights):
+        saved = output, gates, cells, kept[2]
+        return cpu.direct.run_backward(
+            call, (dy, d_h, None, None), saved, (dx, room[1], room[2], dw)
+        )
+
+    assert not run(dy=dy[1:]) and not run(dy=dy.double()) and not run(dy=dy.transpose(0, 1))
+    assert not run(dy=dy._neg_view()) and not run(d_h=torch.randn(2, 3, 7))
+    assert not run(output=None) and not run(gates=None) and not run(cells=None)
+    assert not run(gates=kept[0][..., 1:]) and not run(cells=kept[1].bfloat16())
+    assert not run(dx=x[1:]) and not run(dx=x.double()) and not run(dx=dy)
+    assert not run(dw=weights[:3]) and not run(dw=weights[::-1]) and not run(dw=iter(weights))
+    assert all((t == 7.0).all() for t in (*room, *weights))
+    assert run() and not any((t == 7.0).any() for t in (*room, *weights))
+    assert run(dx=None, dw=[]) and run(dy=None, d_h=torch.randn(1, 3, 7))

@@ -46,9 +46,11 @@ void arrange(const O* a, int64_t lda, int64_t depth, int64_t count, O* left, int
 // c[i, j] (+)= sum over k of a[k, i] b(k)[j], k in [0, depth), for a range of i and all j in [0,
 // n): the gradient of a weight. Rows of a are lda apart and read as they lie, up to kTileRows - 1
 // numbers further than the range; b returns the row k of the right matrix; `add` keeps what c
-// holds.
+// holds. A piece of the sum, of at most kOuterDepth rows, begins at zero and is then added to c: the
+// roundings of terms that are alike, which do not cancel, add up over a piece only.
 template <class O, class T, class RowsB>
 void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b, T* c, bool add) {
+  using V = Vec<T>;
   const auto [first, last] = range;
   if (first == last || n == 0) return;
   const int64_t ldc = n;
@@ -96,6 +98,7 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
           const int64_t rows = min(kRows, block_rows - r);
           T* const out = c + (block + r) * ldc + p * kLd;
           const bool keep = add || from > 0, whole = rows == kRows && columns == kLd;
+          const bool at_once = whole && !keep;
           for (int64_t i = rows; i < min(rows + kRows, block_rows - r); ++i) {  // the next tile
             prefetch(out + i * ldc);
             prefetch(out + i * ldc + columns - 1);
@@ -105,11 +108,21 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
               kTiled<O>  ? most
               : arranged ? kRows * kStep
                          : lda,
-              {right + p * most * kLd, kLd}, depth, keep && whole ? out : zero,
-              keep && whole ? ldc : 0, whole ? out : tile, whole ? ldc : kLd, {});
-          for (int64_t i = 0; i < rows && !whole; ++i)
-            for (int64_t j = 0; j < columns; ++j)
-              out[i * ldc + j] = tile[i * kLd + j] + (keep ? out[i * ldc + j] : T(0));
+              {right + p * most * kLd, kLd}, depth, zero, 0, at_once ? out : tile,
+              at_once ? ldc : kLd, {});
+          if (at_once) continue;
+          if (whole) {
+            FASTRNN_UNROLL
+            for (int i = 0; i < kRows; ++i)
+              for (int v = 0; v < kRegisters; ++v) {
+                T* const sum = out + i * ldc + v * kLanes<T>;
+                store<V>(sum, load<V>(sum) + load<V>(tile + i * kLd + v * kLanes<T>));
+              }
+          } else {
+            for (int64_t i = 0; i < rows; ++i)
+              for (int64_t j = 0; j < columns; ++j)
+                out[i * ldc + j] = tile[i * kLd + j] + (keep ? out[i * ldc + j] : T(0));
+          }
         }
       }
     }

@@ -13,6 +13,10 @@ from collections import defaultdict
 from pathlib import Path
 
 WHOLE = ("split.h", "team.h", "tasks.h")
+CPU = Path(__file__).parents[2] / "csrc/cpu"
+# Lines that a compiler gives branches of its own: whether an array is too large, and whether there
+# is an exception where there always is one.
+HIDDEN = (" new ", "rethrow_exception(")
 
 
 class Source:
@@ -66,7 +70,12 @@ def main(folders: list[str]) -> int:
     failed = not sources
     every = ran = 0
     for name, source in sources.items():
-        missed, branches = source.missed_lines(), source.missed_branches()
+        missed, text = source.missed_lines(), (CPU / name).read_text().splitlines()
+        branches = [
+            number
+            for number in source.missed_branches()
+            if not any(word in text[number - 1] for word in HIDDEN)
+        ]
         every += len(source.lines)
         ran += len(source.lines) - len(missed)
         share = 1 - len(missed) / len(source.lines)
