@@ -169,7 +169,8 @@ void test(const char* name, int position, const Tables& tables) {
   all.insert(all.end(), std::begin(features), std::end(features));
   if (Cell::kKeepsC) all.insert(all.end(), std::begin(projected), std::end(projected));
   all.insert(all.end(), std::begin(sparse), std::end(sparse));
-  if (Cell::kKeepsC) all.insert(all.end(), std::begin(sparse_projected), std::end(sparse_projected));
+  if (Cell::kKeepsC)
+    all.insert(all.end(), std::begin(sparse_projected), std::end(sparse_projected));
 
   for (const Shape& s : all) {
     Tensors<double> expected = make<Cell>(s);
