@@ -46,8 +46,8 @@ void arrange(const O* a, int64_t lda, int64_t depth, int64_t count, O* left, int
 // c[i, j] (+)= sum over k of a[k, i] b(k)[j], k in [0, depth), for a range of i and all j in [0,
 // n): the gradient of a weight. Rows of a are lda apart and read as they lie, up to kTileRows - 1
 // numbers further than the range; b returns the row k of the right matrix; `add` keeps what c
-// holds. A piece of the sum, of at most kOuterDepth rows, begins at zero and is then added to c: the
-// roundings of terms that are alike, which do not cancel, add up over a piece only.
+// holds. A piece of the sum, of at most kOuterDepth rows, begins at zero and is then added to c:
+// the roundings of terms that are alike, which do not cancel, add up over a piece only.
 template <class O, class T, class RowsB>
 void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b, T* c, bool add) {
   using V = Vec<T>;
