@@ -112,10 +112,12 @@ def mean(found: Iterable[Claim], **place: object) -> str:
 
 
 def newest(results: Iterable[list[Record]]) -> list[Record]:
-    """The rows of the suite `cpu` in the file where they are the youngest; none without any."""
-    main = [[one for one in records if one[0].suite == "cpu"] for records in results]
-    dated = [part for part in main if part]
-    return max(dated, key=lambda part: max(its.date for _, its in part), default=[])
+    """The rows of the file where those of the suite `cpu` are the youngest; none without any."""
+
+    def date(records: list[Record]) -> str:
+        return max((its.date for row, its in records if row.suite == "cpu"), default="")
+
+    return max(filter(date, results), key=date, default=[])
 
 
 # What a reader calls the model, and how its rows are found.

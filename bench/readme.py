@@ -46,7 +46,8 @@ def blocks(results: list[list[Record]]) -> dict[str, str]:
 
 
 def headline(records: list[Record]) -> str:
-    """One line: the machine and the date, and the geometric means over the models of `cpu`."""
+    """The machine and the date, and the geometric means over the models of `cpu`; then the same for
+    a loss on the last output, where that was timed there too."""
     found = claims.claims([records], suite="cpu", dtype="float32", threads=1)
     if not found:
         return "No row of the suite `cpu` was saved."
@@ -59,8 +60,17 @@ def headline(records: list[Record]) -> str:
     return (
         f"{claims.name(facts)}, one thread, float32, {facts.date}: {', '.join(parts)} times as "
         f"fast as `torch.nn` in inference and training. These are geometric means over {models} "
-        "models."
+        "models." + last_step(records)
     )
+
+
+def last_step(records: list[Record]) -> str:
+    """A sentence on the suite `last-step`, or nothing without rows."""
+    found = claims.claims([records], suite="last-step", dtype="float32", threads=1)
+    cells = [f"{cell} {mean_of(found, cell, 'training')}" for cell in CELLS if found]
+    if not cells:
+        return ""
+    return f" With a loss on the last output alone training is {', '.join(cells)} times as fast."
 
 
 def mean_of(found: list[Claim], cell: str, mode: str) -> str:
