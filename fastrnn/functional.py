@@ -62,6 +62,8 @@ def step(
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit.
     """
+    if dispatch.is_torch_step(cell, input, h, *weights):
+        return (getattr(torch, f"{cell}_cell")(input, h, *weights),)
     names = names_in(cell, bias, len(weights))
     call = Call(input, None, h, c, weights, cell, names)
     cast = autocast.is_on(input)

@@ -208,6 +208,20 @@ def takes_torch_step(call: Call) -> bool:
     )
 
 
+def is_torch_step(cell: str, *tensors: Tensor) -> bool:
+    """The same where nothing wants to see an op and the tensors are plain, in less time."""
+    dtype = tensors[0].dtype
+    return (
+        cell in ("rnn_tanh", "rnn_relu")
+        and _chosen == "auto"
+        and (dtype is torch.float32 or dtype is torch.float64)
+        and all(t.dtype is dtype and t.is_cpu and t.layout is torch.strided for t in tensors)
+        and tensors[0].size(-1) > 0
+        and not is_any_autocast_enabled()
+        and unseen()
+    )
+
+
 def widens(backend: Backend, input: Tensor) -> bool:
     """Whether a layer is computed in float32, and only what goes in and comes out is rounded.
 
