@@ -136,4 +136,5 @@ def _verdict(checked: dict[str, str | None]) -> tuple[bool, str]:
         advice = "Build fastrnn again, or keep to another backend with fastrnn.set_backend."
         return False, f"NOT OK: {'; '.join(wrong)}. {advice}"
     (_, on_cpu), (_, on_gpu) = served()
-    return True, f"OK: tensors on the CPU run on {on_cpu}; on a GPU {on_gpu}"
+    text = f"OK: tensors on the CPU run on {on_cpu}"
+    return True, f"{text}; on a GPU {on_gpu}" if torch.accelerator.is_available() else text
