@@ -40,7 +40,9 @@ def described():
         from torch.testing._internal import common_modules
     os.environ.clear()
     os.environ.update(environment)
-    torch.backends.__allow_nonbracketed_mutation_flag = True
+    flags = torch.backends.flags_frozen.__globals__  # of a module that hides behind an object
+    flags["__allow_nonbracketed_mutation_flag"] = True
+    assert not torch.backends.flags_frozen()
     for each, call in zip(scripted, calls, strict=True):
         each.__call__ = call
     return {info.module_cls.__name__: info for info in common_modules.module_db}
