@@ -73,7 +73,10 @@ class _CellBase(torch.nn.RNNCellBase):
         return [w_ih, w_hh, b_ih, b_hh], True
 
     def _check_state_ranks(self, name: str, states: tuple[Tensor, ...], rank: int) -> None:
-        """ValueError for ranks that no input has, RuntimeError if not that of this input."""
+        """ValueError for ranks that no input has, RuntimeError if not that of this input, TypeError
+        for a tensor in place of a pair."""
+        if isinstance(states, Tensor) and rank == 2:
+            raise TypeError(f"{name}: hx must be a pair of tensors (h, c), got one tensor")
         for k, state in enumerate(states):
             if state.dim() not in (1, 2):
                 hx = f"hx[{k}]" if name == "LSTMCell" else "hidden"

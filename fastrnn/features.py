@@ -100,6 +100,9 @@ class Asked(NamedTuple):
         if call.reset is None:
             raise ValueError("reset_state needs reset, which says where rows begin from it")
         given = (given,) if isinstance(given, Tensor) else tuple(given)
+        if not all(isinstance(each, Tensor) for each in given):
+            kinds = ", ".join(type(each).__name__ for each in given)
+            raise ValueError(f"reset_state: expected tensors, got {kinds}")
         state = (call.h0,) if call.c0 is None else (call.h0, call.c0)
         if len(given) != len(state):
             wanted = "a pair (h, c)" if len(state) == 2 else "one tensor"
@@ -119,7 +122,7 @@ class Asked(NamedTuple):
         k, v = self.detach_every, self.grad_clip
         if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
             raise ValueError(f"detach_every must be an integer of at least 1, got {k!r}")
-        if v is not None and (isinstance(v, bool) or not v > 0):
+        if v is not None and (isinstance(v, bool | str) or not v > 0):
             raise ValueError(f"grad_clip must be greater than 0, got {v!r}")
         return int(k or 0), float(v or 0.0)
 

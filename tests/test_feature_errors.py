@@ -53,6 +53,7 @@ def flags(*shape: int) -> Tensor:
         ({"detach_every": -2}, ValueError, "detach_every"),
         ({"detach_every": 2.0}, ValueError, "detach_every"),
         ({"grad_clip": 0.0}, ValueError, r"grad_clip must be greater than 0, got 0\.0"),
+        ({"grad_clip": "a"}, ValueError, "grad_clip must be greater than 0, got 'a'"),
         ({"grad_clip": -1.0}, ValueError, "grad_clip"),
         ({"grad_clip": float("nan")}, ValueError, "grad_clip"),
     ],

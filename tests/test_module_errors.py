@@ -125,3 +125,12 @@ def test_errors_of_cells(name):
 
 def test_unknown_nonlinearity_of_a_cell():
     assert_same_error(lambda library: library.RNNCell(4, 3, nonlinearity="selu")(torch.randn(2, 4)))
+
+
+def test_one_tensor_is_no_state_of_an_lstm_cell():
+    for library in (fastrnn, torch.nn):
+        cell = library.LSTMCell(3, 4)
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad), pytest.raises(TypeError, match="hx.* must be"):
+                cell(torch.randn(2, 3), torch.randn(2, 4))
+            assert cell(torch.randn(2, 3))[0].shape == (2, 4)
