@@ -43,6 +43,11 @@ def flags(*shape: int) -> Tensor:
         ({"reset": flags(5)}, RuntimeError, "Expected reset size"),
         ({"reset": flags(5, 3).to("meta")}, RuntimeError, "on the same device"),
         ({"reset_state": torch.ones(1, 3, 3)}, ValueError, "reset_state needs reset"),
+        (
+            {"reset": flags(5, 3), "reset_state": (None, None)},
+            ValueError,
+            "reset_state: expected tensors, got NoneType, NoneType",
+        ),
         ({"lengths": torch.ones(3)}, ValueError, "lengths: expected an integer dtype"),
         ({"lengths": flags(3)}, ValueError, "lengths: expected an integer dtype"),
         ({"lengths": torch.tensor([1, 2])}, RuntimeError, r"Expected lengths size \(3,\)"),
