@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,10 @@ TOLERANCE = {
     torch.bfloat16: (4e-2, 4e-2),
     torch.complex64: (2e-5, 2e-5),
 }
+
+# A shell that puts the run into the background has this signal ignored, here and in every child.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a GPU Triton's interpreter runs its kernels. Triton asks when it is first imported.
 if not torch.cuda.is_available():

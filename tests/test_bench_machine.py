@@ -18,12 +18,13 @@ def test_the_peak_is_what_a_call_holds_at_once():
     megabytes = 2**20
 
     def call():
-        held = [torch.ones(16 * megabytes // 4) for _ in range(3)]
-        torch.ones(8 * megabytes // 4)
+        # The C library takes pieces of this size from the system, never from what it has kept.
+        held = [torch.ones(40 * megabytes // 4) for _ in range(3)]
+        torch.ones(36 * megabytes // 4)
         return held[0]
 
     found = memory.peak(call, "cpu")
-    assert 55 * megabytes <= found < 80 * megabytes  # pages are counted in batches
+    assert 155 * megabytes <= found < 180 * megabytes  # pages are counted in batches
     assert memory.peak(lambda: None, "cpu") < 8 * megabytes
 
 
