@@ -20,8 +20,8 @@ than the baseline of its row, which is `torch.nn` or a work-around with it. A ra
 by more than 10 % carries its ±. The README of the folder says how rows are measured.
 
 Every table names its machine, its commit and its date. Rows of an older commit show older kernels.
-Two threads on both AMD processors were timed before waiting contenders were stopped, so the ±
-there is large.
+Two threads on the AMD processor with AVX2 were timed before waiting contenders were stopped, so the
+± there is large.
 """
 
 SCHEDULES = """\

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import dispatch
 from .call import Call
 from .dispatch import Backend, reference
+from .dispatch.cpu import op
 from .results import Cotangents, Gradients, Needs, Results, Saved
 from .torch_private import dispatch_modes, in_vmap
 
@@ -141,7 +142,7 @@ def op_backward(ctx, *grads):
     need_input, _, need_h0, need_c0, need_weights, *others = ctx.needs_input_grad
     needs = Needs(need_input, need_h0 or need_c0, any(need_weights))
     cotangents = Cotangents(*grads[:3], grads[4])
-    call, found = _gradients(ctx, dispatch.cpu, cotangents, needs)
+    call, found = _gradients(ctx, op, cotangents, needs)
     weights = [None] * len(call.weights)
     if found is None:
         found = Gradients(None, None, None, weights)

@@ -10,13 +10,14 @@ import weakref
 
 import pytest
 import torch
-from conftest import KERNELS
+from conftest import KERNELS, assert_matches
 from direct_ways import Subclass, both_ways, long_way
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 from torch_pairs import LAYERS, assert_same_results, cells, layers, pair, state
 
 import fastrnn
+from fastrnn.dispatch.cpu import op
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
 
@@ -183,3 +184,46 @@ def test_weights_outlive_the_call_that_reads_them(taken):
     assert alive
     assert weight() is None
     assert torch.equal(results[0], wanted) and taken == [True, True]
+
+
+@layers
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_training_goes_past_the_dispatcher(name, dtype, monkeypatch):
+    """Forward and backward of every layer, and no bit is another than through the op."""
+    module = getattr(fastrnn, name)(5, 7, 2, bidirectional=True, batch_first=True, dtype=dtype)
+    x, hx = torch.randn(3, 4, 5, dtype=dtype), state(name, 4, 3, 7, dtype=dtype)
+    ops = []
+    for function in ("run", "run_backward"):
+        real = getattr(op, function)
+        monkeypatch.setattr(op, function, lambda *a, real=real: (ops.append(1), real(*a))[1])
+
+    def gradients() -> list[torch.Tensor]:
+        output, last = module(x, hx)
+        loss = output.double().square().sum() + sum(t.double().sum() for t in tree_leaves(last))
+        return [output, *torch.autograd.grad(loss, list(module.parameters()))]
+
+    found = gradients()
+    assert not ops
+    with long_way():
+        wanted = gradients()
+    assert len(ops) == 4
+    for a, e in zip(found, wanted, strict=True):
+        assert torch.equal(a, e)
+
+
+@layers
+def test_sums_of_rows_that_are_alike(name):
+    """Their roundings do not cancel: a sum in one go over all of them would be off by 7e-5."""
+    module, exact = getattr(fastrnn, name)(64, 27), getattr(torch.nn, name)(64, 27).double()
+    exact.load_state_dict(module.state_dict())
+    x, seed = (
+        torch.randn(144, 1, 64).expand(-1, 185, -1),
+        torch.randn(144, 1, 27).expand(-1, 185, -1),
+    )
+    grads = []
+    for each in (module, exact):
+        dtype = each.weight_ih_l0.dtype
+        output, _ = each(x.to(dtype))
+        grads.append(torch.autograd.grad(output, list(each.parameters()), seed.to(dtype)))
+    for a, e in zip(*grads, strict=True):
+        assert_matches(a, e)

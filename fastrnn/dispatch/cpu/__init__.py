@@ -89,10 +89,20 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     return None if torch.compiler.is_compiling() else not_built
 
 
+def _dense(call: Call) -> Call:
+    """The call with what the user gives it contiguous."""
+    given = {"input": call.input, "h0": call.h0, "c0": call.c0}
+    strided = {
+        k: t.contiguous() for k, t in given.items() if t is not None and not t.is_contiguous()
+    }
+    return call._replace(**strided) if strided else call
+
+
 def run(call: Call, save: bool) -> Results:
     """As `dispatch.Backend` says. What the kernels do not take as it lies, goes through the op."""
-    if direct is not None and call.h0.dim() == 3 and call.input.dim() > 1:
-        dense = call if call.input.is_contiguous() else call._replace(input=call.input.contiguous())
+    rank = 3 if call.c0 is None else call.c0.dim()
+    if direct is not None and call.h0.dim() == rank == 3 and call.input.dim() > 1:
+        dense = _dense(call)
         results = room(dense, save)
         output, h_n, c_n, *saved = results
         saved = tuple(saved) if save else ()
@@ -104,13 +114,13 @@ def run(call: Call, save: bool) -> Results:
 def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
     """As `dispatch.Backend` says."""
     if direct is not None:
-        dense = call if call.input.is_contiguous() else call._replace(input=call.input.contiguous())
+        dense = _dense(call)
         came = tuple(None if g is None else g.contiguous() for g in cotangents)
         empty_like = torch.empty_like
         gradients = Gradients(
             empty_like(dense.input) if needs.input else None,
-            empty_like(call.h0) if needs.state else None,
-            empty_like(call.c0) if needs.state and call.c0 is not None else None,
+            empty_like(dense.h0) if needs.state else None,
+            empty_like(dense.c0) if needs.state and call.c0 is not None else None,
             [empty_like(weight) for weight in call.weights] if needs.weights else [],
         )
         if direct.run_backward(dense, came, saved, gradients):
