@@ -197,23 +197,23 @@ def takes_torch_step(call: Call) -> bool:
     # On a CPU a step of an RNN is two products and a tanh: there is nothing to fuse. With gradients
     # torch's own step takes 19 us, and a call of the layer 35 us (N = 1, H = 8). In bfloat16
     # torch's own step rounds more often than the kernels.
-    input = call.input
     return (
-        call.cell in ("rnn_tanh", "rnn_relu")
-        and _chosen == "auto"
-        and (input.dtype is torch.float32 or input.dtype is torch.float64)
+        _torch_step_is_as_good(call.cell, call.input.dtype)
         and not torch.compiler.is_compiling()
         and obstacle(cpu, call) is None
     )
+
+
+def _torch_step_is_as_good(cell: str, dtype: torch.dtype) -> bool:
+    plain = dtype is torch.float32 or dtype is torch.float64
+    return plain and _chosen == "auto" and cell in ("rnn_tanh", "rnn_relu")
 
 
 def is_torch_step(cell: str, *tensors: Tensor) -> bool:
     """The same where nothing wants to see an op and the tensors are plain, in less time."""
     dtype = tensors[0].dtype
     return (
-        cell in ("rnn_tanh", "rnn_relu")
-        and _chosen == "auto"
-        and (dtype is torch.float32 or dtype is torch.float64)
+        _torch_step_is_as_good(cell, dtype)
         and all(t.dtype is dtype and t.is_cpu and t.layout is torch.strided for t in tensors)
         and tensors[0].size(-1) > 0
         and not is_any_autocast_enabled()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -16,13 +17,12 @@ NAME = "cpu"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _load() -> str | None:
-    """Loads the kernels, which register themselves; returns why they cannot be, or None."""
+def _load() -> tuple[ModuleType | None, str | None]:
+    """The kernels, which register themselves, or why they cannot be loaded."""
     try:
-        importlib.import_module("fastrnn._C")
+        return importlib.import_module("fastrnn._C"), None
     except ImportError as error:
-        return _why_not_built(error)
-    return None
+        return None, _why_not_built(error)
 
 
 def _why_not_built(error: ImportError) -> str:
@@ -50,28 +50,16 @@ def _why_not_built(error: ImportError) -> str:
 def _open() -> object | None:
     """`fastrnn._C.Direct` of torch's classes, or None without kernels or without DLPack."""
     try:
-        from ... import _C
-
-        return _C.Direct(torch.Tensor, torch.nn.Parameter)
-    except (ImportError, AttributeError, ValueError):
+        return _kernels and _kernels.Direct(torch.Tensor, torch.nn.Parameter)
+    except (AttributeError, ValueError):  # a torch without DLPack 1
         return None
 
 
-not_built = _load()
+_kernels, not_built = _load()
 # The kernels past the dispatcher, which costs more than a layer of one small step.
 direct = _open()
-
-
-def _multiplies_bfloat16() -> bool:
-    if not_built:
-        return False
-    from ... import _C
-
-    return _C.isa() in ("amx", "avx512bf16")
-
-
 # Whether the CPU has instructions for products of bfloat16, which the kernels use.
-MULTIPLIES_BFLOAT16 = _multiplies_bfloat16()
+MULTIPLIES_BFLOAT16 = bool(_kernels) and _kernels.isa() in ("amx", "avx512bf16")
 
 
 def status() -> str | None:
