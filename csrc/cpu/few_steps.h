@@ -87,8 +87,8 @@ class FewSteps : Layer<Cell, Stored> {
  public:
   // One step: for more rows than these packing pays (H = 256: direct takes 0.33 of the time at
   // N = 1, 0.75 at 8, 1.18 at 64). Several: of one row, whose state is not rounded in between.
-  // There direct takes 0.3 to 0.9 of the time at T = 2, 0.4 to 1 at 4, and at 8 0.75 to 1 if the
-  // weights are large. Sums are rounded differently in the two ways.
+  // There direct takes 0.3 to 0.9 of the time at T = 2, 0.4 to 1 at 4, and at 8 0.7 to 1.05 if
+  // the weights are large. Sums are rounded differently in the two ways.
   static bool suits(const Sizes& size) {
     if (size.order != nullptr) return false;
     if (size.steps == 1) return size.batch <= 32;
