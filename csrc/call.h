@@ -13,7 +13,7 @@
 #include <string_view>
 #include <vector>
 
-#include "layer.h"
+#include "program.h"
 
 namespace fastrnn {
 
@@ -87,6 +87,7 @@ struct View {
 struct WeightNames {
   std::string_view text;  // the names with a space between them, as in fastrnn/table.py
   int w_ih = -1, w_hh = -1, b_ih = -1, b_hh = -1, w_hr = -1, count = 0;
+  int params = 0;  // of a program, "p_..." each: they come last
 
   explicit WeightNames(std::string_view names) : text(names) {
     const struct {
@@ -99,6 +100,13 @@ struct WeightNames {
                  {"w_hr", &WeightNames::w_hr}};
     while (!names.empty()) {
       const size_t end = std::min(names.find(' '), names.size());
+      if (names.starts_with("p_") || params > 0) {
+        FASTRNN_CHECK(names.starts_with("p_") && ++params <= kMostParams,
+                      "parameters come last, and are at most ", kMostParams, ": '", text, "'");
+        ++count;
+        names.remove_prefix(std::min(end + 1, names.size()));
+        continue;
+      }
       const auto* const found =
           std::find_if(std::begin(known), std::end(known),
                        [&](const auto& each) { return each.name == names.substr(0, end); });
@@ -114,7 +122,9 @@ struct WeightNames {
   template <class T>
   Weights<T> of(const View* views) const {
     const auto at = [&](int i) { return i < 0 ? nullptr : static_cast<T*>(views[i].data); };
-    return {at(w_ih), at(w_hh), at(b_ih), at(b_hh), at(w_hr)};
+    Weights<T> w{at(w_ih), at(w_hh), at(b_ih), at(b_hh), at(w_hr)};
+    for (int i = 0; i < params; ++i) w.params[i] = at(count - params + i);
+    return w;
   }
 };
 
@@ -155,6 +165,9 @@ class Call {
     f.h0 = static_cast<const T*>(given.h0.data);
     f.c0 = given.c0 ? static_cast<const T*>(given.c0->data) : nullptr;
     f.reset = given.reset ? static_cast<const bool*>(given.reset->data) : nullptr;
+    f.program = info.program;
+    for (int i = 0; i < names.params; ++i)
+      f.forms[i] = form(given.weights[names.count - names.params + i]);
     return f;
   }
 
@@ -177,6 +190,17 @@ class Call {
   void steps_of_lengths();
   void check_steps();
   void check_weights() const;
+  // The rows of a parameter are those of the input.
+  Form form(const View& param) const {
+    if (param.dims == 1 && param.is({size.hidden})) return Form::kUnit;
+    const View& input = given.input;
+    const bool same_rows = param.dims == input.dims &&
+                           std::equal(param.size, param.size + param.dims - 1, input.size);
+    FASTRNN_CHECK(same_rows && (param.last() == 1 || param.last() == size.hidden),
+                  "a parameter must be (", size.hidden, ",), or have the rows of the input and ",
+                  size.hidden, " columns or one, got ", param.text());
+    return param.last() == size.hidden ? Form::kEach : Form::kRow;
+  }
   const int64_t* numbers(const char* what, const View& view) const {
     FASTRNN_CHECK(view.type == Type::kInt64 && view.dims == 1 && view.dense &&
                       view.device_type == given.h0.device_type,
@@ -200,7 +224,8 @@ inline Call::Call(const Given& what) : given(what) {
                 size.directions);
   size.projected = names.w_hr >= 0;
   FASTRNN_CHECK(
-      given.weight_count == size.directions * names.count && (info.keeps == 'c' || !size.projected),
+      given.weight_count == size.directions * names.count && names.params == info.params &&
+          (info.program || info.own > 0 || !size.projected),
       "wrong number of weights: ", given.weight_count, " for '", names.text, "'");
   const View& w_ih = given.weights[names.w_ih];
   FASTRNN_CHECK(w_ih.dims == 2 && w_ih.size[0] % info.gates == 0,
@@ -209,16 +234,16 @@ inline Call::Call(const Given& what) : given(what) {
   size.input = input.last();
   size.state = h0.size[2];
   size.batch = h0.size[1];
+  size.cell = info.own * size.hidden;
   FASTRNN_CHECK(size.hidden > 0 && size.input > 0 && size.state > 0,
                 "input_size and hidden_size must be greater than zero");
   check_steps();
-  FASTRNN_CHECK(given.c0.has_value() == (info.keeps == 'c'),
-                "c0 belongs to an LSTM, and only there");
+  FASTRNN_CHECK(given.c0.has_value() == (info.own > 0), "c0 belongs to a cell with c, as an LSTM");
   FASTRNN_CHECK(size.projected || size.state == size.hidden, "h0 has ", size.state,
                 " columns, hidden_size is ", size.hidden);
   check_type("input", input);
   check_type("h0", h0);
-  if (given.c0) check("c0", *given.c0, {size.directions, size.batch, size.hidden});
+  if (given.c0) check("c0", *given.c0, {size.directions, size.batch, size.cell});
   check_weights();
 }
 
@@ -265,18 +290,21 @@ inline void Call::check_steps() {
 }
 
 inline void Call::check_weights() const {
-  const int64_t gated = info.gates * size.hidden;
+  const int64_t from_x = info.gates * size.hidden, from_h = info.hidden_gates * size.hidden;
   for (int64_t i = 0; i < given.weight_count; ++i) {
     const View& w = given.weights[i];
     const int which = static_cast<int>(i) % names.count;
     if (which == names.w_ih) {
-      check("w_ih", w, {gated, size.input});
+      check("w_ih", w, {from_x, size.input});
     } else if (which == names.w_hh) {
-      check("w_hh", w, {gated, size.state});
+      check("w_hh", w, {from_h, size.state});
     } else if (which == names.w_hr) {
       check("w_hr", w, {size.state, size.hidden});
+    } else if (which >= names.count - names.params) {
+      form(w);
+      check_type("a parameter", w);
     } else {
-      check("bias", w, {gated});
+      check("bias", w, {which == names.b_ih ? from_x : from_h});
     }
   }
 }

@@ -2,7 +2,9 @@
 // over all time steps.
 //
 // T time steps, N batch, I input size, H hidden size, P size of h (the projection's, or H),
-// D directions, G gates and S saved planes of the cell (cells.h).
+// D directions, G gates and S saved planes of the cell (cells.h). C numbers of c: H, or those of
+// several planes, one after the other, of a cell that is a program (program.h), whose w_ih and w_hh
+// may have different numbers of gates.
 // Rows: step t has active[t] rows, the batch entries 0 ... active[t], which never increase with t;
 // counted from the first step on they begin at offset[t]. Row r of them is row place[r] of every
 // [rows, ...] matrix, and n stands for entry order[n] of the states; where there is no place or no
@@ -17,16 +19,22 @@
 
 namespace fastrnn {
 
-// A cell as a name says it, from the list in cells.h.
+struct Program;
+
+// A cell as a name says it, from the list in cells.h or of a program.
 struct CellInfo {
   const char* name;
   int64_t gates, saved;
-  char keeps;  // what a unit keeps for itself from step to step: 'c', 'h' or 0
-  bool split;  // whether the gradients of its input part and of its hidden part differ
+  char keeps;            // what a unit keeps for itself from step to step: 'c', 'h' or 0
+  bool split;            // whether the gradients of its input part and of its hidden part differ
+  int64_t hidden_gates;  // of w_hh
+  int64_t own;           // planes of c
+  int64_t params;        // numbers of a unit that are neither weights of products nor states
+  const Program* program = nullptr;
 };
 int cell_count();
 const CellInfo& cell_at(int position);
-// Its position in the list, or -1.
+// Its position in the list, that of all programs, which is cell_count(), or -1.
 int find_cell(const char* name, CellInfo& info);
 
 // A bfloat16 in memory: the upper half of a float's bits. Arithmetic on them is float's.
@@ -48,7 +56,16 @@ struct Sizes {
   const int64_t* offset;                                   // [T]
   const int64_t* place;                                    // [sum of active] or null
   const int64_t* order;                                    // [N] or null
+  int64_t cell = 0;                                        // C
 };
+
+// What a parameter of a program has a number for.
+enum class Form : uint8_t {
+  kUnit,  // [H]: each unit
+  kRow,   // [rows]: each row
+  kEach   // [rows, H]
+};
+inline constexpr int kMostParams = 16;
 
 // The weights of a direction, or the gradients of them.
 template <class T>
@@ -58,6 +75,7 @@ struct Weights {
   T* b_ih;  // [G H] or null
   T* b_hh;  // [G H] or null
   T* w_hr;  // [P, H] or null
+  T* params[kMostParams] = {};
 };
 
 template <class T>
@@ -66,15 +84,17 @@ struct Forward {
   Weights<const T> weights[2];  // per direction
   const T* x;                   // [rows, I]
   const T* h0;                  // [D, N, P]
-  const T* c0;                  // [D, N, H] or null
+  const T* c0;                  // [D, N, C] or null
   const bool* reset;  // [rows] or null: whether the state is zeroed before that row's step
   T* y;               // [rows, D P]
   T* h_n;             // [D, N, P]
-  T* c_n;             // [D, N, H] or null
+  T* c_n;             // [D, N, C] or null
   bool save;          // whether the three below are written, for backward
   T* gates;           // [D, rows, S, H]
-  T* cells;           // [D, rows, H] or null
-  T* hidden;          // [D, rows, H] o tanh(c) before the projection, or null
+  T* cells;           // [D, rows, C] or null
+  T* hidden;          // [D, rows, H] h before the projection, or where h is not the output, or null
+  const Program* program = nullptr;
+  Form forms[kMostParams] = {};  // of its parameters
 };
 
 template <class T>
@@ -82,11 +102,11 @@ struct Backward {
   Forward<T> forward;  // inputs and results of the forward call; h_n and c_n are not read
   const T* dy;         // [rows, D P] or null, which means zero
   const T* dh_n;       // [D, N, P] or null
-  const T* dc_n;       // [D, N, H] or null
-  const T* dcells;     // [D, rows, H] or null: gradient of c_t from outside the layer
+  const T* dc_n;       // [D, N, C] or null
+  const T* dcells;     // [D, rows, C] or null: gradient of c_t from outside the layer
   T* dx;               // [rows, I] or null, which means not wanted
   T* dh0;              // [D, N, P] or null
-  T* dc0;              // [D, N, H] or null
+  T* dc0;              // [D, N, C] or null
   Weights<T> dweights[2];
   bool need_weights;
   int64_t detach_every;  // the gradient of a state does not go from step t = k detach_every to
@@ -110,7 +130,7 @@ using BackwardKernel = void(const Backward<T>&, const Parallel&);
 template <class T>
 using StreamKernel = Stream*(const Forward<T>&);
 
-// The kernels of one instruction set, by position in the list of cells.
+// The kernels of one instruction set, by position in the list of cells; those of programs follow.
 struct Kernels {
   const char* name;
   ForwardKernel<float>* forward_float[8];

@@ -16,6 +16,7 @@
 #include "cpu/direct.h"
 #include "cpu/isa.h"
 #include "cpu/memory.h"
+#include "cpu/programs.h"
 #include "cpu/split.h"
 #include "cpu/stream.h"
 #include "cuda/choose.h"
@@ -71,6 +72,21 @@ std::vector<std::tuple<std::string, int64_t, int64_t, std::string, bool>> cells(
     list.emplace_back(c.name, c.gates, c.saved, c.keeps ? std::string(1, c.keeps) : "", c.split);
   }
   return list;
+}
+
+// A code as (instructions, constants, planes, row_temps, temps, reads).
+using CodeTuple =
+    std::tuple<py::bytes, std::vector<double>, int64_t, int64_t, int64_t, py::bytes>;
+
+void register_program(const std::string& name, int64_t gates_x, int64_t gates_u, int64_t own,
+                      int64_t params, int64_t saved, int64_t output, bool split, bool row_sums,
+                      const CodeTuple& forward, const CodeTuple& backward) {
+  const auto code = [](const CodeTuple& c) {
+    const auto& [instructions, constants, planes, row_temps, temps, reads] = c;
+    return fastrnn::GivenCode{instructions, constants, planes, row_temps, temps, reads};
+  };
+  fastrnn::register_program({name, gates_x, gates_u, own, params, saved, output, split, row_sums,
+                             code(forward), code(backward)});
 }
 
 std::array<int64_t, 3> split_step(int64_t batch, int64_t outputs, int64_t depth, int64_t itemsize,
@@ -129,6 +145,12 @@ PYBIND11_MODULE(_C, m) {
         "The instruction sets that this CPU offers and kernels were compiled for, best first.");
   m.def("isa", &fastrnn::cpu::isa_current, "The instruction set that the CPU kernels use.");
   m.def("cells", &cells, "(name, gates, saved, keeps, split) of each cell: fastrnn/table.py.");
+  m.def("register_program", &register_program, py::arg("name"), py::arg("gates_x"),
+        py::arg("gates_u"), py::arg("own"), py::arg("params"), py::arg("saved"), py::arg("output"),
+        py::arg("split"), py::arg("row_sums"), py::arg("forward"), py::arg("backward"),
+        "Makes a program of fastrnn/programs/program.py a cell that calls can name, for as long as "
+        "the process lasts. Raises ValueError if it does not hold together.");
+  m.def("program_ops", &fastrnn::program_ops, "The operations of programs, by position.");
   m.def("split_step", &split_step, py::arg("batch"), py::arg("outputs"), py::arg("depth"),
         py::arg("itemsize"), py::arg("threads"), py::arg("most_units"),
         "How threads share a step: (pieces of the batch, pieces of the units, slices of each of "

@@ -25,6 +25,11 @@ T* data(const View& v) {
   return v.numel() > 0 ? static_cast<T*>(v.data) : nullptr;
 }
 
+// Whether h of every step is saved beside the output: before a projection, or as another state.
+inline bool keeps_hidden(const Call& call) {
+  return call.size.projected || (call.info.program && call.info.program->output > 0);
+}
+
 // How many numbers the tensors of a call have; gates, cells and hidden are 0 where the cell does
 // not save them.
 struct Counts {
@@ -32,14 +37,13 @@ struct Counts {
 
   explicit Counts(const Call& call) {
     const Sizes& s = call.size;
-    const bool has_c = call.info.keeps == 'c';
-    const int64_t per_row = s.directions * s.rows * s.hidden;
+    const int64_t rows = s.directions * s.rows, per_row = rows * s.hidden;
     output = s.rows * s.directions * s.state;
     h = s.directions * s.batch * s.state;
-    c = has_c ? s.directions * s.batch * s.hidden : 0;
+    c = s.directions * s.batch * s.cell;
     gates = per_row * call.info.saved;
-    cells = has_c ? per_row : 0;
-    hidden = s.projected ? per_row : 0;
+    cells = rows * s.cell;
+    hidden = keeps_hidden(call) ? per_row : 0;
   }
 };
 

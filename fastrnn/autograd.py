@@ -52,7 +52,7 @@ def _save(ctx, call: Call, results: Results, traced: bool) -> None:
         call.lengths,
         gates if kind.saved else None,
         cells if kind.has_c else None,
-        hidden if call.projected else None,
+        hidden if kind.keeps_hidden(call.projected) else None,
     )
     ctx.given = [tensor is not None for tensor in optional]
     ctx.kind, ctx.rest = kind, (*call[5:7], *call[9:])

@@ -5,7 +5,7 @@ do, in the order of the custom ops' schemas: `Call(*arguments)` is what an op wa
 `op(*call)` calls it.
 
 Sizes: T time steps, N batch, I inputs, H hidden units, G gates, D directions (1 or 2), P width of
-h (H, or the projection size). `rows` is T*N for padded input and sum(batch_sizes) for packed.
+h (H, or the projection size), K planes of c (1 of an LSTM), each of H. `rows` is T*N for padded input and sum(batch_sizes) for packed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_alike, check_shape, two_devices
-from .table import CELLS, Cell, cell_named, weight_shapes
+from .table import Cell, cell_named, weight_shapes
 
 
 class Sizes(NamedTuple):
@@ -41,10 +41,12 @@ class Call(NamedTuple):
     input: Tensor  # (T, N, I), or (rows, I) of a PackedSequence
     batch_sizes: Tensor | None  # (T,) int64 on the CPU for packed input
     h0: Tensor  # (D, N, P)
-    c0: Tensor | None  # (D, N, H) where the cell has a c
+    c0: Tensor | None  # (D, N, K*H) where the cell has a c
     weights: Sequence[Tensor]  # of each direction those that `names` says
-    cell: str  # a key of table.CELLS
-    names: str  # "w_ih w_hh b_ih b_hh w_hr", without what the layer does not have
+    cell: str  # a name in the table
+    # "w_ih w_hh b_ih b_hh w_hr", without what the layer does not have, and then "p_..." for each of
+    # the cell's parameters: (H,), or (T, N, H) or (T, N, 1), of packed input (rows, ...)
+    names: str
     # (T, N) bool, for one direction: where True, h and c are zero before the step.
     reset: Tensor | None = None
     # (N,) int64 in [0, T], in any order, on the device of the input. A row ends after its own
@@ -60,12 +62,17 @@ class Call(NamedTuple):
     @property
     def kind(self) -> Cell:
         """The cell's line in the table."""
-        return CELLS[self.cell]
+        return cell_named(self.cell)
 
     @property
     def projected(self) -> bool:
         """Whether h is a projection of o * tanh(c), by w_hr."""
-        return self.names.endswith("w_hr")
+        return "w_hr" in self.names
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        return self.weights[0].size(0) // self.kind.gates
 
     @property
     def has_features(self) -> bool:
@@ -130,22 +137,28 @@ class Call(NamedTuple):
             raise RuntimeError(f"h0 must have shape (1 or 2, N, P), got {tuple(h0.shape)}")
         D, N, P = h0.shape
         names = self.names.split()
-        if len(self.weights) != D * len(names) or (self.projected and not kind.has_c):
+        projectable = kind.has_c or kind.step is not None
+        params = [name for name in names if name.startswith("p_")]
+        fits = len(params) == kind.params and (projectable or not self.projected)
+        if len(self.weights) != D * len(names) or not fits:
             raise RuntimeError(
                 f"{self.cell} of {D} directions cannot take {len(self.weights)} weights for "
                 f"'{self.names}'"
             )
-        H = self.weights[len(names) - 1].size(-1) if self.projected else P
+        H = self.weights[names.index("w_hr")].size(-1) if self.projected else P
         I = input.size(-1)
         shapes = weight_shapes(kind, I, H, P)
         for each in self.by_name():
             for name, weight in each.items():
-                check_shape(name, weight, shapes[name])
+                if name.startswith("p_"):
+                    self._check_param(name, weight, H)
+                else:
+                    check_shape(name, weight, shapes[name])
         if kind.has_c != (self.c0 is not None):
             verb = "needs" if kind.has_c else "has no"
             raise RuntimeError(f"{self.cell} {verb} initial cell state")
         if self.c0 is not None:
-            check_shape("c0", self.c0, (D, N, H))
+            check_shape("c0", self.c0, (D, N, kind.own * H))
         if self.reset is not None and D == 2:
             raise RuntimeError("reset needs a single direction, got 2")
         if packed:
@@ -162,6 +175,14 @@ class Call(NamedTuple):
                 if tensor.dtype != dtype:
                     raise RuntimeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
         return Sizes(T, N, I, H, P, D, T * N)
+
+    def _check_param(self, name: str, param: Tensor, H: int) -> None:
+        rows = tuple(self.input.shape[:-1])
+        if tuple(param.shape) not in ((H,), (*rows, H), (*rows, 1)):
+            raise RuntimeError(
+                f"{name} must have shape {(H,)}, {(*rows, H)} or {(*rows, 1)}, "
+                f"got {tuple(param.shape)}"
+            )
 
     def _check_packed(self) -> None:
         if self.reset is not None or self.lengths is not None:

@@ -15,7 +15,7 @@ from . import dispatch
 from .dispatch import cpu, gpu
 from .features import Asked, states_of
 from .results import Results, room_to_save
-from .table import CELLS, weight_names
+from .table import cell_named, weight_names
 from .torch_private import is_any_autocast_enabled, unseen
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -91,7 +91,7 @@ def stack(
     ys, saved, states = (new_empty(*shape),), (), False
     if asked is not None and (asked.return_states or asked.return_gates):
         states, ys = True, tuple(new_empty(*shape) for _ in range(layers))
-        kind, rows, projected = CELLS[cell], (directions, steps * batch), module.proj_size > 0
+        kind, rows, projected = cell_named(cell), (directions, steps * batch), module.proj_size > 0
         for _ in range(layers):
             saved += room_to_save(kind, new_empty, rows, hidden, projected)
     names = weight_names(module.bias, module.proj_size > 0)
@@ -104,7 +104,7 @@ def stack(
     if not states:
         return output, state
     results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]
-    of = states_of(CELLS[cell], directions, batch_first, asked.return_gates, results)
+    of = states_of(cell_named(cell), directions, batch_first, asked.return_gates, results)
     return output, state, of
 
 

@@ -18,11 +18,11 @@ class Results(NamedTuple):
 
     output: Tensor  # (T, N, D*P) or (rows, D*P)
     h_n: Tensor  # (D, N, P)
-    c_n: Tensor | None  # (D, N, H) where the cell has a c
+    c_n: Tensor | None  # (D, N, K*H) where the cell has a c
     # The rest is for backward and for `return_states`, where it was asked for.
     gates: Tensor | None = None  # (D, rows, S, H), the planes that the cell saves
-    cells: Tensor | None = None  # (D, rows, H), every c_t
-    hidden: Tensor | None = None  # (D, rows, H), o * tanh(c) before a projection
+    cells: Tensor | None = None  # (D, rows, K*H), every c_t
+    hidden: Tensor | None = None  # (D, rows, H), h before a projection, or if it is not the output
 
 
 class Cotangents(NamedTuple):
@@ -77,9 +77,8 @@ def room(call: Call, save: bool) -> Results:
     output = new_empty(*leading, D * P)
     if not save:
         return Results(output, h_n, c_n)
-    H = P if c0 is None else c0.size(-1)
     rows = leading[0] * leading[1] if len(leading) == 2 else leading[0]
-    kept = room_to_save(call.kind, new_empty, (D, rows), H, call.projected)
+    kept = room_to_save(call.kind, new_empty, (D, rows), call.hidden_size, call.projected)
     return Results(output, h_n, c_n, *kept)
 
 
@@ -89,8 +88,8 @@ def room_to_save(
     """Gates, cells and hidden of a layer without data; rows: (D, rows)."""
     return (
         new_empty(*rows, kind.saved, H) if kind.saved else None,
-        new_empty(*rows, H) if kind.has_c else None,
-        new_empty(*rows, H) if projected else None,
+        new_empty(*rows, kind.own * H) if kind.has_c else None,
+        new_empty(*rows, H) if kind.keeps_hidden(projected) else None,
     )
 
 

@@ -2,11 +2,12 @@
 
 The arithmetic of a cell stands once in each language, under the cell's name: in `csrc/cells.h`, in
 `dispatch/triton/cells.py` and in `dispatch/reference/definition.py`. Tests hold these against the
-table.
+table. Cells that users make of functions join it while a process runs: see `programs`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -18,22 +19,38 @@ class Cell(NamedTuple):
     saved: int  # S, planes that forward saves for backward
     keeps: str  # what a unit keeps for itself, unrounded, from step to step: "c", "h" or ""
     split: bool  # whether the gradients of the input part and of the hidden part differ
+    hidden_gates: int  # planes of w_hh; G is those of w_ih
+    own: int = 0  # K, planes of c, which lie one after the other
+    params: int = 0  # what a unit has besides weights of products and states
+    output: int = 0  # which state is the output: 0 for h, k for plane k - 1 of c
+    # step(x, u, h, c, *params) -> (h, c): the definition of a cell that a user made; see `programs`
+    step: Callable | None = None
 
     @property
     def has_c(self) -> bool:
-        """Whether there is a cell state c beside h. Only such a cell can be projected."""
-        return self.keeps == "c"
+        """Whether there is a cell state c beside h. Of those below, only such can be projected."""
+        return self.own > 0
+
+    def keeps_hidden(self, projected: bool) -> bool:
+        """Whether h of every step is saved beside the output."""
+        return projected or self.output > 0
 
 
 CELLS = {
     cell.name: cell
     for cell in (
-        Cell("lstm", 4, 4, "c", False),
-        Cell("gru", 3, 4, "h", True),
-        Cell("rnn_tanh", 1, 0, "", False),
-        Cell("rnn_relu", 1, 0, "", False),
+        Cell("lstm", 4, 4, "c", False, hidden_gates=4, own=1),
+        Cell("gru", 3, 4, "h", True, hidden_gates=3),
+        Cell("rnn_tanh", 1, 0, "", False, hidden_gates=1),
+        Cell("rnn_relu", 1, 0, "", False, hidden_gates=1),
     )
 }
+_MADE: dict[str, Cell] = {}  # by users
+
+
+def add(cell: Cell) -> None:
+    """Has the table know a cell of a user's. One of the same name is the same."""
+    _MADE.setdefault(cell.name, cell)
 
 
 _NAMES = {
@@ -50,8 +67,8 @@ def weight_names(bias: bool, projected: bool) -> str:
 
 def weight_shapes(kind: Cell, I: int, H: int, P: int) -> dict[str, tuple[int, ...]]:
     """The shape of a weight by its name."""
-    GH = kind.gates * H
-    return {"w_ih": (GH, I), "w_hh": (GH, P), "b_ih": (GH,), "b_hh": (GH,), "w_hr": (P, H)}
+    X, U = kind.gates * H, kind.hidden_gates * H
+    return {"w_ih": (X, I), "w_hh": (U, P), "b_ih": (X,), "b_hh": (U,), "w_hr": (P, H)}
 
 
 def names_in(cell: str, bias: bool, count: int) -> str:
@@ -72,6 +89,8 @@ def names_in(cell: str, bias: bool, count: int) -> str:
 
 def cell_named(name: str) -> Cell:
     """The cell. Raises RuntimeError if there is none of this name."""
-    if name not in CELLS:
-        raise RuntimeError(f"unknown cell '{name}'. Select from {', '.join(CELLS)}")
-    return CELLS[name]
+    cell = CELLS.get(name) or _MADE.get(name)
+    if cell is None:
+        hint = ": make its `Cell` first" if name.startswith("cell_") else ""
+        raise RuntimeError(f"unknown cell '{name}'. Select from {', '.join(CELLS)}{hint}")
+    return cell

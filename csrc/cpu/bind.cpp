@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/parallel.h"
+#include "cpu/programs.h"
 #include "results.h"
 #define FASTRNN_NAMESPACE fastrnn::names_only
 #define FASTRNN_FN static inline
@@ -18,7 +19,10 @@ const CellInfo kCells[] = {
    names_only::Cell::kKeepsC   ? 'c'                              \
    : names_only::Cell::kKeepsH ? 'h'                              \
                                : '\0',                            \
-   names_only::Cell::kSplit},
+   names_only::Cell::kSplit,                                      \
+   names_only::Cell::kGates,                                      \
+   names_only::Cell::kKeepsC,                                     \
+   0},
     FASTRNN_CELLS(X)
 #undef X
 };
@@ -34,6 +38,10 @@ int find_cell(const char* name, CellInfo& info) {
       info = kCells[i];
       return i;
     }
+  if (const Program* const program = find_program(name)) {
+    info = program->info;
+    return cell_count();
+  }
   return -1;
 }
 
@@ -47,14 +55,14 @@ struct Outputs {
 Outputs forward(const Arguments& a, bool save) {
   const Call& call = a.call;
   const Sizes& s = call.size;
-  const bool c = call.info.keeps == 'c';
+  const bool c = s.cell > 0;
   const Outputs out{
       a.empty(a.output_shape()),
       a.empty({s.directions, s.batch, s.state}),
-      c ? a.empty({s.directions, s.batch, s.hidden}) : a.empty({0}),
+      c ? a.empty({s.directions, s.batch, s.cell}) : a.empty({0}),
       save ? a.empty({s.directions, s.rows, call.info.saved, s.hidden}) : a.empty({0}),
-      save && c ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0}),
-      save && s.projected ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0})};
+      save && c ? a.empty({s.directions, s.rows, s.cell}) : a.empty({0}),
+      save && keeps_hidden(call) ? a.empty({s.directions, s.rows, s.hidden}) : a.empty({0})};
   const Results results{view(out.output), view(out.h_n),   view(out.c_n),
                         view(out.gates),  view(out.cells), view(out.hidden)};
   for_type(call, [&]<class T>() {
@@ -90,7 +98,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     OptionalTensor reset, OptionalTensor lengths, int64_t detach_every, double grad_clip) {
   Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths);
   const Call& call = a.call;
-  const bool c = call.info.keeps == 'c';
+  const bool c = call.size.cell > 0;
   const auto given = [&](const OptionalTensor& t) { return t ? view(a.keep(*t)) : View{}; };
   const Results saved{given(output), {}, {}, given(gates), given(cells), given(hidden)};
   const Cotangents in{given(grad_output),

@@ -307,7 +307,7 @@ class Direct {
       Results& r = all.results.emplace_back();
       if (k == 0) {
         call.check("h_n", h_n, {planes, s.batch, s.state});
-        if (c0) call.check("c_n", c_n, {planes, s.batch, s.hidden});
+        if (c0) call.check("c_n", c_n, {planes, s.batch, s.cell});
       }
       r.h_n = planes_of(h_n);
       r.c_n = planes_of(c_n);

@@ -1,29 +1,33 @@
-// A step of a layer forward, after its product: the cells' arithmetic, and where its results go.
+// A step of a layer forward: the recurrent product and, panel by panel, while its sums are in one
+// tile, the cells' arithmetic, and where its results go.
 #pragma once
 
-#include "cpu/schedule.h"
+#include "cpu/forward_state.h"
 
 namespace FASTRNN_NAMESPACE {
 
 template <class Cell, class Stored>
-struct ForwardStep : Layer<Cell, Stored> {
-  using Base = Layer<Cell, Stored>;
+struct ForwardStep
+    : ForwardState<Layer<Cell, Stored>, Stored, Layer<Cell, Stored>::kGated, Cell::kGates> {
+  using Base =
+      ForwardState<Layer<Cell, Stored>, Stored, Layer<Cell, Stored>::kGated, Cell::kGates>;
   using Base::Base;
-  using Base::f, Base::G, Base::H, Base::kGated, Base::kUnitRegisters, Base::ld_cell,
-      Base::ld_state, Base::place, Base::s, Base::S;
+  using Base::chunk_, Base::direction_, Base::f, Base::G, Base::H, Base::kGated, Base::kLd,
+      Base::kRounds, Base::kUnitRegisters, Base::ld_cell, Base::ld_state, Base::N, Base::P,
+      Base::place, Base::s, Base::S, Base::x_part;
+  using typename Base::Direction;
+  using typename Base::Gated;
   using typename Base::O;
+  using typename Base::Step;
   using typename Base::T;
   using typename Base::V;
-  static constexpr bool kRounds = !std::is_same_v<O, T>;  // h has a copy that is an operand
 
-  // One step of one batch block.
-  struct Step {
-    int64_t d, row, chunk_row, rows;  // first row in the order of time and of x_part, their number
-    T *h_prev, *h, *c;                // h_prev and h [rows, ld_state], c and m [rows, ld_cell]
-    O *left, *next_left;              // h_prev and h as operands, where these are others
-    O* m;
-    T* partial;  // [rows, kLd]
+  // What a thread needs for its steps.
+  struct Worker {
+    explicit Worker(const ForwardStep&) {}
   };
+  // Panels between which a step can be cut.
+  int64_t cut() const { return 1; }
 
   // Registers of units, of several rows or, without, of several parts of one: the row n and the
   // units of the first, and where its x and u have the first gate. What follows is a distance on.
@@ -113,6 +117,72 @@ struct ForwardStep : Layer<Cell, Stored> {
       store<V>(now.h + n * ld_state + lane.at, h);
       if constexpr (kRounds) lane.store_to(now.next_left + n * ld_state, h);
       lane.store_to(f.y + this->at_y(now.d, to), h);
+    }
+  }
+
+  // u = W_hh h_{t-1} + bias for the units of some panels, and their cells.
+  void recurrent_product(Worker&, const Step& now, int64_t step, Range panels) {
+    if (now.rows == 0) return;
+    if (now.rows > 1)
+      return this->each_panel(step, panels,
+                              [&](int64_t p, int64_t next) { panel_product(now, p, next); });
+    constexpr int64_t kMost = max(1, kTogether / kUnitRegisters);
+    this->each_panel(step, {0, ceil_div(panels.count(), kMost)}, [&](int64_t group, int64_t) {
+      const int64_t first = panels.first + group * kMost;
+      row_product(now, {first, min(panels.last, first + kMost)});
+    });
+  }
+
+  // For a single row, a few panels before their cells.
+  void row_product(const Step& now, Range panels) {
+    alignas(64) T tile[kTogether * kLd];
+    const Direction& w = direction_[now.d];
+    for (int64_t p = panels.first; p < panels.last; ++p) {
+      const T* const init = Cell::kSplit ? w.b_hh + p * kLd : x_part(now.d, p, now.chunk_row);
+      const Panel<O> panel = w.hh.get(p);
+      micro_of<O, kGated>(1, panel)(now.left, ld_state, panel, P, init, 0,
+                                    tile + (p - panels.first) * kLd, kLd, {});
+    }
+    constexpr bool kParts = kUnitRegisters > 1;  // of one panel, or one of each
+    const int64_t first = panels.first * Gated::kUnits;
+    const int64_t count = ceil_div(min(H, panels.last * Gated::kUnits) - first, kLanes<T>);
+    this->cells(now, count,
+                Units<false>{0, first, x_part(now.d, panels.first, now.chunk_row), tile,
+                             kParts ? kLanes<T> : chunk_ * N * kLd, kParts ? kLanes<T> : kLd});
+  }
+
+  // For the units of one panel, tile by tile, each followed by its cells.
+  void panel_product(const Step& now, int64_t p, int64_t next) {
+    const Panel<O> panel = direction_[now.d].hh.get(p);
+    const O* const far = direction_[now.d].hh.far(next);
+    alignas(64) T tile[kTileRows<O, kGated> * kLd];
+    const T* const x = x_part(now.d, p, now.chunk_row);
+    const T* init = Cell::kSplit ? direction_[now.d].b_hh + p * kLd : x;
+    int64_t ld_init = Cell::kSplit ? 0 : kLd;
+    const int64_t depth = panel_depth<O, kGated>(P, now.rows), head = (P - 1) / depth * depth;
+    if (head > 0) {
+      multiply<O, kGated>(now.left, ld_state, now.rows, head, panel,
+                          far ? panel.from(head).data : nullptr, init, ld_init, now.partial, kLd);
+      init = now.partial;
+      ld_init = kLd;
+    }
+    const Tiles<O, kGated> tiles(now.rows);
+    Ahead ahead = ahead_of<O, kGated>(far, tiles.count);
+    const T* const next_x = x_part(now.d, next, now.chunk_row);
+    for (int64_t j = 0, i = 0, rows; j < tiles.count; ++j, i += rows) {
+      rows = tiles.rows(j);
+      if (f.save) this->prefetch_saved(now, p * Gated::kUnits, i, rows);
+      if (ahead.stride > 0) prefetch(next_x + i * kLd, rows * kLd * sizeof(T));
+      micro_of<O, kGated>(rows, panel)(now.left + i * ld_state + head, ld_state, panel.from(head),
+                                       P - head, init + i * ld_init, ld_init, tile, kLd, ahead);
+      ahead.move(depth);
+      for (int u = 0; u < kUnitRegisters; ++u) {
+        const int64_t column = p * Gated::kUnits + u * kLanes<T>;
+        if (column >= H) break;
+        this->cells(
+            now, rows,
+            Units<true>{i, column, x + i * kLd + u * kLanes<T>, tile + u * kLanes<T>, kLd, kLd});
+      }
     }
   }
 };

@@ -275,30 +275,38 @@ FASTRNN_INLINE Operands<O> from_columns(const S* const (&row)[kTerms<O>], int64_
 // A right-hand matrix of type S and its panels. `Transposed` says how it lies: the columns of the
 // product are rows of w [columns, k] (a weight in a forward product), or columns of w [k, columns].
 // Groups > 1 interleaves: a panel takes NV / Groups registers from each of Groups blocks of
-// `columns` columns, so that all gates of the same units meet in one tile.
+// `columns` columns, so that all gates of the same units meet in one tile. Groups = 0 leaves their
+// number to the constructor: the registers of a row are then those of each group in turn, for
+// kLanes columns after the other, whichever panels they fall into.
 // Without `keep`, for a matrix that is used for a few rows only, panels are read as they lie, which
 // takes k-major columns of single operands; others, and a last one that is not full, are packed,
 // each time one is asked for, into the caller's scratch.
 template <class S, class O, int NV, int Groups, bool Transposed>
 struct Panels {
   static constexpr int kLane = kLanes<O>, kStep = kTerms<O>;
-  static constexpr int kPerGroup = NV / Groups;
+  static constexpr bool kMixed = Groups == 0;
+  static constexpr int kPerGroup = kMixed ? 1 : NV / max(1, Groups);
   static constexpr int64_t kUnits = kPerGroup * kLane;  // columns of each group in a panel
   static constexpr bool kAsItLies = std::is_same_v<S, O> && kStep == 1;
 
   const S* const w;
   const int64_t k, columns;  // rows of w are `ld` apart
   const int64_t ld;
+  const int64_t groups;
   Buffer<O> packed;  // [count(), k, kWidth], or null
 
-  Panels(const S* weight, int64_t depth, int64_t width, bool keep)
+  Panels(const S* weight, int64_t depth, int64_t width, bool keep, int64_t number = Groups)
       : w(weight),
         k(depth),
         columns(width),
         ld(Transposed ? depth : width),
+        groups(number),
         packed(keep ? count() * stride() : 0) {}
 
-  int64_t count() const { return w ? ceil_div(columns, kUnits) : 0; }
+  int64_t registers() const { return groups * ceil_div(columns, kLane); }
+  int64_t count() const {
+    return kMixed ? ceil_div(registers(), NV) : w ? ceil_div(columns, kUnits) : 0;
+  }
   int64_t stride() const { return round_up(k, kGrain<O>) * kWidth<O, NV>; }
   int64_t scratch() const {
     return packed || !w || (kAsItLies && columns % kUnits == 0) ? 0 : stride();
@@ -322,6 +330,7 @@ struct Panels {
 
   // Zero where there are no columns.
   void pack(int64_t panel, O* out) const {
+    if constexpr (kMixed) return pack_mixed(panel, out);
     const bool full = w && (panel + 1) * kUnits <= columns;
     const Panel<O> to = of_packed(panel, out);
     const int64_t end = full ? round_up(k, kStep) * to.ld : 0;
@@ -337,8 +346,20 @@ struct Panels {
   }
 
  private:
+  void pack_mixed(int64_t panel, O* out) const {
+    const Panel<O> to = of_packed(panel, out);
+    memset(out, 0, stride() * sizeof(O));
+    for (int v = 0; v < NV; ++v) {
+      const int64_t at = panel * NV + v, column = at / groups * kLane;
+      if (!w || at >= registers()) return;
+      pack_register(at % groups * columns + column, min(kLane, columns - column),
+                    out + v * kLane * kStep, to.ld);
+    }
+  }
   Panel<O> of_packed(int64_t panel, const O* data) const {
-    const bool half = Groups == 1 && NV == kWide && columns - panel * kUnits <= kUnits / 2;
+    const bool half = NV == kWide && (kMixed ? registers() - panel * NV <= NV / 2
+                                             : Groups == 1 &&
+                                                   columns - panel * kUnits <= kUnits / 2);
     return {{data, half ? kWidth<O, NV> / 2 : kWidth<O, NV>}, half};
   }
   // One register's worth of columns, all k, zero beyond the valid ones.

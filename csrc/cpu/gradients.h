@@ -12,14 +12,14 @@
 
 namespace FASTRNN_NAMESPACE {
 
-template <class Cell, class Stored>
-class Gradients : protected Layer<Cell, Stored> {
-  using Base = Layer<Cell, Stored>;
+template <class Stored>
+class Gradients : protected Schedule<Stored> {
+  using Base = Schedule<Stored>;
 
  protected:
-  using Base::active, Base::D, Base::f, Base::G, Base::H, Base::I, Base::ld_cell, Base::ld_gates,
-      Base::ld_state, Base::N, Base::P, Base::parallel, Base::row, Base::rows_of, Base::s,
-      Base::place;
+  using Base::active, Base::C, Base::D, Base::f, Base::H, Base::I, Base::kind, Base::ld_cell,
+      Base::ld_gates, Base::ld_state, Base::N, Base::P, Base::parallel, Base::place, Base::row,
+      Base::rows_of, Base::s;
   using typename Base::O;
   using typename Base::T;
   using typename Base::V;
@@ -33,14 +33,15 @@ class Gradients : protected Layer<Cell, Stored> {
     Buffer<O> d_y;             // [rows of a chunk, ld_y] complete gradient of h, with a projection
     Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
     Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
-    Buffer<T> d_c;             // [N, ld_cell] gradient of c_t from later steps
+    Buffer<T> d_c;             // [planes of c, N, ld_cell] gradient of c_t from later steps
+    Buffer<T> d_p;             // [rows of a chunk, parameters, ld_cell] gradients of parameters
     Buffer<T> sums;            // gradients of the weights, where memory holds another type
     Buffer<int64_t> previous;  // [rows] row of the matrices one step before; ~n for the first step
                                // of entry n; kNone where a reset made the state before zero
     fastrnn::cpu::Live live;   // [steps]
     fastrnn::cpu::Fact finite_weights;
 
-    O* d_hidden() const { return Cell::kSplit ? d_u : d_x; }
+    O* d_hidden() const { return d_u ? d_u : d_x; }
   };
 
   static constexpr int64_t kNone = INT64_MIN;
@@ -51,29 +52,45 @@ class Gradients : protected Layer<Cell, Stored> {
   const bool keep_;      // packed weights; a step of a few rows reads them as they lie
   const int64_t ld_y_;   // of d_y
   const int64_t chunk_;  // time steps
+  const int64_t GX, GU;  // numbers of a row of w_ih's gates, and of w_hh's
+  const int params_;
   Direction direction_[2];
   Buffer<T> zero_;
   Buffer<Stored> zero_state_;
 
-  Gradients(const fastrnn::Backward<Stored>& backward, const Parallel& threads)
-      : Base(backward.forward, threads),
+  Gradients(const fastrnn::Backward<Stored>& backward, const Parallel& threads, Kind cell)
+      : Base(backward.forward, threads, cell),
         b_(backward),
         keep_(s.steps > 1 || N > kTileRows<O, kWide>),
         ld_y_(round_up(P, kGrain<O>)),
         chunk_(this->chunk(N, 0, kOuterDepth)),
+        GX(kind.gates_x * H),
+        GU(kind.gates_u * H),
+        params_(f.program ? static_cast<int>(f.program->info.params) : 0),
         direction_{make(0), make(1)},
         zero_(kWidth<T, kWide>),
-        zero_state_(max(ld_state, ld_cell)) {}
+        zero_state_(max(ld_state, max(ld_cell, C))) {}
 
+  // h of a row of the matrices: the output, or of a program with another one what is kept beside.
+  const Stored* h_of(int64_t d, int64_t row) const {
+    return f.program && f.program->output > 0 ? f.hidden + this->at_hidden(d, row)
+                                              : f.y + this->at_y(d, row);
+  }
   const Stored* previous_h(int64_t d, int64_t row) const {
     const int64_t at = direction_[d].previous[row];
-    return at >= 0 ? f.y + this->at_y(d, at) : at == kNone ? zero_state_ : f.h0 + (d * N + ~at) * P;
+    return at >= 0 ? h_of(d, at) : at == kNone ? zero_state_ : f.h0 + (d * N + ~at) * P;
+  }
+  const Stored* previous_c(int64_t d, int64_t row) const {
+    const int64_t at = direction_[d].previous[row];
+    return at >= 0       ? f.cells + this->at_cell(d, at)
+           : at == kNone ? zero_state_
+                         : f.c0 + (d * N + ~at) * C;
   }
 
   bool finite_weights(int64_t d) {
     const fastrnn::Weights<const Stored>& w = f.weights[d];
     return direction_[d].finite_weights.get([&] {
-      return finite<T>(w.w_ih, G * H * I) && finite<T>(w.w_hh, G * H * P) &&
+      return finite<T>(w.w_ih, GX * I) && finite<T>(w.w_hh, GU * P) &&
              (!s.projected || finite<T>(w.w_hr, P * H));
     });
   }
@@ -85,7 +102,7 @@ class Gradients : protected Layer<Cell, Stored> {
       const int64_t first = row(d, step) + batch.first, rows = active(d, step, batch);
       for (int64_t n = first; n < first + rows && b_.need_weights; ++n)
         if (!finite<T>(f.x + place(n) * I, I) || !finite<T>(previous_h(d, n), P) ||
-            (s.projected && !finite<T>(f.hidden + this->at_cell(d, place(n)), H)))
+            (s.projected && !finite<T>(f.hidden + this->at_hidden(d, place(n)), H)))
           return false;
       return finite_weights(d);
     };
@@ -102,6 +119,14 @@ class Gradients : protected Layer<Cell, Stored> {
     if (steps.count() == 0) return {0, 0};
     const Range live = rows_of(d, steps);
     return {(live.first - first) / kGrain<O> * kGrain<O>, live.last - first};
+  }
+
+  // The complete gradient of h_t: from later steps, of which nothing is left, and of y.
+  V take(T* d_h, int64_t d, int64_t row, Lane<T> lane) {
+    V dh = load<V>(d_h + lane.at);
+    if (b_.dy) dh += lane.load_from(b_.dy + this->at_y(d, row));
+    store<V>(d_h + lane.at, V{});
+    return dh;
   }
 
   // dx (+)= d_x W_ih for one thread's share of a chunk's rows. The other direction meets the rows
@@ -131,7 +156,7 @@ class Gradients : protected Layer<Cell, Stored> {
     for (int64_t i = rows.first; i < rows.last; i += block)
       for (int64_t p = 0; p < w.ih.count(); ++p) {
         const int64_t count = min(block, rows.last - i);
-        multiply<O, kWide>(w.d_x + i * ld_gates, ld_gates, count, G * H, w.ih.get(p, scratch),
+        multiply<O, kWide>(w.d_x + i * ld_gates, ld_gates, count, GX, w.ih.get(p, scratch),
                            w.ih.far(p + 1), zero_, 0, partial, kWidth<T, kWide>);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t row = all.first + i + r, to = place(row);
@@ -158,7 +183,8 @@ class Gradients : protected Layer<Cell, Stored> {
 
   // One of several shares of the rows of every weight's gradient, summed over a chunk's rows.
   void weight_gradients(int64_t task, Range steps, bool add, int64_t shares) {
-    const Range gates = piece(G * H, task, shares, kTileRows<O, kNarrow>);
+    const Range gates_x = piece(GX, task, shares, kTileRows<O, kNarrow>);
+    const Range gates_u = piece(GU, task, shares, kTileRows<O, kNarrow>);
     const Range states = piece(P, task, shares, kTileRows<O, kNarrow>);
     for (int64_t d = 0; d < D; ++d) {
       const Direction& w = direction_[d];
@@ -171,7 +197,7 @@ class Gradients : protected Layer<Cell, Stored> {
       const auto d_u = [&](int64_t k) { return left_u + k * ld_gates; };
       const auto x = [&](int64_t k) { return f.x + place(from + k) * I; };
       const auto h = [&](int64_t k) { return previous_h(d, from + k); };
-      const auto m = [&](int64_t k) { return f.hidden + this->at_cell(d, place(from + k)); };
+      const auto m = [&](int64_t k) { return f.hidden + this->at_hidden(d, place(from + k)); };
       T* next = w.sums;
       const auto product = [&](Range range, int64_t m, int64_t n, const O* left, int64_t ld,
                                auto&& right, Stored* to) {
@@ -179,18 +205,46 @@ class Gradients : protected Layer<Cell, Stored> {
         outer<O>(rows, range, n, left, ld, right, sum, add);
         finish(steps, to, sum, {range.first * n, range.last * n});
       };
-      const auto column_sum = [&](auto&& left, Stored* to) {
-        T* const sum = sums(to, G * H, next);
-        column_sums(rows, gates, left, sum, add);
-        finish(steps, to, sum, gates);
+      const auto column_sum = [&](Range range, int64_t count, auto&& left, Stored* to) {
+        T* const sum = sums(to, count, next);
+        column_sums(rows, range, left, sum, add);
+        finish(steps, to, sum, range);
       };
-      product(gates, G * H, I, left_x, ld_gates, x, out.w_ih);
-      product(gates, G * H, P, left_u, ld_gates, h, out.w_hh);
+      product(gates_x, GX, I, left_x, ld_gates, x, out.w_ih);
+      product(gates_u, GU, P, left_u, ld_gates, h, out.w_hh);
       if (out.b_ih) {
-        column_sum(d_x, out.b_ih);
-        column_sum(d_u, out.b_hh);
+        column_sum(gates_x, GX, d_x, out.b_ih);
+        column_sum(gates_u, GU, d_u, out.b_hh);
       }
       if (s.projected) product(states, P, H, w.d_y + live.first * ld_y_, ld_y_, m, out.w_hr);
+      for (int i = 0; i < params_; ++i) {
+        const auto d_p = [&](int64_t k) {
+          return w.d_p + ((live.first + k) * params_ + i) * ld_cell;
+        };
+        if (f.forms[i] == fastrnn::Form::kUnit)
+          column_sum(piece(H, task, shares, 1), H, d_p, out.params[i]);
+        else
+          row_gradients(piece(rows, task, shares, 1), from, d_p, f.forms[i], out.params[i]);
+      }
+    }
+  }
+
+  // The gradient of a parameter that every row has its own numbers of, for some rows of a chunk.
+  template <class Rows>
+  void row_gradients(Range rows, int64_t from, Rows&& d_p, fastrnn::Form form, Stored* to) {
+    for (int64_t k = rows.first; k < rows.last; ++k) {
+      const T* const row = d_p(k);
+      const int64_t at = place(from + k);
+      if (form == fastrnn::Form::kEach) {
+        copy(to + at * H, row, H);
+        continue;
+      }
+      V sum{};
+      for (int64_t u = 0; u < H; u += kLanes<T>) sum += Lane<T>(u, H).load_from(row);
+      T lane[kLanes<T>], total = 0;
+      store<V>(lane, sum);
+      for (const T each : lane) total += each;
+      copy(to + at, &total, 1);
     }
   }
 
@@ -210,16 +264,17 @@ class Gradients : protected Layer<Cell, Stored> {
     const bool used = d < D;
     const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
     const int64_t rows = used ? chunk_ * N : 0;
-    const int64_t weights = G * H * (I + P + 2) + (s.projected ? P * H : 0);
-    return {Plain(w.w_ih, G * H, I, used && keep_ && b_.dx),
-            Plain(w.w_hh, G * H, P, used && keep_),
+    const int64_t weights = GX * (I + 1) + GU * (P + 1) + (s.projected ? P * H : 0) + params_ * H;
+    return {Plain(w.w_ih, GX, I, used && keep_ && b_.dx),
+            Plain(w.w_hh, GU, P, used && keep_ && GU > 0),
             Plain(w.w_hr, P, H, used && keep_),
             left_matrix(rows * ld_gates),
-            left_matrix(Cell::kSplit ? rows * ld_gates : 0),
+            left_matrix(kind.split ? rows * ld_gates : 0),
             left_matrix(s.projected ? rows * ld_y_ : 0),
             Buffer<T>(used && s.projected ? N * ld_cell : 0),
             Buffer<T>(used ? N * ld_state : 0),
-            Buffer<T>(used && Cell::kKeepsC ? N * ld_cell : 0),
+            Buffer<T>(used ? kind.own * N * ld_cell : 0),
+            Buffer<T>(rows * params_ * ld_cell),
             Buffer<T>(used && kRounds && b_.need_weights ? weights : 0),
             Buffer<int64_t>(used ? this->total : 0),
             fastrnn::cpu::Live(used ? s.steps : 0),

@@ -7,6 +7,7 @@
 #include "cpu/forward.h"
 #include "cpu/few_steps.h"
 #include "cpu/backward.h"
+#include "cpu/program_step.h"
 
 namespace FASTRNN_NAMESPACE {
 
@@ -15,17 +16,17 @@ void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
   if (FewSteps<Cell, T>::suits(arguments.size)) {
     FewSteps<Cell, T>(arguments, parallel)();
   } else {
-    ForwardPass<Cell, T>(arguments, parallel)();
+    ForwardPass<ForwardStep<Cell, T>, T>(arguments, parallel)();
   }
 }
 template <class Cell, class T>
 void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
-  BackwardPass<Cell, T>(arguments, parallel)();
+  BackwardPass<BackwardStep<Cell, T>, T>(arguments, parallel)();
 }
 
-template <class Cell, class T>
+template <class Step, class T>
 struct Steps final : fastrnn::Stream {
-  ForwardPass<Cell, T> pass;
+  ForwardPass<Step, T> pass;
 
   explicit Steps(const fastrnn::Forward<T>& arguments) : pass(arguments, Parallel{1, nullptr}) {
     pass.pack();
@@ -34,7 +35,21 @@ struct Steps final : fastrnn::Stream {
 };
 template <class Cell, class T>
 fastrnn::Stream* stream(const fastrnn::Forward<T>& arguments) {
-  return new Steps<Cell, T>(arguments);
+  return new Steps<ForwardStep<Cell, T>, T>(arguments);
+}
+
+// The same of programs.
+template <class T>
+void program_forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
+  ForwardPass<ProgramStep<T>, T>(arguments, parallel)();
+}
+template <class T>
+void program_backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
+  BackwardPass<ProgramDerivative<T>, T>(arguments, parallel)();
+}
+template <class T>
+fastrnn::Stream* program_stream(const fastrnn::Forward<T>& arguments) {
+  return new Steps<ProgramStep<T>, T>(arguments);
 }
 
 }  // namespace FASTRNN_NAMESPACE

@@ -11,7 +11,7 @@
 #include "cpu/split.h"
 #include "cpu/tasks.h"
 #include "cpu/team.h"
-#include "layer.h"
+#include "program.h"
 
 namespace FASTRNN_NAMESPACE {
 
@@ -87,22 +87,27 @@ void copy(To* to, const From* from, int64_t count) {
   }
 }
 
+// What the passes must know of a cell.
+struct Kind {
+  int64_t gates_x, gates_u;  // of w_ih and of w_hh
+  int64_t saved, own;        // planes for backward, and of c
+  bool split;                // whether it sees x and u apart, not their sum
+};
+
 // What forward and backward share: sizes, the order of time, the split of the batch. A layer is
 // Stored in memory and computed in T; what is carried from step to step is a T, but for its copies
 // that are operands O of products.
-template <class Cell, class Stored>
-struct Layer {
+template <class Stored>
+struct Schedule {
   using T = Compute<Stored>;
   using O = Operand<Stored>;
   using V = Vec<T>;
-  static constexpr int64_t G = Cell::kGates, S = Cell::kSaved;
-  static constexpr int kUnitRegisters = G == 1 ? kWide : 1;
-  static constexpr int kGated = G * kUnitRegisters;  // registers of a panel of gates
   static constexpr int64_t kPad = 64 / sizeof(O);
 
   const fastrnn::Forward<Stored>& f;
   const Sizes& s;
-  const int64_t I, H, P, D, N;
+  const Kind kind;
+  const int64_t I, H, P, D, N, C;
   const int64_t total;  // rows that belong to a step
   // Rows of states are padded to whole registers; no row is a multiple of 4 KiB long, which would
   // put all rows into the same few sets of the caches.
@@ -110,31 +115,35 @@ struct Layer {
   const Parallel parallel;
   const fastrnn::cpu::Split split;  // of a direction's loop over time
 
-  Layer(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
+  Schedule(const fastrnn::Forward<Stored>& forward, const Parallel& threads, Kind cell)
       : f(forward),
         s(f.size),
+        kind(cell),
         I(s.input),
         H(s.hidden),
         P(s.state),
         D(s.directions),
         N(s.batch),
+        C(kind.own * H),
         total(s.steps ? s.offset[s.steps - 1] + s.active[s.steps - 1] : 0),
         ld_cell(round_up(H, kWidth<T, kWide>) + kPad),
         ld_state(round_up(P, kWidth<T, kWide>) + kPad),
-        ld_gates(round_up(G * H, kPad) + kPad),
+        ld_gates(round_up(max(kind.gates_x, kind.gates_u) * H, kPad) + kPad),
         parallel{worth_threads() ? threads.threads : 1, threads.run},
-        split(fastrnn::cpu::split_step({N, G * H, P, sizeof(O)}, ceil_div(parallel.threads, D),
+        split(fastrnn::cpu::split_step({N, kind.gates_u * H, P, sizeof(O)},
+                                       ceil_div(parallel.threads, D),
                                        uniform() ? ceil_div(H, kWidth<T, kWide>) : 1)) {}
 
   bool worth_threads() const {
-    const int64_t weights = D * G * H * (I + P), bytes = weights * int64_t{sizeof(Stored)};
+    const int64_t weights = D * H * (kind.gates_x * I + kind.gates_u * P), bytes = weights * int64_t{sizeof(Stored)};
     return total * weights / D >= kThreadWork || bytes > kNearBytes;
   }
 
   // Whether all steps have all rows, and a step is one product and a cell: only then do threads
   // share the units.
   bool uniform() const {
-    return s.steps > 1 && s.active[s.steps - 1] == N && !s.place && !f.reset && !s.projected;
+    return s.steps > 1 && s.active[s.steps - 1] == N && !s.place && !f.reset && !s.projected &&
+           !(f.program && (f.program->row_sums || kind.gates_u == 0));
   }
 
   // body(task) for each of n, which may multiply.
@@ -246,17 +255,35 @@ struct Layer {
     }
   }
 
+  // Where a row of the matrices begins.
+  Stored* gates(int64_t d, int64_t row) const {
+    return f.gates + (d * s.rows + row) * kind.saved * H;
+  }
+  int64_t at_cell(int64_t d, int64_t row) const { return (d * s.rows + row) * C; }
+  int64_t at_hidden(int64_t d, int64_t row) const { return (d * s.rows + row) * H; }
+  int64_t at_y(int64_t d, int64_t row) const { return row * D * P + d * P; }
+};
+
+// The same of a cell of cells.h, whose sizes the compiler knows.
+template <class Cell, class Stored>
+struct Layer : Schedule<Stored> {
+  using Base = Schedule<Stored>;
+  using Base::f, Base::H, Base::s;
+  using typename Base::T;
+  using typename Base::V;
+  static constexpr int64_t G = Cell::kGates, S = Cell::kSaved;
+  static constexpr int kUnitRegisters = G == 1 ? kWide : 1;
+  static constexpr int kGated = G * kUnitRegisters;  // registers of a panel of gates
+
+  Layer(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
+      : Base(forward, threads, {G, G, S, Cell::kKeepsC, Cell::kSplit}) {}
+
   // What backward needs of a register of units: h is that before the projection.
   FASTRNN_INLINE void save(int64_t d, int64_t row, Lane<T> lane, const V* saved, V c, V h) const {
-    for (int i = 0; i < S; ++i) lane.store_to(gates(d, row) + i * H, saved[i]);
-    if constexpr (Cell::kKeepsC) lane.store_to(f.cells + at_cell(d, row), c);
-    if (s.projected) lane.store_to(f.hidden + at_cell(d, row), h);
+    for (int i = 0; i < S; ++i) lane.store_to(this->gates(d, row) + i * H, saved[i]);
+    if constexpr (Cell::kKeepsC) lane.store_to(f.cells + this->at_cell(d, row), c);
+    if (s.projected) lane.store_to(f.hidden + this->at_hidden(d, row), h);
   }
-
-  // Where a row of the matrices begins.
-  Stored* gates(int64_t d, int64_t row) const { return f.gates + (d * s.rows + row) * S * H; }
-  int64_t at_cell(int64_t d, int64_t row) const { return (d * s.rows + row) * H; }
-  int64_t at_y(int64_t d, int64_t row) const { return row * D * P + d * P; }
 };
 
 }  // namespace FASTRNN_NAMESPACE

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...call import Call
 from ...results import Results
+from ...table import Cell, cell_named
 
 Step = tuple[Tensor, Tensor | None, tuple[Tensor, ...]]
 
@@ -55,6 +56,12 @@ def rnn_relu(x: Tensor, u: Tensor, h: Tensor, c: None) -> Step:
 # x = W_ih x_t + b_ih and u = W_hh h + b_hh, both (N, G*H), come separately because GRU's reset gate
 # multiplies a part of u alone. h is (N, P); c and every saved plane are (N, H).
 STEPS = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
+
+
+def _made(kind: Cell, x: Tensor, u: Tensor, h: Tensor, c: Tensor | None, params) -> Step:
+    """The step of a cell that a user made. What its program saves is not known here: zeros."""
+    hidden, c = kind.step(x, u, h, c, *params)
+    return hidden, c, (torch.zeros_like(hidden),) * kind.saved
 
 
 class _Clip(torch.autograd.Function):
@@ -118,7 +125,7 @@ class Trace(NamedTuple):
     """One direction of a layer: per-step values in time order, and the final state."""
 
     output: list[Tensor]  # (n_t, P)
-    cells: list[Tensor | None]  # (n_t, H)
+    cells: list[Tensor | None]  # (n_t, K*H)
     hidden: list[Tensor]  # (n_t, H): h before the projection
     saved: list[tuple[Tensor, ...]]  # S of (n_t, H)
     h: Tensor
@@ -140,7 +147,9 @@ def _direction(
     them. Rows that have ended (or, in reverse, have not begun) keep their state.
     """
     w_hh, b_hh, w_hr = (weights.get(name) for name in ("w_hh", "b_hh", "w_hr"))
-    step = STEPS[cell]
+    kind, step = cell_named(cell), STEPS.get(cell)
+    params = [weight for name, weight in weights.items() if name.startswith("p_")]
+    params = [p if p.dim() == 1 else p.flatten(0, -2).split(passage.steps) for p in params]
     steps, masks = passage.steps, passage.active
     plain = passage.keep is None and not (passage.detach_every or passage.grad_clip)
     trace: list[tuple] = []
@@ -151,7 +160,12 @@ def _direction(
         h_t, c_t = h[:n], None if c is None else c[:n]
         if not plain:
             h_t, c_t = passage(t, before, h_t, c_t)
-        hidden, c_t, saved = step(x[t], F.linear(h_t, w_hh, b_hh), h_t, c_t)
+        u = F.linear(h_t, w_hh, b_hh)
+        if step is not None:
+            hidden, c_t, saved = step(x[t], u, h_t, c_t)
+        else:
+            now = [p if isinstance(p, Tensor) else p[t] for p in params]
+            hidden, c_t, saved = _made(kind, x[t], u, h_t, c_t, now)
         h_t = hidden if w_hr is None else F.linear(hidden, w_hr)
         if masks is None:
             h = torch.cat((h_t, h[n:]))
@@ -167,6 +181,13 @@ def _direction(
     if reverse:
         trace.reverse()
     return Trace(*map(list, zip(*trace, strict=True)), h, c)
+
+
+def _outputs(kind: Cell, trace: Trace) -> list[Tensor]:
+    """The output of each step: h, or a plane of c."""
+    if not kind.output:
+        return trace.output
+    return [c.chunk(kind.own, -1)[kind.output - 1] for c in trace.cells]
 
 
 def layer(call: Call, trace: bool = False) -> Results:
@@ -204,7 +225,7 @@ def layer(call: Call, trace: bool = False) -> Results:
         )
         for d, weights in enumerate(call.by_name())
     ]
-    output = torch.cat([torch.cat(each.output) for each in traces], -1)
+    output = torch.cat([torch.cat(_outputs(call.kind, each)) for each in traces], -1)
     if not packed:
         output = output.unflatten(0, (size.T, size.N))
     h_n = torch.stack([each.h for each in traces])
@@ -218,6 +239,6 @@ def layer(call: Call, trace: bool = False) -> Results:
         gates = torch.stack([torch.cat([torch.stack(s, 1) for s in t.saved]) for t in traces])
     if has_c:
         cells = torch.stack([torch.cat(each.cells) for each in traces])
-    if call.projected:
+    if call.kind.keeps_hidden(call.projected):
         hidden = torch.stack([torch.cat(each.hidden) for each in traces])
     return Results(output, h_n, c_n, gates, cells, hidden)
