@@ -106,3 +106,14 @@ def recording(function: Callable[[], Result]) -> Result:
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(call).result()
+
+
+def for_recording() -> tuple[type, dict[Callable, Callable]]:
+    """(the base class of a mode that sees every op below autograd, how torch decomposes ops).
+
+    Nothing can stand in for them: a torch without one says here what it lacks.
+    """
+    from torch._decomp import decomposition_table
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    return TorchDispatchMode, decomposition_table

@@ -1,0 +1,38 @@
+"""Operations over the units of a row in terms of sums. torch has these too, in more steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def var(x: Tensor, dim: Sequence[int] | None = None, correction: float = 1, keepdim: bool = False):
+    centred = x - x.mean(dim, True)
+    count = x.size(-1) - correction
+    return (centred * centred).sum(dim, keepdim) / max(0.0, count)
+
+
+def layer_norm(x: Tensor, shape: Sequence[int], weight, bias, eps: float):
+    """(output, mean, 1 / standard deviation), the latter two of shape (N, 1)."""
+    mean = x.mean(-1, True)
+    centred = x - mean
+    rstd = torch.rsqrt((centred * centred).mean(-1, True) + eps)
+    y = centred * rstd
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, mean, rstd
+
+
+def layer_norm_backward(grad: Tensor, x: Tensor, shape, mean, rstd, weight, bias, wanted):
+    """The gradient of x. No plane can be the weight or the bias, which have the shape (H,)."""
+    normed = (x - mean) * rstd
+    across = (grad * normed).mean(-1, True)
+    return (grad - grad.mean(-1, True) - normed * across) * rstd, None, None
+
+
+DECOMPOSITIONS = {
+    torch.ops.aten.var.correction: var,
+    torch.ops.aten.native_layer_norm.default: layer_norm,
+    torch.ops.aten.native_layer_norm_backward.default: layer_norm_backward,
+}
