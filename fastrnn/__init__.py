@@ -26,6 +26,8 @@ from .dispatch import backend, backends, set_backend
 from .features import States
 from .memory import release_memory
 from .modules import GRU, LSTM, RNN, RNNBase
+from .programs import Cell, StepError
+from .recurrent import Recurrent
 from .streamer import Streamer
 
 try:
@@ -34,6 +36,7 @@ except metadata.PackageNotFoundError:  # a checkout on the path that is not inst
     __version__ = "0+unknown"
 
 __all__ = [
+    "Cell",
     "GRU",
     "GRUCell",
     "LSTM",
@@ -41,7 +44,9 @@ __all__ = [
     "RNN",
     "RNNBase",
     "RNNCell",
+    "Recurrent",
     "States",
+    "StepError",
     "Streamer",
     "backend",
     "backends",

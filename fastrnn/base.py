@@ -19,8 +19,12 @@ from .trees import map_tensors
 class RNNBase(torch.nn.RNNBase):
     """What RNN, LSTM and GRU share: the way from user input to the stack of layers.
 
-    Derived classes are told apart by `mode`: LSTM, GRU, RNN_TANH or RNN_RELU.
+    Derived classes are told apart by `mode`: LSTM, GRU, RNN_TANH, RNN_RELU, or the name of a cell
+    that was made of a function.
     """
+
+    # The class of torch.nn that does the same, if there is one.
+    torch_class: type[torch.nn.RNNBase] | None = None
 
     def _update_flat_weights(self) -> None:
         parameters = self._parameters
@@ -37,7 +41,11 @@ class RNNBase(torch.nn.RNNBase):
     def _are_weights_for_torch(self) -> bool:
         """Whether weights, which are brought up to date, know torch's own functions alone."""
         self._update_flat_weights()
-        return any(map(tracing.is_own_affair, self._flat_weights))
+        return self.torch_class is not None and any(map(tracing.is_own_affair, self._flat_weights))
+
+    def _is_recorded(self) -> bool:
+        """Whether the call is recorded as one of torch.nn."""
+        return self.torch_class is not None and tracing.recording()
 
     def _zero_state(self, input: Tensor, batch: int):
         layers = self.num_layers * (2 if self.bidirectional else 1)
@@ -109,6 +117,9 @@ class RNNBase(torch.nn.RNNBase):
             asked = Asked(
                 reset, lengths, return_states, return_gates, detach_every, grad_clip, reset_state
             )
+        return self._forward(input, hx, asked)
+
+    def _forward(self, input: Tensor | PackedSequence, hx, asked: Asked | None):
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, asked)
         if not isinstance(input, Tensor):
@@ -134,7 +145,7 @@ class RNNBase(torch.nn.RNNBase):
             if not batched:
                 hx = self._unsqueeze_state(hx)
         results = direct.stack(self, input, hx, None, asked)
-        if results is None and (tracing.recording() or self._are_weights_for_torch()):
+        if results is None and (self._is_recorded() or self._are_weights_for_torch()):
             results = tracing.as_torch(self, input, hx, asked and asked._asdict())
         if results is None:
             if hx is None:
@@ -171,6 +182,9 @@ class RNNBase(torch.nn.RNNBase):
             ValueError: the module is bidirectional, or as a call raises.
             RuntimeError: as a call raises.
         """
+        return self._step(input, state, reset, reset_state)
+
+    def _step(self, input: Tensor, state, reset, reset_state, inputs=None):
         if self.bidirectional:
             raise ValueError("step needs a network of one direction: this one is bidirectional")
         if input.dim() != 2:
@@ -180,11 +194,14 @@ class RNNBase(torch.nn.RNNBase):
             raise RuntimeError(f"Expected reset size {(len(input),)}, got {tuple(reset.shape)}")
         time = 1 if self.batch_first else 0
         reset = None if reset is None else reset.unsqueeze(time)
-        output, state = self(input.unsqueeze(time), state, reset=reset, reset_state=reset_state)
+        given = {} if inputs is None else {"inputs": inputs}
+        output, state = self(
+            input.unsqueeze(time), state, reset=reset, reset_state=reset_state, **given
+        )
         return output.squeeze(time), state
 
     def _forward_packed(self, packed: PackedSequence, hx, asked: Asked | None):
-        if tracing.recording():
+        if self._is_recorded():
             return tracing.as_torch(self, packed, hx, asked and asked._asdict())
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:

@@ -51,7 +51,11 @@ def stack(
         hx: None, or the initial states in the form that the module takes for such input.
         asked: features of the call, for input that is not packed.
     """
-    if not open_to(input) or (module.training and module.dropout and module.num_layers > 1):
+    if (
+        module.torch_class is None
+        or not open_to(input)
+        or (module.training and module.dropout and module.num_layers > 1)
+    ):
         return None
     cell, layers, batch_first = module.mode.lower(), module.num_layers, module.batch_first
     directions, hidden = 2 if module.bidirectional else 1, module.hidden_size

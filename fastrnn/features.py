@@ -5,6 +5,7 @@ T time steps, N batch, D directions, P width of h, H hidden units, G gates.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from numbers import Integral
 from typing import NamedTuple
 
@@ -46,10 +47,15 @@ class Asked(NamedTuple):
     detach_every: int | None = None
     grad_clip: float | None = None
     reset_state: Tensor | tuple[Tensor, Tensor] | None = None
+    inputs: Mapping[str, Tensor] | None = None  # of a cell made of a function: see `Recurrent`
 
     def any(self) -> bool:
         """Whether there is one."""
-        reset, lengths, states, gates, detach_every, grad_clip, reset_state = self
+        return self.inputs is not None or self.features()
+
+    def features(self) -> bool:
+        """Whether there is one that needs padded input."""
+        reset, lengths, states, gates, detach_every, grad_clip, reset_state, _ = self
         given = not (reset is lengths is detach_every is grad_clip is reset_state is None)
         return given or bool(states or gates)
 
@@ -64,6 +70,8 @@ class Asked(NamedTuple):
         reset, lengths, states, gates, *_ = self
         input, batch_first = stack.call.input, stack.batch_first
         if stack.call.batch_sizes is not None:
+            if not self.features():
+                return stack
             raise ValueError(
                 "reset, reset_state, lengths, return_states, return_gates, detach_every and "
                 "grad_clip need padded input, got packed"
@@ -130,6 +138,10 @@ class Asked(NamedTuple):
         """The same for input that came without a batch and was given one of one row."""
         if self.lengths is not None:
             raise ValueError("lengths need batched input, got unbatched")
+        inputs = self.inputs
+        if inputs is not None:
+            inputs = {k: v.unsqueeze(batch_dim) if v.dim() == 2 else v for k, v in inputs.items()}
+        self = self._replace(inputs=inputs)
         reset = mask_of(self.reset, input)
         if reset is None:
             return self

@@ -20,6 +20,7 @@ from ..torch_private import (
     are_transforms_active,
     in_forward_ad,
     is_any_autocast_enabled,
+    is_tracing,
     unseen,
 )
 from . import choice, cpu, cuda, cudnn, gpu, reference, triton
@@ -167,7 +168,7 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
     Raises:
         RuntimeError: the user chose one that cannot take the call.
     """
-    if _chosen == "reference":
+    if _chosen == "reference" or (call.kind.step and is_tracing()):
         return reference
     if _chosen != "auto":
         forced = BACKENDS[_chosen]

@@ -9,6 +9,7 @@ from types import ModuleType
 import torch
 
 from ...call import Call
+from ...programs.program import Program
 from ...results import Cotangents, Gradients, Needs, Results, Saved, room
 from . import op
 
@@ -60,6 +61,12 @@ _kernels, not_built = _load()
 direct = _open()
 # Whether the CPU has instructions for products of bfloat16, which the kernels use.
 MULTIPLIES_BFLOAT16 = bool(_kernels) and _kernels.isa() in ("amx", "avx512bf16")
+
+
+def register(program: Program) -> None:
+    """Has the kernels know a cell made of a function, under the program's name."""
+    if _kernels:
+        _kernels.register_program(**program._asdict())
 
 
 def status() -> str | None:

@@ -46,6 +46,8 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     input = call.input
     if _missing is not None:
         return _missing
+    if call.kind.step:
+        return "the kernels for GPUs take no cells made of functions"
     if not input.is_cuda:
         return f"tensors are on {input.device}; move them and the module to 'cuda'"
     if not torch.compiler.is_compiling():

@@ -35,6 +35,8 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
         return f"tensors are on {call.input.device}; move them and the module to 'cuda'"
     if call.input.dtype not in DTYPES:
         return f"dtype is {call.input.dtype}"
+    if call.kind.step:
+        return "torch.nn has no cells made of functions"
     if traced or call.has_features:
         return "torch.nn has no reset, lengths, states of every step, detach_every or grad_clip"
     if call.input.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling():

@@ -58,6 +58,8 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     input = call.input
     if _missing is not None:
         return _missing
+    if call.kind.step:
+        return "the kernels for GPUs take no cells made of functions"
     if input.device.type != DEVICE:
         return f"tensors are on {input.device}; move them and the module to 'cuda'"
     if input.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling():

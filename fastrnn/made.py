@@ -1,0 +1,188 @@
+"""Cells that are made of functions, as the table, the kernels and a call take them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import table
+from .dispatch import cpu
+from .features import Asked
+from .programs import Cell
+from .programs.trace import Planes
+
+
+def register(cell: Cell, H: int, projected: bool) -> str:
+    """The name under which the table and the kernels know the cell from now on.
+
+    Raises:
+        StepError: the step cannot be traced.
+        ValueError: no gate has an input part, or a projected state is read or is not the output.
+    """
+    program = cell.program(H)
+    if program.gates_x == 0:
+        raise ValueError(f"{cell.name}: no gate sees the input")
+    if projected and (cell.output != cell.recurrent or _reads_h(program)):
+        raise ValueError(
+            f"{cell.name} cannot be projected: its step reads the state {cell.recurrent}, or "
+            "another one is the output"
+        )
+    cpu.register(program)
+    table.add(
+        table.Cell(
+            name=program.name,
+            gates=program.gates_x,
+            saved=program.saved,
+            keeps="c" if program.own else "",
+            split=program.split,
+            hidden_gates=program.gates_u,
+            own=program.own,
+            params=program.params,
+            output=program.output,
+            step=_Step(cell),
+        )
+    )
+    return program.name
+
+
+def _reads_h(program) -> bool:
+    gates = (program.gates_x if program.split else 0) + program.gates_u
+    return bool(program.forward.reads[gates] or program.backward.reads[program.saved])
+
+
+class _Step:
+    """The step of a cell as the reference calls it: `step(x, u, h, c, *params) -> (h, c)`."""
+
+    def __init__(self, cell: Cell):
+        self._cell = cell
+        names = cell.names
+        self._gates, self._params = names.gates, names.params
+        self._order = [cell.recurrent, *(s for s in cell.states if s != cell.recurrent)]
+
+    def __call__(
+        self, x: Tensor, u: Tensor, h: Tensor, c: Tensor | None, *params: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        X, U = (sum(getattr(g, side) for g in self._gates) for side in ("of_x", "of_u"))
+        xs, us = iter(x.chunk(X, -1)), iter(u.chunk(U, -1) if U else ())
+        gates = {}
+        for gate in self._gates:
+            parts = (
+                [next(xs)] * gate.of_x + [next(us)] * gate.of_u
+                if gate.of_x and gate.of_u
+                else ([next(xs) if gate.of_x else next(us)])
+            )
+            gates[gate.name] = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        own = () if c is None else c.chunk(len(self._order) - 1, -1)
+        states = dict(zip(self._order, (h, *own), strict=True))
+        shape = next(iter(gates.values())).shape
+        planes = {k: p.expand(shape) for k, p in zip(self._params, params, strict=True)}
+        new = self._cell.step(
+            Planes("gate", gates), Planes("state", states), Planes("parameter", planes)
+        )
+        new = dict(zip(self._cell.states, (new,) if isinstance(new, Tensor) else new, strict=True))
+        others = [new[name] for name in self._order[1:]]
+        return new[self._order[0]], torch.cat(others, -1) if others else None
+
+
+def parameter_shapes(cell: Cell, H: int, bias: bool, P: int) -> dict[str, tuple[int | None, ...]]:
+    """The shape of each parameter of a direction; None stands for the features of its input."""
+    program = cell.program(H)
+    X, U = program.gates_x * H, program.gates_u * H
+    shapes: dict[str, tuple[int | None, ...]] = {"weight_ih": (X, None)}
+    if U:
+        shapes["weight_hh"] = (U, P or H)
+    if bias:
+        shapes["bias_ih"] = (X,)
+    if bias and U:
+        shapes["bias_hh"] = (U,)
+    if P:
+        shapes["weight_hr"] = (P, H)
+    return shapes | {name: (H,) for name in cell.params}
+
+
+def given(cell: Cell, inputs: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """The inputs of a call in the cell's order. ValueError if they are not those of the cell."""
+    names = set(inputs or ())
+    if names != set(cell.inputs):
+        raise ValueError(
+            f"{cell.name} needs inputs={{{', '.join(map(repr, cell.inputs))}}}, "
+            f"got {', '.join(map(repr, sorted(names))) or 'none'}"
+        )
+    return {name: inputs[name] for name in cell.inputs} if inputs else None
+
+
+def check_asked(cell: Cell, asked: Asked) -> None:
+    """ValueError if a call asks for what goes with no cell, or not with this one."""
+    if asked.return_states and cell.output != cell.recurrent:
+        raise ValueError(
+            f"return_states needs a cell whose output is its recurrent state; {cell.name} gives "
+            f"{cell.output}: return {cell.recurrent} as another state to see it"
+        )
+    if asked.reset_state is not None and asked.inputs:
+        raise ValueError("reset_state does not go with inputs: write it into the step")
+
+
+def weights(
+    module, input: Tensor, batch_sizes: Tensor | None, inputs: Mapping[str, Tensor] | None
+) -> tuple[str, Sequence[Tensor]]:
+    """The names and the weights of a `Call` for all layers: the module's, and a call's inputs.
+
+    Raises:
+        ValueError: an input does not broadcast.
+    """
+    cell = module.cell
+    program = cell.program(module.hidden_size)
+    flat = module._flat_weights
+    given = [
+        _spread(name, each, input, batch_sizes, module.hidden_size, module.batch_first)
+        for name, each in (inputs or {}).items()
+    ]
+    names = "w_ih w_hh"
+    if module.bias:
+        names += " b_ih b_hh"
+    if module.proj_size:
+        names += " w_hr"
+    names += "".join(f" p_{name}" for name in cell.params + cell.inputs)
+    if program.gates_u and not given:
+        return names, flat
+    each = len(flat) // (module.num_layers * (2 if module.bidirectional else 1))
+    whole: list[Tensor] = []
+    for at in range(0, len(flat), each):
+        own = list(flat[at : at + each])
+        if not program.gates_u:
+            own.insert(1, own[0].new_zeros(0, module.proj_size or module.hidden_size))
+            if module.bias:
+                own.insert(3, own[0].new_zeros(0))
+        whole += own + given
+    return names, whole
+
+
+def _spread(
+    name: str,
+    each: Tensor | PackedSequence,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    H: int,
+    batch_first: bool,
+) -> Tensor:
+    """An input of a call as a parameter of a `Call`: (H,), or with the rows of the input."""
+    if isinstance(each, PackedSequence):
+        each = each.data
+    if not isinstance(each, Tensor):
+        raise ValueError(f"input {name}: expected a tensor, got {type(each).__name__}")
+    rows = input.shape[:-1]
+    width = 1 if each.dim() and each.size(-1) == 1 else H
+    try:
+        if each.dim() < 2 and (batch_sizes is None or each.dim() < 2):
+            return each.expand(H).contiguous()
+        spread = each.expand(*rows, width)
+    except RuntimeError:
+        raise ValueError(
+            f"input {name} must broadcast to {(*rows, H)}, got {tuple(each.shape)}"
+        ) from None
+    if batch_first and batch_sizes is None:
+        spread = spread.transpose(0, 1)
+    return spread.contiguous()

@@ -1,0 +1,299 @@
+"""`Recurrent`: layers of a cell that is a Python function."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.types import Device
+
+from . import made, stack
+from .base import RNNBase
+from .call import Call, Stack
+from .features import Asked, States
+from .programs import Cell
+from .trees import map_tensors
+
+State = Tensor | tuple[Tensor, ...]
+
+
+class Recurrent(RNNBase):
+    """Layers of a cell of one's own, as `LSTM` is of its cell: with the same features and kernels.
+
+        layer = fastrnn.Recurrent(cell, 128, 256, num_layers=2, bidirectional=True)
+        output, state = layer(x, state, inputs={"dt": dt})
+
+    Args:
+        cell: a `Cell`, whose step is a function.
+        input_size, hidden_size: I and H, features of the input and units of every state.
+        num_layers: L, layers on top of each other; each takes the output of the one below.
+        bias: whether there are b_ih and b_hh.
+        batch_first: whether input and output are (N, T, features), not (T, N, features).
+        dropout: probability of zeroing an element of what a layer gives the next one, in training.
+        bidirectional: whether a second direction reads the sequence from its end; D is 2 then.
+        proj_size: P, the width of a projected recurrent state; 0 for none. Its step then cannot
+            read that state.
+        device, dtype: of the parameters.
+
+    Shapes of a call `output, state = layer(input, state)`, see `forward`:
+        input: (T, N, I), (N, T, I) if `batch_first`, (T, I) unbatched, or a PackedSequence.
+        output: as the input, with D*P features: of the last layer, forward first.
+        state: one tensor (D*L, N, H) for each of the cell's states, in their order, as a tuple if
+            there are several; without N if unbatched; zeros if not given. The recurrent one has
+            width P, which is H without a projection.
+
+    Parameters, uniform in (-1/sqrt(H), 1/sqrt(H)) at first, of layer k; those of the second
+    direction end in `_reverse`. X gates have an input part, U gates a hidden part:
+        weight_ih_lk: (X*H, I), or (X*H, D*P) above the first layer.
+        weight_hh_lk: (U*H, P), if U is not 0.
+        bias_ih_lk: (X*H,), bias_hh_lk: (U*H,).
+        weight_hr_lk: (P, H), with `proj_size`.
+        NAME_lk: (H,), for each of the cell's `params`; its `init` says how it begins.
+
+    Raises:
+        StepError: the step cannot be traced; see `Cell`.
+        ValueError: an argument is out of range.
+    """
+
+    # Nothing of torch.nn computes it.
+    torch_class = None
+
+    def __init__(
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        if not isinstance(cell, Cell):
+            raise TypeError(f"cell should be a fastrnn.Cell, got {type(cell).__name__}")
+        for name, size in {"hidden_size": hidden_size, "num_layers": num_layers}.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
+        if not 0 <= proj_size < hidden_size:
+            raise ValueError(f"proj_size must be in [0, hidden_size), got {proj_size}")
+        if dropout and num_layers == 1:
+            warnings.warn(
+                "dropout is applied between layers, and there is one", UserWarning, stacklevel=2
+            )
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = float(dropout)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self.mode = made.register(cell, hidden_size, projected=proj_size > 0)
+        self._flat_weights_names: list[str] = []
+        self._all_weights: list[list[str]] = []
+        shapes = made.parameter_shapes(cell, hidden_size, bias, proj_size)
+        for layer in range(num_layers):
+            below = input_size if layer == 0 else (proj_size or hidden_size) * self._directions
+            for direction in range(self._directions):
+                names = []
+                for name, shape in shapes.items():
+                    shape = tuple(below if size is None else size for size in shape)
+                    names.append(f"{name}_l{layer}" + "_reverse" * direction)
+                    empty = torch.empty(shape, device=device, dtype=dtype)
+                    self.register_parameter(names[-1], torch.nn.Parameter(empty))
+                self._flat_weights_names += names
+                self._all_weights.append(names)
+        self._init_flat_weights()
+        self.reset_parameters()
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def reset_parameters(self) -> None:
+        """Draws all parameters anew: uniform in (-1/sqrt(H), 1/sqrt(H)), or as `Cell.init` says."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, parameter in self.named_parameters(recurse=False):
+            init = self.cell.init.get(name.rsplit("_l", 1)[0])
+            with torch.no_grad():
+                if init is None:
+                    parameter.uniform_(-bound, bound)
+                elif callable(init):
+                    init(parameter)
+                else:
+                    parameter.fill_(init)
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: cuDNN has no part in this."""
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        super().__setstate__(saved)
+        self.mode = made.register(self.cell, self.hidden_size, projected=self.proj_size > 0)
+
+    def extra_repr(self) -> str:
+        """The arguments, those that are not the default."""
+        return f"{self.cell.name}, {super().extra_repr()}"
+
+    # States, in the order of the user's.
+
+    @property
+    def _several(self) -> bool:
+        return len(self.cell.states) > 1
+
+    def _each(self, hx: State) -> Sequence[Tensor]:
+        return hx if self._several else (hx,)
+
+    def _width(self, state: str) -> int:
+        return (
+            self.proj_size or self.hidden_size
+            if state == self.cell.recurrent
+            else (self.hidden_size)
+        )
+
+    def _zero_state(self, input: Tensor, batch: int) -> State:
+        count = self.num_layers * self._directions
+        zeros = tuple(input.new_zeros(count, batch, self._width(s)) for s in self.cell.states)
+        return zeros if self._several else zeros[0]
+
+    def _check_state_rank(self, hx: State, batched: bool) -> None:
+        self._check_count(hx)
+        rank = 3 if batched else 2
+        for name, each in zip(self.cell.states, self._each(hx), strict=True):
+            if each.dim() != rank:
+                kind = "batched" if batched else "unbatched"
+                raise RuntimeError(
+                    f"For {kind} input, state {name} should be {rank}-D, got {each.dim()}-D"
+                )
+
+    def _check_count(self, hx: State) -> None:
+        states = self.cell.states
+        if not self._several and not isinstance(hx, Tensor):
+            raise RuntimeError(f"{self.cell.name} expects one tensor for its state {states[0]}")
+        if self._several and (isinstance(hx, Tensor) or len(hx) != len(states)):
+            raise RuntimeError(
+                f"{self.cell.name} expects a tuple of the states {', '.join(states)}"
+            )
+
+    def check_forward_args(self, input: Tensor, hidden: State, batch_sizes: Tensor | None) -> None:
+        """Raises as `RNNBase.check_forward_args`, for all states."""
+        self._check_count(hidden)
+        self.check_input(input, batch_sizes)
+        layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        for name, each in zip(self.cell.states, self._each(hidden), strict=True):
+            expected = layers, batch, self._width(name)
+            self.check_hidden_size(each, expected, f"Expected state {name} size {{}}, got {{}}")
+
+    def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:
+        """The states with their batch in the order of `permutation`."""
+        if permutation is None:
+            return hx
+        return map_tensors(lambda each: each.index_select(1, permutation), hx)
+
+    def _unsqueeze_state(self, hx: State) -> State:
+        return map_tensors(lambda each: each.unsqueeze(1), hx)
+
+    def _squeeze_state(self, hx: State) -> State:
+        return map_tensors(lambda each: each.squeeze(1), hx)
+
+    def _parts(self, hx: State) -> tuple[Tensor, Tensor | None]:
+        """(h0, c0) of a `Call`: the recurrent state, and the others beside each other."""
+        states = dict(zip(self.cell.states, self._each(hx), strict=True))
+        h0 = states.pop(self.cell.recurrent)
+        return h0, torch.cat(tuple(states.values()), -1) if states else None
+
+    def _joined(self, h_n: Tensor, c_n: Tensor | None) -> State:
+        """The states of (h_n, c_n)."""
+        if c_n is None:
+            return h_n
+        others = iter(c_n.split(self.hidden_size, -1))
+        names, recurrent = self.cell.states, self.cell.recurrent
+        return tuple(h_n if name == recurrent else next(others) for name in names)
+
+    # The call.
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        inputs: Mapping[str, Tensor] | None = None,
+        reset: Tensor | None = None,
+        reset_state: State | None = None,
+        lengths: Tensor | None = None,
+        return_states: bool = False,
+        detach_every: int | None = None,
+        grad_clip: float | None = None,
+    ) -> tuple[Any, ...]:
+        """All layers over all time steps.
+
+        Args:
+            input: (T, N, input_size), (N, T, input_size) if `batch_first`, (T, input_size)
+                unbatched, or a PackedSequence.
+            hx: the initial states, zeros if None; see `Recurrent`.
+            inputs: a tensor for each of the cell's `inputs`, which all layers and directions see.
+                It broadcasts to (T, N, H), or (N, T, H) if `batch_first`; for a PackedSequence it
+                is a PackedSequence of the same lengths, (rows, H) or (rows, 1), or (H,).
+            reset, reset_state, lengths, return_states, detach_every, grad_clip: as of `LSTM`.
+
+        Returns:
+            output and the final state, and with `return_states` a dict from the name of each state
+            to a tuple of (T, N, D, H) of each layer; N comes first if `batch_first`.
+
+        Raises:
+            ValueError, RuntimeError: as of `LSTM`; an input is missing or does not broadcast.
+        """
+        asked = Asked(reset, lengths, return_states, False, detach_every, grad_clip, reset_state)
+        asked = asked._replace(inputs=made.given(self.cell, inputs))
+        output, state, *states = self._forward(input, hx, asked if asked.any() else None)
+        if not states:
+            return output, state
+        return output, state, self._named(states[0])
+
+    def _named(self, states: States) -> dict[str, tuple[Tensor, ...]]:
+        named = {}
+        others = [c.split(self.hidden_size, -1) for c in states.c or ()]
+        for name in self.cell.states:
+            if name == self.cell.recurrent:
+                named[name] = states.h
+            else:
+                k = [s for s in self.cell.states if s != self.cell.recurrent].index(name)
+                named[name] = tuple(layer[k] for layer in others)
+        return named
+
+    def _run(self, input: Tensor, hx: State, batch_sizes: Tensor | None, asked: Asked | None):
+        h0, c0 = self._parts(hx)
+        if asked is not None:
+            made.check_asked(self.cell, asked)
+        names, weights = made.weights(self, input, batch_sizes, asked and asked.inputs)
+        call = Call(input, batch_sizes, h0, c0, weights, self.mode, names)
+        dropout = self.dropout if self.training else 0.0
+        whole = Stack(call, self.num_layers, self._directions, dropout, self.batch_first)
+        output, h_n, c_n, states = stack.run(whole if asked is None else asked.of(whole))
+        state = self._joined(h_n, c_n)
+        return (output, state) if states is None else (output, state, states)
+
+    def step(
+        self,
+        input: Tensor,
+        state: State | None = None,
+        reset: Tensor | None = None,
+        reset_state: State | None = None,
+        inputs: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Any]:
+        """One time step of all layers, as `LSTM.step`; `inputs` broadcast to (N, H)."""
+        if inputs is not None:
+            time = 1 if self.batch_first else 0
+            inputs = {k: v.unsqueeze(time) if v.dim() == 2 else v for k, v in inputs.items()}
+        return self._step(input, state, reset, reset_state, inputs)
