@@ -5,7 +5,8 @@ do, in the order of the custom ops' schemas: `Call(*arguments)` is what an op wa
 `op(*call)` calls it.
 
 Sizes: T time steps, N batch, I inputs, H hidden units, G gates, D directions (1 or 2), P width of
-h (H, or the projection size), K planes of c (1 of an LSTM), each of H. `rows` is T*N for padded input and sum(batch_sizes) for packed.
+h (H, or the projection size), K planes of c (1 of an LSTM), each of H. `rows` is T*N for padded
+input and sum(batch_sizes) for packed.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def parameter_shapes(cell: Cell, H: int, bias: bool, P: int) -> dict[str, tuple[
         shapes["bias_hh"] = (U,)
     if P:
         shapes["weight_hr"] = (P, H)
-    return shapes | {name: (H,) for name in cell.params}
+    return shapes | dict.fromkeys(cell.params, (H,))
 
 
 def given(cell: Cell, inputs: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:

@@ -1,0 +1,227 @@
+"""Layers of cells that are functions: every cell, feature and form of input, on the kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from program_cells import CELLS
+from recurrent_calls import EXACT, Example, assert_as_defined
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import fastrnn
+from fastrnn import Cell, Recurrent
+from fastrnn.dispatch import cpu
+
+FORMS = {
+    "plain": {},
+    "stack": {"num_layers": 2, "bidirectional": True},
+    "no bias": {"bias": False, "batch_first": True},
+}
+
+
+def mask(*shape) -> torch.Tensor:
+    return torch.rand(*shape) < 0.2
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", EXACT)
+def test_cells(name, form):
+    """Units that fill no register, one row, many rows."""
+    for T, N, I, H in ((6, 5, 3, 13), (4, 1, 6, 40), (3, 41, 2, 9), (2, 3, 1, 1)):
+        assert_as_defined(Example(name, T, N, I, H, **FORMS[form]))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_instruction_sets(name, isa):
+    for dtype in (torch.float32, torch.float64):
+        assert_as_defined(Example(name, 5, 7, 4, 33, dtype))
+
+
+@pytest.mark.parametrize("name", [n for n in EXACT if n != "lif"])  # which jumps where others round
+def test_bfloat16(name, isa):
+    assert_as_defined(Example(name, 4, 5, 6, 20, torch.bfloat16, num_layers=2))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_features(name):
+    T, N = 7, 6
+    lengths = torch.tensor([7, 0, 3, 1, 7, 5])
+    for features in (
+        {"reset": mask(T, N)},
+        {"lengths": lengths},
+        {"lengths": lengths, "reset": mask(T, N)},
+        {"detach_every": 3},
+        {"grad_clip": 1e-2},
+    ):
+        assert_as_defined(Example(name, T, N, 3, 10), **features)
+    assert_as_defined(Example(name, T, N, 3, 10, bidirectional=True), lengths=lengths)
+    assert_as_defined(
+        Example(name, T, N, 3, 10, bidirectional=True, num_layers=2), detach_every=2, grad_clip=0.1
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in EXACT if CELLS[n].output == CELLS[n].recurrent])
+def test_states(name):
+    """Every state of every step, by name, with gradients."""
+    example = Example(name, 5, 3, 4, 11, num_layers=2, batch_first=True)
+    assert_as_defined(example, return_states=True)
+    *_, states = example.module(example.x, inputs=example.inputs or None, return_states=True)
+    output, state = example.module(example.x, inputs=example.inputs or None)
+    state = state if isinstance(state, tuple) else (state,)
+    assert list(states) == list(example.cell.states)
+    assert torch.equal(states[example.cell.output][-1].flatten(-2), output)
+    for name, last in zip(states, state, strict=True):
+        for layer, each in enumerate(states[name]):
+            assert torch.equal(each[:, -1, 0], last[layer])
+
+
+def test_states_of_another_output_say_what_to_do():
+    example = Example("unicornn", 3, 2, 4, 5)
+    with pytest.raises(ValueError, match="return h as another state"):
+        example(return_states=True)
+
+
+def test_projection():
+    """A projected state that no step reads; its width is that of the output."""
+    for options in ({}, {"num_layers": 2, "bidirectional": True}):
+        example = Example("lstm", 5, 4, 3, 12, proj_size=7, **options)
+        assert_as_defined(example)
+        assert_as_defined(example, grad_clip=0.05)
+    with pytest.raises(ValueError, match="its step reads the state h"):
+        Recurrent(CELLS["gru"], 3, 12, proj_size=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("lstm", torch.nn.LSTM), ("gru", torch.nn.GRU), ("rnn", torch.nn.RNN)]
+)
+def test_written_as_functions_the_cells_of_torch_are_those(name, kind):
+    """The same parameters, results and gradients as torch.nn, also packed."""
+    options = {"num_layers": 2, "bidirectional": True, "dtype": torch.float64}
+    if name == "gru":  # r, z and n of one weight are x: and u: gates of another
+        pytest.importorskip("fastrnn._C")
+    ours = Recurrent(CELLS[name], 5, 9, **options)
+    theirs = kind(5, 9, **options)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(6, 3, 5, dtype=torch.float64)
+    packed = pack_padded_sequence(x, [6, 2, 4], enforce_sorted=False)
+    for given in (x, packed, x[:, 0]):
+        grads = []
+        for module in (ours, theirs):
+            output, state = module(given)
+            output = output.data if isinstance(output, PackedSequence) else output
+            loss = output.sin().sum()
+            loss = loss + sum(s.sum() for s in (state if isinstance(state, tuple) else (state,)))
+            grads.append((output, *torch.autograd.grad(loss, list(module.parameters()))))
+        for a, e in zip(*grads, strict=True):
+            torch.testing.assert_close(a, e)
+
+
+def test_packed_input_and_inputs():
+    """Inputs as a PackedSequence, as rows, and for each unit, as lengths would have it."""
+    lengths = [4, 6, 1]
+    for name in ("cfc", "decaying_lstm", "zoneout_lstm"):
+        example = Example(name, 6, 3, 5, 8)
+        packed = pack_padded_sequence(example.x, lengths, enforce_sorted=False)
+        inputs = {
+            k: pack_padded_sequence(v, lengths, enforce_sorted=False) if v.dim() == 3 else v
+            for k, v in example.inputs.items()
+        }
+        output, state = example.module(packed, inputs=inputs)
+        wanted, wanted_state = example.module(
+            example.x, inputs=example.inputs, lengths=torch.tensor(lengths)
+        )
+        assert torch.equal(pad_packed_sequence(output)[0], wanted)
+        for a, e in zip(
+            torch.utils._pytree.tree_leaves(state),
+            torch.utils._pytree.tree_leaves(wanted_state),
+            strict=True,
+        ):
+            assert torch.equal(a, e)
+        rows = {k: v.data if isinstance(v, PackedSequence) else v for k, v in inputs.items()}
+        assert torch.equal(example.module(packed, inputs=rows)[0].data, output.data)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_inputs_broadcast(batch_first):
+    """Every shape that broadcasts to the rows and units, in the user's order of dimensions."""
+    example = Example("cfc", 4, 3, 5, 6, batch_first=batch_first)
+    sizes = example.x.shape[:2]
+    for shape in ((), (1,), (6,), (1, 1, 6), (sizes[0], 1, 1), (1, sizes[1], 1), (*sizes, 6)):
+        dt = torch.rand(shape, dtype=torch.float64, requires_grad=True)
+        whole = dt.detach().expand(*sizes, 6).clone().requires_grad_()
+        output, _ = example.module(example.x, inputs={"dt": dt})
+        wanted, _ = example.module(example.x, inputs={"dt": whole})
+        torch.testing.assert_close(output, wanted, rtol=1e-13, atol=1e-14)
+        grad, wanted_grad = (
+            torch.autograd.grad(y.sin().sum(), d)[0] for y, d in ((output, dt), (wanted, whole))
+        )
+        torch.testing.assert_close(grad, wanted_grad.sum_to_size(shape))
+
+
+def test_steps_and_unbatched_input():
+    """Step by step as at once; input without a batch as with a batch of one."""
+    for name in ("decaying_lstm", "zoneout_lstm", "peephole", "layer_norm_lstm"):
+        example = Example(name, 5, 3, 4, 9, num_layers=2)
+        module, inputs = example.module, example.inputs
+        output, state = module(example.x, inputs=inputs or None)
+        now = None
+        for t in range(5):
+            at_t = {k: v[t] if v.dim() == 3 else v for k, v in inputs.items()}
+            y, now = module.step(example.x[t], now, inputs=at_t or None)
+            torch.testing.assert_close(y, output[t])
+        torch.testing.assert_close(now, state)
+        alone = {k: v[:, 1] if v.dim() == 3 else v for k, v in inputs.items()}
+        y, last = module(example.x[:, 1], inputs=alone or None)
+        torch.testing.assert_close(y, output[:, 1])
+        assert all(a.shape == e[:, 1].shape for a, e in zip(last, state, strict=True))
+
+
+@pytest.mark.parametrize("name", ["peephole", "gru", "mc_lstm", "layer_norm_lstm", "rg_lru"])
+@pytest.mark.parametrize(("T", "N", "H"), [(6, 2, 520), (5, 48, 130), (9, 1, 700)])
+def test_threads(name, T, N, H):
+    """Threads that share rows or units give the same bits as one."""
+    example = Example(name, T, N, 40, H, torch.float32)
+    before, found = torch.get_num_threads(), []
+    weights = None
+    for threads in (1, 2, 3, 5):
+        torch.set_num_threads(threads)
+        results, grads, weights = example.gradients(weights)
+        found.append([*results, *grads])
+    torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(a, e) for a, e in zip(others, found[0], strict=True))
+
+
+@pytest.mark.skipif(cpu.not_built is not None, reason="looks at the split of compiled kernels")
+def test_threads_share_units_and_rows():
+    """The sizes above reach both ways to share a step."""
+    from fastrnn._C import split_step
+
+    assert split_step(2, 4 * 520, 520, 4, 2, 9)[1] == 2
+    assert split_step(48, 4 * 130, 130, 4, 2, 3)[0] == 2
+
+
+def test_zero_gradients():
+    """A loss on the last step, with params that have gradients where no gate has any."""
+
+    def leak(g, s, p):
+        return torch.tanh(g.x_a * 0 + p.w * s.h)
+
+    cell = Cell(leak, "x:a", params="w")
+    module = Recurrent(cell, 3, 20, dtype=torch.float64)
+    x, h0 = torch.randn(300, 4, 3, dtype=torch.float64), torch.rand(1, 4, 20, dtype=torch.float64)
+    grads = []
+    for backend in ("auto", "reference"):
+        with fastrnn.backend(backend):
+            output, _ = module(x, h0)
+            grads.append(torch.autograd.grad(output[-1].sum(), [module.w_l0, module.weight_ih_l0]))
+    for a, e in zip(*grads, strict=True):
+        torch.testing.assert_close(a, e)
+
+
+def test_not_a_number_stays_in_its_row():
+    example = Example("peephole", 5, 4, 3, 18)
+    example.x[2, 1, 0] = torch.nan
+    output = example()[0]
+    assert output[2:, 1].isnan().all()
+    assert output[:2, 1].isfinite().all() and output[:, [0, 2, 3]].isfinite().all()
