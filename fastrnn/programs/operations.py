@@ -14,7 +14,7 @@ from .graph import Graph, Value
 ALIKE = {
     name: name
     for name in (
-        "neg exp expm1 log log1p sqrt abs sin cos erf floor sigmoid tanh mul lt le eq where"
+        "neg exp expm1 log log1p sqrt abs sin cos erf floor sigmoid tanh mul div lt le eq where"
     ).split()
 } | {
     "absolute": "abs",
@@ -61,18 +61,6 @@ def _floor_towards_zero(g: Graph, a: Value) -> Value:
 
 def _ceil(g: Graph, a: Value) -> Value:
     return g.apply("neg", g.apply("floor", g.apply("neg", a)))
-
-
-def _div(g: Graph, a: Value, b: Value, rounding_mode: str | None = None) -> Value:
-    quotient = g.apply("div", a, b)
-    if rounding_mode is None:
-        return quotient
-    rounded = {"floor": lambda g, a: g.apply("floor", a), "trunc": _floor_towards_zero}
-    return rounded[rounding_mode](g, quotient)
-
-
-def _remainder(g: Graph, a: Value, b: Value) -> Value:
-    return g.apply("sub", a, g.apply("mul", g.apply("floor", g.apply("div", a, b)), b))
 
 
 def _sign(g: Graph, a: Value) -> Value:
@@ -151,6 +139,10 @@ def _outside(g: Graph, grad: Value, a: Value, lambd: Value) -> Value:
     return g.apply("where", inside, 0, grad)
 
 
+def _half_of(g: Graph, op: str, a: Value, b: Value) -> Value:
+    return g.apply("mul", g.apply(op, a, b), 0.5)
+
+
 def _swapped(op: str) -> Callable[[Graph, Value, Value], Value]:
     return lambda g, a, b: g.apply(op, b, a)
 
@@ -164,10 +156,6 @@ OPERATIONS: dict[str, Callable[..., Value | None]] = {
     "sub": _sub,
     "subtract": _sub,
     "rsub": lambda g, a, b, alpha=1: _sub(g, b, a, alpha),
-    "div": _div,
-    "true_divide": _div,
-    "floor_divide": lambda g, a, b: _div(g, a, b, "floor"),
-    "remainder": _remainder,
     "reciprocal": lambda g, a: g.apply("div", 1, a),
     "rsqrt": lambda g, a: g.apply("div", 1, g.apply("sqrt", a)),
     "square": lambda g, a: g.apply("mul", a, a),
@@ -176,6 +164,10 @@ OPERATIONS: dict[str, Callable[..., Value | None]] = {
     "log10": _times("log", 1 / math.log(10)),
     "exp2": lambda g, a: g.apply("exp", g.apply("mul", a, math.log(2))),
     "tan": lambda g, a: g.apply("div", g.apply("sin", a), g.apply("cos", a)),
+    "sinh": lambda g, a: _half_of(
+        g, "sub", g.apply("expm1", a), g.apply("expm1", g.apply("neg", a))
+    ),
+    "cosh": lambda g, a: _half_of(g, "add", g.apply("exp", a), g.apply("exp", g.apply("neg", a))),
     "erfc": lambda g, a: g.apply("sub", 1, g.apply("erf", a)),
     "ceil": _ceil,
     "trunc": _floor_towards_zero,
