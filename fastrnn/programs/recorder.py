@@ -35,6 +35,7 @@ class Recorder(_Mode):
         self.in_backward = False
         self._values: dict[int, Value] = {}  # by address: views of a tensor share its value
         self._alive: list[Tensor] = []  # so that no address is given twice
+        self._decomposing = ""  # the operation of the step that others here are made of
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -81,13 +82,13 @@ class Recorder(_Mode):
         if value is None:
             return self._decomposed(func, args, kwargs)
         result = func(*args, **kwargs)
-        self._set(result, value)
+        self._set(result, value, name)
         return result
 
-    def _set(self, tensor: Tensor, value: Value) -> None:
+    def _set(self, tensor: Tensor, value: Value, name: str = "") -> None:
         N, H = self.N, self.H
         if tensor.shape not in ((N, H), (N, 1), (N,), (1, H), (H,), (1, 1), (1,), ()):
-            raise self.error(f"a tensor of the shape {self.shape(tensor)}. {MIXES}")
+            raise self._mixing(f"makes a tensor of the shape {self.shape(tensor)}", name)
         self._values[tensor.data_ptr()] = value
         self._alive.append(tensor)
 
@@ -95,7 +96,7 @@ class Recorder(_Mode):
         """The value of an operation, or None where it has to be decomposed."""
         if name in SAME:
             if name == "slice" and func(*args, **kwargs).shape != args[0].shape:
-                raise self.error(f"a part of the units or rows. {MIXES}")
+                raise self._mixing("takes a part of the units or rows", name)
             return self.value(args[0])
         if name in ("_to_copy", "convert_element_type"):
             return self._converted(args, kwargs)
@@ -134,7 +135,7 @@ class Recorder(_Mode):
     def _summed(self, name: str, x: Tensor, dim=None, keepdim=False, *, dtype=None) -> Value:
         dims = [dim] if isinstance(dim, int) else list(dim or range(x.dim()))
         if x.dim() != 2 or [d % 2 for d in dims] != [1]:
-            raise self.error(f"{name} is not one over the units of a row. {MIXES}")
+            raise self._mixing("is not one over the units of a row", name)
         value, count = self.graph.as_number(self.value(x)), x.size(1)
         if count == self.H and not (value.row or value.number is not None):
             value, times = self.graph.apply("sum", value), 1
@@ -144,19 +145,23 @@ class Recorder(_Mode):
 
     def _decomposed(self, func, args, kwargs):
         decomposition = DECOMPOSITIONS.get(func) or _torchs_decompositions.get(func)
-        with self:
-            if decomposition is not None:
-                return decomposition(*args, **kwargs)
-            result = func.decompose(*args, **kwargs)
-        if result is not NotImplemented:
-            return result
         name = func.overloadpacket.__name__.strip("_")
-        if not self._is_pointwise(func, args, kwargs):
-            raise self.error(f"{name} mixes units or rows. {MIXES}")
-        raise self.error(
-            f"programs have no instruction for {name}, and torch no decomposition into what they "
-            "have. Write it by other functions"
-        )
+        outer, self._decomposing = self._decomposing, self._decomposing or name
+        try:
+            with self:
+                if decomposition is not None:
+                    return decomposition(*args, **kwargs)
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            if not self._is_pointwise(func, args, kwargs):
+                raise self._mixing("mixes units or rows", name)
+            raise self.error(
+                f"programs have no instruction for {self._decomposing}, and torch no decomposition "
+                "into those that they have. Write it by other functions"
+            )
+        finally:
+            self._decomposing = outer
 
     def _is_pointwise(self, func, args: Sequence, kwargs) -> bool:
         """Whether each number of a result is of one unit, found by a change of one unit."""
@@ -178,10 +183,16 @@ class Recorder(_Mode):
         differs[-1, -1] = False
         return not differs.any()
 
+    def _mixing(self, does: str, name: str) -> StepError:
+        if self._decomposing:
+            does, name = "mixes units or rows", self._decomposing
+        return self.error(f"{name.strip('_')} {does}. {MIXES}")
+
     def _refuse(self, name: str, func) -> None:
-        if torch.Tag.data_dependent_output in func.tags or name in ("equal", "is_nonzero"):
+        reads = name in ("any", "all", "equal", "is_nonzero")
+        if reads or torch.Tag.data_dependent_output in func.tags:
             raise self.error(
-                "Python reads the numbers of a plane here (if, while, bool(), float(), item()). A "
+                "Python reads the numbers of a plane here (if, while, any(), item()). A "
                 "step is traced once, for all numbers: use torch.where(condition, a, b)"
             )
         if torch.Tag.nondeterministic_seeded in func.tags:
