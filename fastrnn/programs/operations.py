@@ -14,7 +14,7 @@ from .graph import Graph, Value
 ALIKE = {
     name: name
     for name in (
-        "neg exp expm1 log log1p sqrt abs sin cos erf floor sigmoid tanh mul lt le eq where"
+        "neg exp expm1 log log1p sqrt abs sin cos erf floor sigmoid tanh mul div lt le eq where"
     ).split()
 } | {
     "absolute": "abs",
@@ -61,18 +61,6 @@ def _floor_towards_zero(g: Graph, a: Value) -> Value:
 
 def _ceil(g: Graph, a: Value) -> Value:
     return g.apply("neg", g.apply("floor", g.apply("neg", a)))
-
-
-def _div(g: Graph, a: Value, b: Value, rounding_mode: str | None = None) -> Value:
-    quotient = g.apply("div", a, b)
-    if rounding_mode is None:
-        return quotient
-    rounded = {"floor": lambda g, a: g.apply("floor", a), "trunc": _floor_towards_zero}
-    return rounded[rounding_mode](g, quotient)
-
-
-def _remainder(g: Graph, a: Value, b: Value) -> Value:
-    return g.apply("sub", a, g.apply("mul", g.apply("floor", g.apply("div", a, b)), b))
 
 
 def _sign(g: Graph, a: Value) -> Value:
@@ -146,9 +134,65 @@ def _leaky_relu(g: Graph, a: Value, negative_slope: float = 0.01) -> Value:
     return g.apply("where", g.apply("lt", 0, a), a, below)
 
 
-def _outside(g: Graph, grad: Value, a: Value, lambd: Value) -> Value:
+def _celu(g: Graph, a: Value, alpha: float = 1) -> Value:
+    return _elu(g, a, alpha, 1, 1 / alpha)
+
+
+def _softplus(g: Graph, a: Value, beta: float = 1, threshold: float = 20) -> Value:
+    steep = g.apply("mul", a, beta)
+    soft = g.apply("div", g.apply("log1p", g.apply("exp", steep)), beta)
+    return g.apply("where", g.apply("lt", threshold, steep), a, soft)
+
+
+def _mish(g: Graph, a: Value) -> Value:
+    return g.apply("mul", a, g.apply("tanh", _softplus(g, a)))
+
+
+def _gelu(g: Graph, a: Value, approximate: str = "none") -> Value:
+    if approximate == "none":
+        through = g.apply("erf", g.apply("mul", a, math.sqrt(0.5)))
+    else:
+        cube = g.apply("mul", g.apply("mul", a, g.apply("mul", a, a)), 0.044715)
+        through = g.apply("tanh", g.apply("mul", g.apply("add", a, cube), math.sqrt(2 / math.pi)))
+    return g.apply("mul", g.apply("mul", a, 0.5), g.apply("add", 1, through))
+
+
+def _hardshrink(g: Graph, a: Value, lambd: float = 0.5) -> Value:
+    return _outside(g, a, a, lambd)
+
+
+def _softshrink(g: Graph, a: Value, lambd: float = 0.5) -> Value:
+    shrunk = g.apply("sub", a, g.apply("mul", _sign(g, a), lambd))
+    outside = g.apply("lt", lambd, g.apply("abs", a))
+    return g.apply("where", outside, shrunk, g.apply("mul", a, 0))  # NaN * 0 is NaN
+
+
+def _outside(g: Graph, grad: Value, a: Value, lambd: float) -> Value:
     inside = g.apply("le", g.apply("abs", a), lambd)
     return g.apply("where", inside, 0, grad)
+
+
+def _threshold(g: Graph, a: Value, threshold: float, value: float) -> Value:
+    return g.apply("where", g.apply("le", a, threshold), value, a)
+
+
+def _lerp(g: Graph, a: Value, b: Value, weight: Value | float) -> Value:
+    """As torch, from the nearer end, so that weights of 0 and 1 give a and b."""
+    way = g.apply("sub", b, a)
+    near_a = g.apply("add", a, g.apply("mul", weight, way))
+    near_b = g.apply("sub", b, g.apply("mul", way, g.apply("sub", 1, weight)))
+    return g.apply("where", g.apply("lt", g.apply("abs", weight), 0.5), near_a, near_b)
+
+
+def _added(op: str) -> Callable[..., Value]:
+    def operation(g: Graph, a: Value, b: Value, c: Value, value: float = 1) -> Value:
+        return g.apply("add", a, g.apply(op, g.apply("mul", b, value), c))
+
+    return operation
+
+
+def _half_of(g: Graph, op: str, a: Value, b: Value) -> Value:
+    return g.apply("mul", g.apply(op, a, b), 0.5)
 
 
 def _swapped(op: str) -> Callable[[Graph, Value, Value], Value]:
@@ -164,10 +208,6 @@ OPERATIONS: dict[str, Callable[..., Value | None]] = {
     "sub": _sub,
     "subtract": _sub,
     "rsub": lambda g, a, b, alpha=1: _sub(g, b, a, alpha),
-    "div": _div,
-    "true_divide": _div,
-    "floor_divide": lambda g, a, b: _div(g, a, b, "floor"),
-    "remainder": _remainder,
     "reciprocal": lambda g, a: g.apply("div", 1, a),
     "rsqrt": lambda g, a: g.apply("div", 1, g.apply("sqrt", a)),
     "square": lambda g, a: g.apply("mul", a, a),
@@ -176,6 +216,10 @@ OPERATIONS: dict[str, Callable[..., Value | None]] = {
     "log10": _times("log", 1 / math.log(10)),
     "exp2": lambda g, a: g.apply("exp", g.apply("mul", a, math.log(2))),
     "tan": lambda g, a: g.apply("div", g.apply("sin", a), g.apply("cos", a)),
+    "sinh": lambda g, a: _half_of(
+        g, "sub", g.apply("expm1", a), g.apply("expm1", g.apply("neg", a))
+    ),
+    "cosh": lambda g, a: _half_of(g, "add", g.apply("exp", a), g.apply("exp", g.apply("neg", a))),
     "erfc": lambda g, a: g.apply("sub", 1, g.apply("erf", a)),
     "ceil": _ceil,
     "trunc": _floor_towards_zero,
@@ -187,6 +231,16 @@ OPERATIONS: dict[str, Callable[..., Value | None]] = {
     "relu": lambda g, a: g.apply("max", a, 0),
     "leaky_relu": _leaky_relu,
     "elu": _elu,
+    "celu": _celu,
+    "softplus": _softplus,
+    "mish": _mish,
+    "gelu": _gelu,
+    "hardshrink": _hardshrink,
+    "softshrink": _softshrink,
+    "threshold": _threshold,
+    "lerp": _lerp,
+    "addcmul": _added("mul"),
+    "addcdiv": _added("div"),
     "clamp": _clamp,
     "clamp_min": _clamp,
     "clamp_max": lambda g, a, b: _clamp(g, a, None, b),

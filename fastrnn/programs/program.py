@@ -118,7 +118,8 @@ def _choose_saved(
     for value in forward:
         if value in free or value.number is not None:
             continue
-        net.add_edge((value.index, "made"), (value.index, "read"), capacity=1.0)
+        saving = {} if value.boolean else {"capacity": 1.0}  # a plane holds numbers
+        net.add_edge((value.index, "made"), (value.index, "read"), **saving)
         cost = {"capacity": _cost(value)} if value.args else {}  # an input is not made
         net.add_edge("source", (value.index, "made"), **cost)
         for a in value.args:
