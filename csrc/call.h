@@ -194,8 +194,8 @@ class Call {
   Form form(const View& param) const {
     if (param.dims == 1 && param.is({size.hidden})) return Form::kUnit;
     const View& input = given.input;
-    const bool same_rows = param.dims == input.dims &&
-                           std::equal(param.size, param.size + param.dims - 1, input.size);
+    const bool same_rows =
+        param.dims == input.dims && std::equal(param.size, param.size + param.dims - 1, input.size);
     FASTRNN_CHECK(same_rows && (param.last() == 1 || param.last() == size.hidden),
                   "a parameter must be (", size.hidden, ",), or have the rows of the input and ",
                   size.hidden, " columns or one, got ", param.text());
@@ -223,10 +223,10 @@ inline Call::Call(const Given& what) : given(what) {
   FASTRNN_CHECK(size.directions == 1 || size.directions == 2, "1 or 2 directions, got ",
                 size.directions);
   size.projected = names.w_hr >= 0;
-  FASTRNN_CHECK(
-      given.weight_count == size.directions * names.count && names.params == info.params &&
-          (info.program || info.own > 0 || !size.projected),
-      "wrong number of weights: ", given.weight_count, " for '", names.text, "'");
+  FASTRNN_CHECK(given.weight_count == size.directions * names.count &&
+                    names.params == info.params &&
+                    (info.program || info.own > 0 || !size.projected),
+                "wrong number of weights: ", given.weight_count, " for '", names.text, "'");
   const View& w_ih = given.weights[names.w_ih];
   FASTRNN_CHECK(w_ih.dims == 2 && w_ih.size[0] % info.gates == 0,
                 "w_ih must be (gates * hidden_size, input_size)");

@@ -75,8 +75,7 @@ std::vector<std::tuple<std::string, int64_t, int64_t, std::string, bool>> cells(
 }
 
 // A code as (instructions, constants, planes, row_temps, temps, reads).
-using CodeTuple =
-    std::tuple<py::bytes, std::vector<double>, int64_t, int64_t, int64_t, py::bytes>;
+using CodeTuple = std::tuple<py::bytes, std::vector<double>, int64_t, int64_t, int64_t, py::bytes>;
 
 void register_program(const std::string& name, int64_t gates_x, int64_t gates_u, int64_t own,
                       int64_t params, int64_t saved, int64_t output, bool split, bool row_sums,

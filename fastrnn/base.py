@@ -64,15 +64,23 @@ class RNNBase(torch.nn.RNNBase):
     def _squeeze_state(self, hx: Tensor) -> Tensor:
         return hx.squeeze(1)
 
+    def _parts(self, hx) -> tuple[Tensor, Tensor | None]:
+        """The user's state as (h, c)."""
+        return hx if self.mode == "LSTM" else (hx, None)
+
+    def _joined(self, h: Tensor, c: Tensor | None):
+        """(h, c) as the user's state."""
+        return h if c is None else (h, c)
+
     def _run(self, input: Tensor, hx, batch_sizes: Tensor | None, asked: Asked | None):
         """(output, state) of the stack, and States if asked for."""
-        h0, c0 = hx if self.mode == "LSTM" else (hx, None)
+        h0, c0 = self._parts(hx)
         names = weight_names(self.bias, self.proj_size > 0)
         call = Call(input, batch_sizes, h0, c0, self._flat_weights, self.mode.lower(), names)
         directions, dropout = 2 if self.bidirectional else 1, self.dropout if self.training else 0.0
         whole = Stack(call, self.num_layers, directions, dropout, self.batch_first)
         output, h_n, c_n, states = stack.run(whole if asked is None else asked.of(whole))
-        state = h_n if c0 is None else (h_n, c_n)
+        state = self._joined(h_n, c_n)
         return (output, state) if states is None else (output, state, states)
 
     def forward(

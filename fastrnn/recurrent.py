@@ -213,13 +213,12 @@ class Recurrent(RNNBase):
         h0 = states.pop(self.cell.recurrent)
         return h0, torch.cat(tuple(states.values()), -1) if states else None
 
-    def _joined(self, h_n: Tensor, c_n: Tensor | None) -> State:
-        """The states of (h_n, c_n)."""
-        if c_n is None:
-            return h_n
-        others = iter(c_n.split(self.hidden_size, -1))
-        names, recurrent = self.cell.states, self.cell.recurrent
-        return tuple(h_n if name == recurrent else next(others) for name in names)
+    def _joined(self, h: Tensor, c: Tensor | None) -> State:
+        """The states of (h, c)."""
+        if c is None:
+            return h
+        others = iter(c.split(self.hidden_size, -1))
+        return tuple(h if s == self.cell.recurrent else next(others) for s in self.cell.states)
 
     # The call.
 

@@ -8,11 +8,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from . import made
 from .call import Call
 from .modules import RNNBase
-from .table import weight_names
+from .recurrent import Recurrent
+from .table import cell_named, weight_names
+from .trees import map_tensors
 
-State = Tensor | tuple[Tensor, Tensor]
+State = Tensor | tuple[Tensor, ...]
 Frame = TypeVar("Frame")  # a tensor, or an array of numpy
 
 _DTYPES = (torch.float32, torch.float64)
@@ -24,6 +27,14 @@ def _weights(module: RNNBase) -> list[Tensor]:
     return module._flat_weights
 
 
+def _named_weights(module: RNNBase) -> tuple[str, Sequence[Tensor]]:
+    """The names of a layer's weights as in a `Call`, and those of all layers."""
+    weights = _weights(module)
+    if isinstance(module, Recurrent):
+        return made.weights(module, weights[0], None, None)
+    return weight_names(module.bias, module.proj_size > 0), weights
+
+
 def _stream_class() -> type:
     try:
         from ._C import Stream
@@ -33,7 +44,7 @@ def _stream_class() -> type:
 
 
 class Streamer:
-    """Runs a unidirectional LSTM, GRU or RNN forward, one time step a call.
+    """Runs a unidirectional LSTM, GRU, RNN or Recurrent forward, one time step a call.
 
         stream = fastrnn.Streamer(module, batch_size=1)
         for x in frames:       # (batch_size, input_size)
@@ -57,19 +68,26 @@ class Streamer:
         batch_size: N, rows that are advanced together.
 
     Raises:
-        TypeError: module is not an LSTM, GRU or RNN of this package.
-        ValueError: it is bidirectional, or of another dtype or device, or batch_size < 1.
+        TypeError: module is not an LSTM, GRU, RNN or Recurrent of this package.
+        ValueError: it is bidirectional, or of another dtype or device, or its cell has `inputs`, or
+            batch_size < 1.
     """
 
     def __init__(self, module: RNNBase, batch_size: int = 1) -> None:
         if not isinstance(module, RNNBase):
             torchs = isinstance(module, torch.nn.RNNBase)
             raise TypeError(
-                f"Streamer takes an LSTM, GRU or RNN of fastrnn, got {type(module).__name__}"
+                "Streamer takes an LSTM, GRU, RNN or Recurrent of fastrnn, got "
+                f"{type(module).__name__}"
                 + " of torch.nn: fastrnn.convert(module) makes it one" * torchs
             )
         if module.bidirectional:
             raise ValueError("a bidirectional module cannot run one time step at a time")
+        if isinstance(module, Recurrent) and module.cell.inputs:
+            raise ValueError(
+                f"a Streamer has no way to give {module.cell.name} its inputs "
+                f"{', '.join(module.cell.inputs)}: call module.step"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         weight = _weights(module)[0]
@@ -86,8 +104,9 @@ class Streamer:
         with torch.inference_mode(False), torch.device("cpu"):
             self._h = torch.zeros(module.num_layers, batch_size, width, dtype=self._dtype)
             self._c = None
-            if module.mode == "LSTM":
-                self._c = self._h.new_zeros(module.num_layers, batch_size, module.hidden_size)
+            own = cell_named(module.mode.lower()).own * module.hidden_size
+            if own:
+                self._c = self._h.new_zeros(module.num_layers, batch_size, own)
             self._output = self._h.new_zeros(batch_size, width)
         self._address = self._output.data_ptr()
         self._lend()
@@ -120,14 +139,14 @@ class Streamer:
         """
         module = self._module
         batch, width = self._output.shape
-        weights = [weight.detach().resolve_neg().contiguous() for weight in _weights(module)]
+        names, weights = _named_weights(module)
+        weights = [weight.detach().resolve_neg().contiguous() for weight in weights]
         for weight in weights:
             if weight.dtype != self._dtype or not weight.is_cpu:
                 raise ValueError(
                     f"the stream is {self._dtype} on the CPU, a weight of the module is "
                     f"{weight.dtype} on {weight.device}"
                 )
-        names = weight_names(module.bias, module.proj_size > 0)
         count = len(weights) // module.num_layers
         for k in range(module.num_layers):
             x = self._h.new_empty(1, batch, width if k else module.input_size)
@@ -212,8 +231,10 @@ class Streamer:
 
     @property
     def state(self) -> State:
-        """A copy of the state: h (num_layers, N, H or proj_size), or (h, c) for an LSTM."""
-        return self._h.clone() if self._c is None else (self._h.clone(), self._c.clone())
+        """A copy of the state, as the module returns it: h (num_layers, N, H or proj_size), or
+        (h, c) for an LSTM."""
+        c = None if self._c is None else self._c.clone()
+        return map_tensors(Tensor.contiguous, self._module._joined(self._h.clone(), c))
 
     def load_state(self, state: State) -> None:
         """Goes on from `state`, in the form that `state` and the module return it; copied.
@@ -221,8 +242,8 @@ class Streamer:
         Raises:
             ValueError: it is not a pair for an LSTM, or a size does not fit.
         """
-        own = (self._h,) if self._c is None else (self._h, self._c)
-        given = (state,) if isinstance(state, Tensor) else tuple(state)
+        own = self._module._joined(self._h, self._c)
+        own, given = ((s,) if isinstance(s, Tensor) else tuple(s) for s in (own, state))
         if len(own) != len(given):
             raise ValueError(f"the state of {self._module.mode} has {len(own)} parts")
         for to, tensor in zip(own, given, strict=True):

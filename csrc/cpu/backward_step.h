@@ -8,9 +8,8 @@ namespace FASTRNN_NAMESPACE {
 template <class Cell, class Stored>
 struct BackwardStep : Gradients<Stored> {
   using Base = Gradients<Stored>;
-  using Base::active, Base::b_, Base::C, Base::D, Base::direction_, Base::f, Base::H,
-      Base::ld_cell, Base::ld_gates, Base::ld_state, Base::N, Base::place, Base::previous_c,
-      Base::previous_h,
+  using Base::active, Base::b_, Base::C, Base::D, Base::direction_, Base::f, Base::H, Base::ld_cell,
+      Base::ld_gates, Base::ld_state, Base::N, Base::place, Base::previous_c, Base::previous_h,
       Base::row, Base::rows_of, Base::s;
   using typename Base::Direction;
   using typename Base::T;

@@ -14,14 +14,16 @@ namespace fastrnn {
 namespace {
 
 const CellInfo kCells[] = {
-#define X(Cell, cell_name)                                        \
-  {cell_name, names_only::Cell::kGates, names_only::Cell::kSaved, \
-   names_only::Cell::kKeepsC   ? 'c'                              \
-   : names_only::Cell::kKeepsH ? 'h'                              \
-                               : '\0',                            \
-   names_only::Cell::kSplit,                                      \
-   names_only::Cell::kGates,                                      \
-   names_only::Cell::kKeepsC,                                     \
+#define X(Cell, cell_name)             \
+  {cell_name,                          \
+   names_only::Cell::kGates,           \
+   names_only::Cell::kSaved,           \
+   names_only::Cell::kKeepsC   ? 'c'   \
+   : names_only::Cell::kKeepsH ? 'h'   \
+                               : '\0', \
+   names_only::Cell::kSplit,           \
+   names_only::Cell::kGates,           \
+   names_only::Cell::kKeepsC,          \
    0},
     FASTRNN_CELLS(X)
 #undef X

@@ -12,10 +12,10 @@ namespace FASTRNN_NAMESPACE {
 // Base makes a step: ForwardStep of a cell, or ProgramStep.
 template <class Base, class Stored>
 class ForwardPass : Base {
-  using Base::active, Base::C, Base::chunk_, Base::D, Base::direction_, Base::entry, Base::f, Base::H,
-      Base::I, Base::kind, Base::kLd, Base::kRounds, Base::ld_cell, Base::ld_state, Base::ld_x,
-      Base::N, Base::P, Base::parallel, Base::place, Base::row, Base::rows_of, Base::s, Base::split,
-      Base::zero_;
+  using Base::active, Base::C, Base::chunk_, Base::D, Base::direction_, Base::entry, Base::f,
+      Base::H, Base::I, Base::kind, Base::kLd, Base::kRounds, Base::ld_cell, Base::ld_state,
+      Base::ld_x, Base::N, Base::P, Base::parallel, Base::place, Base::row, Base::rows_of, Base::s,
+      Base::split, Base::zero_;
   using typename Base::Direction;
   using typename Base::O;
   using typename Base::Step;
@@ -29,8 +29,7 @@ class ForwardPass : Base {
   using Base::pack;
 
   ForwardPass(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
-      : Base(forward, threads),
-        teams_{{split.units, split.slices}, {split.units, split.slices}} {}
+      : Base(forward, threads), teams_{{split.units, split.slices}, {split.units, split.slices}} {}
 
   void operator()() {
     pack();
@@ -58,7 +57,8 @@ class ForwardPass : Base {
           for (int64_t b = 0; b < split.rows; ++b) {
             const Range batch = this->block(b);
             const Buffer<O> gathered(gathered_size(batch));
-            input_product(task % D, batch, steps, input_panels(parallel.threads, task / D), gathered);
+            input_product(task % D, batch, steps, input_panels(parallel.threads, task / D),
+                          gathered);
           }
         });
         this->share(D * split.rows,
@@ -121,9 +121,9 @@ class ForwardPass : Base {
     for (int64_t p = panels.first; p < panels.last; ++p) {
       const Panel<O> panel = w.ih.get(p);
       for (int64_t i = 0; i < rows; i += kRowBlock<O>)
-        multiply<O, kGated>(x + i * ld, ld, min(kRowBlock<O>, rows - i), I, panel,
-                            w.ih.far(p + 1), w.b_ih + p * kLd, 0,
-                            this->x_part(d, p, chunk_ * batch.first + i), ld_x());
+        multiply<O, kGated>(x + i * ld, ld, min(kRowBlock<O>, rows - i), I, panel, w.ih.far(p + 1),
+                            w.b_ih + p * kLd, 0, this->x_part(d, p, chunk_ * batch.first + i),
+                            ld_x());
     }
   }
 

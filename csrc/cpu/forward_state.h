@@ -10,10 +10,10 @@ namespace FASTRNN_NAMESPACE {
 // the same units, or, where Groups is 0, the registers of all gates in turn.
 template <class Base, class Stored, int NV, int Groups>
 struct ForwardState : Base {
-  using typename Base::O;
-  using typename Base::T;
   using Base::active, Base::D, Base::entry, Base::f, Base::H, Base::I, Base::kind, Base::ld_cell,
       Base::ld_state, Base::N, Base::P, Base::row, Base::s, Base::split;
+  using typename Base::O;
+  using typename Base::T;
   using Gated = Panels<Stored, O, NV, Groups, true>;
   using Bias = Panels<Stored, T, NV, Groups, true>;
   using Projection = Panels<Stored, O, kWide, 1, true>;
@@ -147,8 +147,7 @@ struct ForwardState : Base {
              : kMixed ? ceil_div(gates * ceil_div(H, kLanes<T>), NV)
                       : ceil_div(H, Gated::kUnits);
     };
-    const int64_t cut =
-        !kMixed && panel_depth<O, NV>(P, N) < P ? split.units * split.slices : 0;
+    const int64_t cut = !kMixed && panel_depth<O, NV>(P, N) < P ? split.units * split.slices : 0;
     return {Gated(w.w_ih, I, H, used, groups(kind.gates_x)),
             Gated(w.w_hh, P, H, used, groups(kind.gates_u)),
             Projection(w.w_hr, H, P, used),

@@ -9,8 +9,7 @@ namespace FASTRNN_NAMESPACE {
 template <class Cell, class Stored>
 struct ForwardStep
     : ForwardState<Layer<Cell, Stored>, Stored, Layer<Cell, Stored>::kGated, Cell::kGates> {
-  using Base =
-      ForwardState<Layer<Cell, Stored>, Stored, Layer<Cell, Stored>::kGated, Cell::kGates>;
+  using Base = ForwardState<Layer<Cell, Stored>, Stored, Layer<Cell, Stored>::kGated, Cell::kGates>;
   using Base::Base;
   using Base::chunk_, Base::direction_, Base::f, Base::G, Base::H, Base::kGated, Base::kLd,
       Base::kRounds, Base::kUnitRegisters, Base::ld_cell, Base::ld_state, Base::N, Base::P,

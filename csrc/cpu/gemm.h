@@ -348,18 +348,19 @@ struct Panels {
  private:
   void pack_mixed(int64_t panel, O* out) const {
     const Panel<O> to = of_packed(panel, out);
-    memset(out, 0, stride() * sizeof(O));
-    for (int v = 0; v < NV; ++v) {
+    const int64_t valid = w ? min(NV, registers() - panel * NV) : 0;
+    const int64_t end = valid == NV ? round_up(k, kStep) * to.ld : 0;
+    memset(out + end, 0, (stride() - end) * sizeof(O));
+    for (int64_t v = 0; v < valid; ++v) {
       const int64_t at = panel * NV + v, column = at / groups * kLane;
-      if (!w || at >= registers()) return;
       pack_register(at % groups * columns + column, min(kLane, columns - column),
                     out + v * kLane * kStep, to.ld);
     }
   }
   Panel<O> of_packed(int64_t panel, const O* data) const {
-    const bool half = NV == kWide && (kMixed ? registers() - panel * NV <= NV / 2
-                                             : Groups == 1 &&
-                                                   columns - panel * kUnits <= kUnits / 2);
+    const bool half =
+        NV == kWide && (kMixed ? registers() - panel * NV <= NV / 2
+                               : Groups == 1 && columns - panel * kUnits <= kUnits / 2);
     return {{data, half ? kWidth<O, NV> / 2 : kWidth<O, NV>}, half};
   }
   // One register's worth of columns, all k, zero beyond the valid ones.

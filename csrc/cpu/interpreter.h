@@ -33,8 +33,8 @@ struct Lies {
     kSplat,   // T, one number for all units of a row
     kNarrowSplat
   };
-  void* first;         // row 0, unit 0
-  int64_t row, unit;   // numbers from a row, and from a register of units, to the next
+  void* first;        // row 0, unit 0
+  int64_t row, unit;  // numbers from a row, and from a register of units, to the next
   Kind kind;
   void* const* rows;  // where rows begin, if they are not equally far apart, or null
 };
@@ -240,10 +240,10 @@ class Interpreter {
 
   // Every instruction for a block of n registers, the last of which has `last_valid` units.
   FASTRNN_NOINLINE void execute(const Plane<T>* p, int64_t n, int64_t last_valid) const {
-#define FASTRNN_DO(kind, name, operands, ...)                                          \
-  case Op::name:                                                                       \
+#define FASTRNN_DO(kind, name, operands, ...)                            \
+  case Op::name:                                                         \
     kind FASTRNN_##operands, d, count, [](auto a FASTRNN_AND_##operands)               \
-        __attribute__((always_inline)) { return __VA_ARGS__; });                       \
+        __attribute__((always_inline)) { return __VA_ARGS__; });         \
     break;
 #define FASTRNN_A (p[i.a]
 #define FASTRNN_AB (p[i.a], p[i.b]
@@ -287,11 +287,11 @@ class Interpreter {
         case Op::sum:
           sum(p[i.a], d, n, last_valid);
           break;
-        FASTRNN_DO(unary, sin, A, by_lane(a, [](T x) { return T(__builtin_sin(x)); }))
-        FASTRNN_DO(unary, cos, A, by_lane(a, [](T x) { return T(__builtin_cos(x)); }))
-        FASTRNN_DO(unary, erf, A, by_lane(a, [](T x) { return T(__builtin_erf(x)); }))
-        FASTRNN_DO(unary, floor, A, by_lane(a, [](T x) { return T(__builtin_floor(x)); }))
-        FASTRNN_DO(unary, round, A, by_lane(a, [](T x) { return T(__builtin_nearbyint(x)); }))
+          FASTRNN_DO(unary, sin, A, by_lane(a, [](T x) { return T(__builtin_sin(x)); }))
+          FASTRNN_DO(unary, cos, A, by_lane(a, [](T x) { return T(__builtin_cos(x)); }))
+          FASTRNN_DO(unary, erf, A, by_lane(a, [](T x) { return T(__builtin_erf(x)); }))
+          FASTRNN_DO(unary, floor, A, by_lane(a, [](T x) { return T(__builtin_floor(x)); }))
+          FASTRNN_DO(unary, round, A, by_lane(a, [](T x) { return T(__builtin_nearbyint(x)); }))
       }
     }
 #undef FASTRNN_DO

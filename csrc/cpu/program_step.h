@@ -39,8 +39,8 @@ class Parameters {
   const fastrnn::Forward<Stored>& f_;
   const int64_t d_, H_, ld_;
   const int count_;
-  Buffer<T> units_;      // [those with a number for each unit, ld]
-  Buffer<void*> rows_;   // [parameters, rows of a step]
+  Buffer<T> units_;     // [those with a number for each unit, ld]
+  Buffer<void*> rows_;  // [parameters, rows of a step]
   const int64_t most_;
 
  public:
@@ -69,8 +69,8 @@ class Parameters {
       const bool each = f_.forms[i] == fastrnn::Form::kEach;
       const int64_t width = each ? H_ : 1;
       auto* const data = const_cast<Stored*>(f_.weights[d_].params[i]);
-      const auto kind = each ? (kNarrow ? L::kNarrow : L::kExact)
-                             : (kNarrow ? L::kNarrowSplat : L::kSplat);
+      const auto kind =
+          each ? (kNarrow ? L::kNarrow : L::kExact) : (kNarrow ? L::kNarrowSplat : L::kSplat);
       void** const begin = rows_ + i * most_;
       for (int64_t n = 0; n < rows && f_.size.place; ++n)
         begin[n] = data + f_.size.place[first + n] * width;
@@ -101,8 +101,8 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
         cut_(max(1, kind.gates_u / max(1, common_divisor(kind.gates_u, kWide)))),
         most_(program_.row_sums || kind.gates_u == 0
                   ? direction_[0].hh.count()
-                  : round_up(max(1, kTileBytes / (max(1, N / this->split.rows) * kLd *
-                                                  int64_t{sizeof(T)})),
+                  : round_up(max(1, kTileBytes /
+                                        (max(1, N / this->split.rows) * kLd * int64_t{sizeof(T)})),
                              cut_)) {}
 
   // Panels between which a step can be cut.
@@ -111,8 +111,8 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   struct Worker {
     Interpreter<T> interpreter;
     Parameters<Stored> parameters[2];
-    Buffer<T> tile;     // [rows, the sums of some panels]
-    Buffer<T> fresh;    // [N, ld_cell] h before the projection
+    Buffer<T> tile;      // [rows, the sums of some panels]
+    Buffer<T> fresh;     // [N, ld_cell] h before the projection
     Buffer<void*> rows;  // of the saved planes
     explicit Worker(const ProgramStep& step)
         : interpreter(step.program_.forward, forward_inputs(step.program_.info), step.H,
@@ -131,7 +131,7 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
     this->each_panel(step, blocks, [&](int64_t block, int64_t) {
       const int64_t first = panels.first + block * most_;
       const Range some{first, min(panels.last, first + most_)};
-      product(worker, now, some);
+      product(worker, now, step, some);
       const int64_t all = direction_[0].hh.count(), registers = ceil_div(H, kLanes<T>);
       cells(worker, now, some,
             {some.first * kWide / kind.gates_u,
@@ -140,16 +140,19 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   }
 
  private:
-  void product(Worker& worker, const Step& now, Range panels) {
+  void product(Worker& worker, const Step& now, int64_t step, Range panels) {
     const auto& w = direction_[now.d];
-    const int64_t ld = panels.count() * kLd;
-    for (int64_t p = panels.first; p < panels.last; ++p) {
+    const int64_t ld = panels.count() * kLd, ld_init = kind.split ? 0 : this->ld_x();
+    this->each_panel(step, panels, [&](int64_t p, int64_t next) {
       const T* const init = kind.split ? w.b_hh + p * kLd : x_part(now.d, p, now.chunk_row);
-      multiply<O, kWide>(now.left, ld_state, now.rows, P, w.hh.get(p),
-                         w.hh.far(p + 1 < panels.last ? p + 1 : p), init,
-                         kind.split ? 0 : this->ld_x(),
-                         worker.tile + (p - panels.first) * kLd, ld);
-    }
+      T* const out = worker.tile + (p - panels.first) * kLd;
+      if (now.rows == 1)
+        micro_of<O, kWide>(1, w.hh.get(p))(now.left, ld_state, w.hh.get(p), P, init, ld_init, out,
+                                           ld, {});
+      else
+        multiply<O, kWide>(now.left, ld_state, now.rows, P, w.hh.get(p), w.hh.far(next), init,
+                           ld_init, out, ld);
+    });
   }
 
   // The code for some registers of units, whose sums are those of some panels.
@@ -188,22 +191,29 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
             s.place ? begin : nullptr};
   }
 
+  // A row's numbers of some units. `copy` would call a function for each row.
+  template <class To>
+  static void move(To* to, const T* from, Range units) {
+    for (int64_t at = units.first; at < units.last; at += kLanes<T>)
+      Lane<T>(at, units.last).store_to(to, load<V>(from + at));
+  }
+
   // Where the states of some units go besides.
   void results(const Step& now, const T* h, int64_t ld_h, Range units) const {
-    const int64_t first = units.first, count = units.count(), output = program_.output;
+    const int64_t output = program_.output;
     for (int64_t n = 0; n < now.rows; ++n) {
       const int64_t to = place(now.row + n);
-      const T* const own = h + n * ld_h + first;
-      const auto c = [&](int64_t k) { return now.c + (k * N + n) * ld_cell + first; };
+      const T* const own = h + n * ld_h;
+      const auto c = [&](int64_t k) { return now.c + (k * N + n) * ld_cell; };
       for (int64_t k = 0; k < kind.own && f.save; ++k)
-        copy(f.cells + this->at_cell(now.d, to) + k * H + first, c(k), count);
-      if (f.save && f.hidden) copy(f.hidden + this->at_hidden(now.d, to) + first, own, count);
+        move(f.cells + this->at_cell(now.d, to) + k * H, c(k), units);
+      if (f.save && f.hidden) move(f.hidden + this->at_hidden(now.d, to), own, units);
       if (s.projected) {
-        copy(now.m + n * ld_cell + first, own, count);
+        move(now.m + n * ld_cell, own, units);
         continue;
       }
-      if constexpr (kRounds) copy(now.next_left + n * ld_state + first, own, count);
-      copy(f.y + this->at_y(now.d, to) + first, output ? c(output - 1) : own, count);
+      if constexpr (kRounds) move(now.next_left + n * ld_state, own, units);
+      move(f.y + this->at_y(now.d, to), output ? c(output - 1) : own, units);
     }
   }
 };
@@ -273,8 +283,7 @@ struct ProgramDerivative : Gradients<Stored> {
     const int64_t ld_h = s.projected ? ld_cell : ld_state;
     const auto states = [&] {
       tile(d_h, ld_h);
-      for (int64_t k = 0; k < kind.own; ++k)
-        tile(w.d_c + (k * N + batch.first) * ld_cell, ld_cell);
+      for (int64_t k = 0; k < kind.own; ++k) tile(w.d_c + (k * N + batch.first) * ld_cell, ld_cell);
     };
     states();
     const auto gates = [&](O* at, int64_t count) {
@@ -284,8 +293,7 @@ struct ProgramDerivative : Gradients<Stored> {
     gates(w.d_x, kind.gates_x);
     if (kind.split) gates(w.d_u, kind.gates_u);
     states();
-    for (int i = 0; i < params_; ++i)
-      tile(w.d_p + (to * params_ + i) * ld_cell, params_ * ld_cell);
+    for (int i = 0; i < params_; ++i) tile(w.d_p + (to * params_ + i) * ld_cell, params_ * ld_cell);
     worker.interpreter.run(rows, {units.first / kLane, ceil_div(units.last, kLane)});
     return !any(d, to, rows, units);
   }

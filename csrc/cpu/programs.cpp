@@ -37,21 +37,17 @@ struct OwnedCode {
     require(given.row_temps >= 0 && given.temps >= 0, "negative sizes");
     memcpy(instructions.data(), given.instructions.data(), given.instructions.size());
     for (size_t i = 0; i < given.reads.size(); ++i) reads[i] = given.reads[i] != 0;
-    const int64_t all = planes + static_cast<int64_t>(constants.size()) + given.row_temps +
-                        given.temps;
+    const int64_t all =
+        planes + static_cast<int64_t>(constants.size()) + given.row_temps + given.temps;
     for (const Instruction& i : instructions) {
       require((i.op & ~Instruction::kOnce) < kOpCount, "unknown operation");
       for (const uint16_t plane : {i.dst, i.a, i.b, i.c, i.d})
         require(plane < all, "no such plane");
     }
-    code = {instructions.data(),
-            static_cast<int64_t>(instructions.size()),
-            constants.data(),
-            static_cast<int64_t>(constants.size()),
-            given.planes,
-            given.row_temps,
-            given.temps,
-            reads.get()};
+    code = {instructions.data(), static_cast<int64_t>(instructions.size()),
+            constants.data(),    static_cast<int64_t>(constants.size()),
+            given.planes,        given.row_temps,
+            given.temps,         reads.get()};
   }
 };
 
@@ -63,8 +59,8 @@ struct Kept {
   explicit Kept(const GivenProgram& g)
       : name(g.name),
         forward(g.forward, inputs(g) + 1 + g.own + g.saved),
-        backward(g.backward, g.saved + 4 * (1 + g.own) + 2 * g.params + g.gates_x +
-                                 (g.split ? g.gates_u : 0)) {
+        backward(g.backward,
+                 g.saved + 4 * (1 + g.own) + 2 * g.params + g.gates_x + (g.split ? g.gates_u : 0)) {
     program = {name.c_str(),
                {.name = name.c_str(),
                 .gates = g.gates_x,

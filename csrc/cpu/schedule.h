@@ -135,7 +135,8 @@ struct Schedule {
                                        uniform() ? ceil_div(H, kWidth<T, kWide>) : 1)) {}
 
   bool worth_threads() const {
-    const int64_t weights = D * H * (kind.gates_x * I + kind.gates_u * P), bytes = weights * int64_t{sizeof(Stored)};
+    const int64_t weights = D * H * (kind.gates_x * I + kind.gates_u * P),
+                  bytes = weights * int64_t{sizeof(Stored)};
     return total * weights / D >= kThreadWork || bytes > kNearBytes;
   }
 

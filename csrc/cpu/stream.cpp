@@ -25,12 +25,12 @@ class Stack {
   virtual void step(Address x) = 0;
 };
 
-// h [L, N, P] and c [L, N, H] are read and written in place, y [N, P] is the top layer's output.
+// h [L, N, P] and c [L, N, C] are read and written in place, y [N, P] is the top layer's output.
 template <class T>
 class StackOf final : public Stack {
  public:
   StackOf(StreamKernel<T>* make, int64_t layers, Sizes size, const std::vector<Address>& weights,
-          const WeightNames& names, Address h, Address c, Address y)
+          const WeightNames& names, const Program* program, Address h, Address c, Address y)
       : active_(size.batch), forwards_(static_cast<size_t>(layers)), between_(layers - 1) {
     std::vector<View> views(weights.size());
     for (size_t i = 0; i < views.size(); ++i) views[i].data = at(weights[i]);
@@ -43,7 +43,8 @@ class StackOf final : public Stack {
       f.weights[0] = names.of<const T>(&views[k * static_cast<size_t>(names.count)]);
       const int64_t n = static_cast<int64_t>(k) * size.batch;
       f.h0 = f.h_n = at(h) + n * size.state;
-      if (c) f.c0 = f.c_n = at(c) + n * size.hidden;
+      if (c) f.c0 = f.c_n = at(c) + n * size.cell;
+      f.program = program;
       if (k > 0) f.x = forwards_[k - 1].y;
       if (k + 1 < forwards_.size()) {
         between_[k].resize(static_cast<size_t>(size.batch * size.state));
@@ -87,16 +88,17 @@ std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64
   size.input = input;
   size.hidden = hidden;
   size.state = state;
+  size.cell = info.own * hidden;
   const WeightNames names(weight_names);
   size.projected = names.w_hr >= 0;
-  if (static_cast<int64_t>(weights.size()) != layers * names.count)
+  if (static_cast<int64_t>(weights.size()) != layers * names.count || names.params != info.params)
     throw std::invalid_argument("a stream needs all weights of its layers");
   const Kernels& kernels = cpu::kernels();
   if (is_double)
     return std::make_unique<StackOf<double>>(kernels.stream_double[position], layers, size, weights,
-                                             names, h, c, y);
+                                             names, info.program, h, c, y);
   return std::make_unique<StackOf<float>>(kernels.stream_float[position], layers, size, weights,
-                                          names, h, c, y);
+                                          names, info.program, h, c, y);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Included at the end of an isa_*.cpp: the table of its kernels, one column per cell, one for programs.
+// Included at the end of an isa_*.cpp: the table of its kernels, one column per cell, one for
+// programs.
 #include "cpu/kernels.h"
 
 namespace FASTRNN_NAMESPACE {

@@ -27,10 +27,17 @@
 #include "cpu/tasks.h"
 #include "cpu/team.h"
 #include "cpu/table.h"
+#include "programs.h"
 #include "tensors.h"
 #include "together.h"
 
 fastrnn::Kernels with_emulated_tiles(const fastrnn::Kernels& others);  // emulated_tiles.cpp
+
+constexpr int kCells = 0
+#define X(Cell, name) +1
+    FASTRNN_CELLS(X)
+#undef X
+    ;
 
 template <class T>
 void compare(const char* what, const Shape& s, const Tensors<double>& expected,
@@ -56,13 +63,16 @@ void compare(const char* what, const Shape& s, const Tensors<double>& expected,
 // differ.
 template <class T>
 void run_live(const char* name, const Shape& s, const Tensors<T>& skipped,
-              fastrnn::BackwardKernel<T>* backward, const bool* reset) {
+              fastrnn::BackwardKernel<T>* backward, const bool* reset,
+              const fastrnn::Program* program) {
   Tensors<T> live = skipped;
   const int64_t rows = static_cast<int64_t>(live.x.size()) / s.I;
   for (int64_t row = 0; row < rows; ++row)
     live.x[row * s.I + s.I - 1] = as<T>(std::numeric_limits<double>::infinity());
   for (const fastrnn::Parallel& parallel : {in_turn(1), in_turn(3)}) {
-    backward(arguments(s, live, reset), parallel);
+    fastrnn::Backward<T> b = arguments(s, live, reset);
+    b.forward.program = program;
+    backward(b, parallel);
     for (int64_t d = 0; d < s.D; ++d)
       for (size_t i = s.I - 1; i < live.dw_ih[d].size(); i += s.I) {
         CHECK(live.active.empty() || !std::isfinite(number(live.dw_ih[d][i])), "%s: inf times zero",
@@ -78,7 +88,8 @@ void run_live(const char* name, const Shape& s, const Tensors<T>& skipped,
 
 template <class T>
 void run(const char* name, const Shape& s, const Tensors<double>& expected,
-         fastrnn::ForwardKernel<T>* forward, fastrnn::BackwardKernel<T>* backward) {
+         fastrnn::ForwardKernel<T>* forward, fastrnn::BackwardKernel<T>* backward,
+         const fastrnn::Program* program) {
   // Of a Bf16, four units in the last place of the largest: results are rounded once, gradients
   // come from states and gates that were.
   const double tolerance = std::is_same_v<T, Bf16>    ? 0x1p-6
@@ -88,12 +99,14 @@ void run(const char* name, const Shape& s, const Tensors<double>& expected,
   for (const fastrnn::Parallel& parallel : {in_turn(1), in_turn(3), together(3)}) {
     auto t = std::make_unique<Tensors<T>>(convert<T>(expected));
     fastrnn::Backward<T> b = arguments(s, *t, expected.reset.get());
+    b.forward.program = program;
     forward(b.forward, parallel);
     backward(b, parallel);
     compare(name, s, expected, *t, tolerance, expected.results().size());
 
     Tensors<T> inference = convert<T>(expected);
     fastrnn::Backward<T> i = arguments(s, inference, expected.reset.get());
+    i.forward.program = program;
     i.forward.save = false;
     i.forward.gates = i.forward.cells = i.forward.hidden = nullptr;
     forward(i.forward, parallel);
@@ -107,7 +120,7 @@ void run(const char* name, const Shape& s, const Tensors<double>& expected,
       first = std::move(t);
     }
   }
-  if (s.loss != Loss::kAll) run_live(name, s, *first, backward, expected.reset.get());
+  if (s.loss != Loss::kAll) run_live(name, s, *first, backward, expected.reset.get(), program);
 }
 
 using Tables = std::vector<const fastrnn::Kernels*>;
@@ -176,13 +189,18 @@ void test(const char* name, int position, const Tables& tables) {
     Tensors<double> expected = make<Cell>(s);
     by_definition<Cell>(s, expected);
     for (const fastrnn::Kernels* k : tables) {
-      const std::string what = std::string(k->name) + " " + name;
-      run<float>((what + " float").c_str(), s, expected, k->forward_float[position],
-                 k->backward_float[position]);
-      run<double>((what + " double").c_str(), s, expected, k->forward_double[position],
-                  k->backward_double[position]);
-      run<Bf16>((what + " bfloat16").c_str(), s, expected, k->forward_bf16[position],
-                k->backward_bf16[position]);
+      const auto all_types = [&](const char* way, int at, const fastrnn::Program* program) {
+        const std::string what = std::string(k->name) + " " + name + way;
+        run<float>((what + " float").c_str(), s, expected, k->forward_float[at],
+                   k->backward_float[at], program);
+        run<double>((what + " double").c_str(), s, expected, k->forward_double[at],
+                    k->backward_double[at], program);
+        run<Bf16>((what + " bfloat16").c_str(), s, expected, k->forward_bf16[at],
+                  k->backward_bf16[at], program);
+      };
+      all_types("", position, nullptr);
+      if (const fastrnn::Program* const program = program_of<Cell>())
+        all_types(" as a program", kCells, program);
     }
   }
 }
