@@ -157,7 +157,25 @@ def rounded(g, s, p):
     return Rounded.apply(g.a * 4) / 4 + s.h
 
 
-@pytest.mark.parametrize("step", [old_style, straight_through, rounded])
+class Gated(torch.autograd.Function):
+    """Its derivative reads what its forward does not."""
+
+    @staticmethod
+    def forward(ctx, x, gate):
+        ctx.save_for_backward(gate)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (gate,) = ctx.saved_tensors
+        return torch.where(gate > 0, grad, -grad), None
+
+
+def gated(g, s, p):
+    return Gated.apply(s.h, g.a)
+
+
+@pytest.mark.parametrize("step", [old_style, straight_through, rounded, gated])
 def test_derivatives_of_ones_own(step):
     cell = Cell(step, "a")
     check(cell, draw(cell, 5, 4))
@@ -210,7 +228,13 @@ def only_rows(g, s, p):
     return (g.a * g.b).sum(-1, keepdim=True).expand_as(s.h)
 
 
-ROWS = [mean_and_var, std, rms, norm_of_norm, without_keepdim, of_rows, attention]
+def saved_row(g, s, p):
+    """The state after the step is a row value, of which backward makes more."""
+    total = torch.tanh((g.a * g.b).sum(-1, keepdim=True))
+    return torch.exp(total * 0.5).expand_as(s.h)
+
+
+ROWS = [saved_row, mean_and_var, std, rms, norm_of_norm, without_keepdim, of_rows, attention]
 
 
 @pytest.mark.parametrize("step", [*ROWS, of_constants, only_rows])
