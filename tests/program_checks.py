@@ -43,8 +43,10 @@ def eager(cell: Cell, planes: dict[str, dict[str, Tensor]]) -> dict[str, dict[st
     new = dict(zip(cell.states, new if isinstance(new, tuple) else (new,), strict=True))
     flat = [leaf for each in leaves.values() for leaf in each.values()]
     pairs = [(state, planes["d"][n]) for n, state in new.items() if state.requires_grad]
-    outs, ds = zip(*pairs, strict=True)
-    found = iter(torch.autograd.grad(outs, flat, ds, allow_unused=True))
+    found = iter([None] * len(flat))
+    if pairs:
+        outs, ds = zip(*pairs, strict=True)
+        found = iter(torch.autograd.grad(outs, flat, ds, allow_unused=True))
     gradients = {
         kind: {
             name: torch.zeros_like(leaf) if (d := next(found)) is None else d

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from program_cells import CELLS, lstm
 from program_checks import check, draw
 
@@ -36,10 +34,10 @@ def test_cells(name, H):
 SIZES = {
     "rnn": ((1, 2), (0, 0), 0),
     "lstm": ((7, 14), (1, 2), 4),
-    "gru": ((8, 11), (1, 1), 4),
+    "gru": ((9, 12), (1, 2), 4),
     "cifg": ((7, 14), (1, 2), 3),
-    "lif": ((7, 12), (2, 2), 0),
-    "ligru": ((4, 9), (1, 2), 2),
+    "lif": ((6, 13), (2, 2), 0),
+    "ligru": ((4, 7), (1, 1), 2),
 }
 
 
@@ -159,7 +157,25 @@ def rounded(g, s, p):
     return Rounded.apply(g.a * 4) / 4 + s.h
 
 
-@pytest.mark.parametrize("step", [old_style, straight_through, rounded])
+class Gated(torch.autograd.Function):
+    """Its derivative reads what its forward does not."""
+
+    @staticmethod
+    def forward(ctx, x, gate):
+        ctx.save_for_backward(gate)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        (gate,) = ctx.saved_tensors
+        return torch.where(gate > 0, grad, -grad), None
+
+
+def gated(g, s, p):
+    return Gated.apply(s.h, g.a)
+
+
+@pytest.mark.parametrize("step", [old_style, straight_through, rounded, gated])
 def test_derivatives_of_ones_own(step):
     cell = Cell(step, "a")
     check(cell, draw(cell, 5, 4))
@@ -212,14 +228,20 @@ def only_rows(g, s, p):
     return (g.a * g.b).sum(-1, keepdim=True).expand_as(s.h)
 
 
-ROWS = [mean_and_var, std, rms, norm_of_norm, without_keepdim, of_rows, attention]
+def saved_row(g, s, p):
+    """The state after the step is a row value, of which backward makes more."""
+    total = torch.tanh((g.a * g.b).sum(-1, keepdim=True))
+    return torch.exp(total * 0.5).expand_as(s.h)
+
+
+ROWS = [saved_row, mean_and_var, std, rms, norm_of_norm, without_keepdim, of_rows, attention]
 
 
 @pytest.mark.parametrize("step", [*ROWS, of_constants, only_rows])
 @pytest.mark.parametrize("H", [2, 5, 7])
 def test_sums_over_a_row(step, H):
     cell = Cell(step, "a b")
-    check(cell, draw(cell, 4, H))
+    check(cell, draw(cell, 4, H), 1e-8)  # of two units a norm divides by small differences
     assert cell.program(H).row_sums == (step is not of_constants)
 
 
@@ -331,7 +353,7 @@ def test_a_cell_is_a_value():
     assert repr(CELLS["lif"]) == "Cell(lif, gates='i', states='h v', params='decay')"
     with pytest.raises(AttributeError, match="a cell does not change"):
         cell.gates = ("i",)
-    with pytest.raises(pickle.PicklingError):
+    with pytest.raises((pickle.PicklingError, AttributeError)):
         pickle.dumps(Cell(lambda g, s, p: g.a, "a"))
 
 
@@ -387,53 +409,3 @@ def test_what_tracing_needs_of_torch():
         assert op.default in decompositions
     assert torch.Tag.data_dependent_output in aten._local_scalar_dense.default.tags
     assert torch.Tag.nondeterministic_seeded in aten.bernoulli.p.tags
-
-
-# random steps
-
-LEAVES = ["g.a", "g.x_b", "g.u_b", "s.h", "s.c", "s.n", "p.w", "p.dt", "0.5", "-1.0", "2.0"]
-ONE = "sigmoid tanh relu exp softplus elu abs neg square silu sqrt floor sign erf".split()
-TWO = "add sub mul maximum minimum div".split()
-
-
-def one(name: str, x: str) -> str:
-    return f"{'F' if name in ('softplus', 'elu', 'silu') else 'torch'}.{name}({x})"
-
-
-def expressions():
-    leaves = st.sampled_from(LEAVES).map(lambda leaf: f"T({leaf})")
-
-    def larger(inner):
-        return st.one_of(
-            st.builds(one, st.sampled_from(ONE), inner),
-            st.builds(lambda n, x, y: f"torch.{n}({x}, {y})", st.sampled_from(TWO), inner, inner),
-            st.builds(
-                lambda c, a, b, x, y: f"torch.where({a} {c} {b}, {x}, {y})",
-                st.sampled_from("< <= > >= == !=".split()),
-                *[inner] * 4,
-            ),
-            inner.map(lambda x: f"T({x}.mean(-1, keepdim=True))"),
-        )
-
-    return st.recursive(leaves, larger, max_leaves=12)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(expressions(), min_size=3, max_size=3), st.booleans(), st.integers(0, 1000))
-def test_random_steps(texts, shared, seed):
-    lines = [
-        "def step(g, s, p):",
-        "    T = lambda x: x * torch.ones_like(s.h)",
-        f"    h = {texts[0]}",
-        f"    c = {texts[1]}" + (" + h" if shared else ""),
-        f"    n = {texts[2]}" + (" * c" if shared else ""),
-        "    return h, c, n",
-    ]
-    scope: dict = {"torch": torch, "F": F}
-    exec("\n".join(lines), scope)
-    cell = Cell(scope["step"], "a x:b u:b", "h c n", "w", "dt", recurrent="c", output="n")
-    check(cell, tame(draw(cell, 2, 3, seed)), 1e-7)
-
-
-def tame(planes):
-    return planes

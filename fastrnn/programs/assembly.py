@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,22 +52,35 @@ class Frame:
 
 def assemble(instructions: list[Instruction], frame: Frame) -> Code:
     """The code of instructions, which are in an order that works but for `frame.replaces`."""
-    items = _with_outputs(instructions, frame)
+    rows = _rows(instructions)
+    items = _with_outputs(instructions, frame, rows)
     while isinstance(before := _constraints(items, frame), Instruction):
         _detour(items, before)
-    orders = (_scheduled(items, before, greedy) for greedy in (True, False))
-    codes = [_allocated(order, frame) for order in orders]
+    orders = (_scheduled(items, before, rows, greedy) for greedy in (True, False))
+    codes = [_allocated(order, frame, rows) for order in orders]
     return min(codes, key=lambda code: code.temps + code.row_temps)
 
 
-def _with_outputs(instructions: list[Instruction], frame: Frame) -> list[Instruction]:
+def _rows(instructions: Iterable[Instruction]) -> set[Value | None]:
+    """Which results are one number a row. Made of a row value that lies in a plane, it is none."""
+    rows: set[Value | None] = set()
+    for item in instructions:
+        of_rows = [v in rows for v in item.operands if v.number is None]
+        if item.op == "sum" or (of_rows and all(of_rows)):
+            rows.add(item.result)
+    return rows
+
+
+def _with_outputs(
+    instructions: list[Instruction], frame: Frame, rows: Container[Value | None]
+) -> list[Instruction]:
     """Instructions that write outputs where they can, and copies for the others."""
     makers = {i.result: i for i in instructions}
     copies = []
     for value, plane in frame.outputs:
         maker = makers.get(value)
         # what is made once a row is a row temporary
-        if maker is None or maker.output is not None or value.row:
+        if maker is None or maker.output is not None or value in rows:
             copies.append(Instruction("copy", None, (value,), plane))
         else:
             maker.output = plane
@@ -107,7 +120,7 @@ def _depends(item: Instruction, on: Instruction, before: dict) -> bool:
 def _detour(items: list[Instruction], item: Instruction) -> None:
     """Lets an instruction write a temporary, and a copy bring that to the output."""
     if item.result is None:  # a copy: keep what it reads, which another copy is to write over
-        kept = Value("kept", item.operands, -1 - len(items), row=item.operands[0].row)
+        kept = Value("kept", item.operands, -1 - len(items))
         items.insert(0, Instruction("copy", kept, item.operands))
         item.operands = (kept,)
     else:
@@ -115,13 +128,13 @@ def _detour(items: list[Instruction], item: Instruction) -> None:
         item.output = None
 
 
-def _phases(items: Sequence[Instruction], before: dict) -> dict[Instruction, int]:
+def _phases(items: Sequence[Instruction], rows: Container[Value | None]) -> dict[Instruction, int]:
     """When an instruction runs, if as few times as possible all units are waited for: planes in
     even phases, row values in the odd ones between. As late as it can, if it makes a temporary."""
     makers = {i.result: i for i in items if i.result}
 
     def is_row(item: Instruction) -> bool:
-        return item.result is not None and item.result.row and item.op != "sum"
+        return item.result in rows and item.op != "sum"
 
     def available(item: Instruction, phase: int) -> int:
         return phase + 1 if item.op == "sum" else phase
@@ -142,10 +155,11 @@ def _phases(items: Sequence[Instruction], before: dict) -> dict[Instruction, int
     return phases
 
 
-def _scheduled(items: list[Instruction], before: dict, greedy: bool) -> list[Instruction]:
+def _scheduled(
+    items: list[Instruction], before: dict, rows: Container[Value | None], greedy: bool
+) -> list[Instruction]:
     """An order that keeps few temporaries: greedily, or as near as possible to the given one."""
-    waits = _in_order(items, before)
-    phases = _phases(waits, before)
+    phases = _phases(_in_order(items, before), rows)
     place = {item: n for n, item in enumerate(items)}
     readers: dict[Value, set[Instruction]] = {}
     for item in items:
@@ -182,7 +196,7 @@ def _in_order(items: Iterable[Instruction], before: dict) -> list[Instruction]:
     return list(done)
 
 
-def _allocated(order: list[Instruction], frame: Frame) -> Code:
+def _allocated(order: list[Instruction], frame: Frame, rows: Container[Value | None]) -> Code:
     """The code of instructions in this order, where temporaries that are read no more are used
     again."""
     last = {value: at for at, item in enumerate(order) for value in item.operands}
@@ -206,7 +220,7 @@ def _allocated(order: list[Instruction], frame: Frame) -> Code:
             if value in place and last[value] == at:
                 row, number = place[value]
                 free[row].append(number)
-        row = item.output is None and item.result.row
+        row = item.output is None and item.result in rows
         if item.output is None:
             if not free[row]:
                 free[row].append(used[row])

@@ -108,7 +108,8 @@ def _choose_saved(
     minimum cut. `free` and the new states are there in any case."""
     import networkx  # which torch needs as well, but does not import at once
 
-    forward = dict.fromkeys(needed(new))
+    inputs = [v for v in needed(gradients) if v.op == "input" and not v.name.startswith("d.")]
+    forward = dict.fromkeys([*needed(new), *inputs])
     free = {*free, *new}
     behind = [v for v in needed(gradients) if v not in forward]
     read = [a for v in behind for a in v.args] + list(gradients)

@@ -113,17 +113,30 @@ def _record(step: Callable, names: Names, H: int) -> Traced:
     states = _checked(recorder, returned, names.states)
     new = [graph.as_number(recorder.value(state)) for state in states]
     cotangents = [recorder.leaf(graph.input(f"d.{name}")) for name in names.states]
-    pairs = [(s, d) for s, d in zip(states, cotangents, strict=True) if s.requires_grad]
     gradients: Sequence[Tensor | None] = [None] * len(leaves)
-    if pairs:
+    result = _Seeded.apply(cotangents, *states)
+    if result.requires_grad:
         recorder.in_backward = True
         with recorder:
-            outputs, given = zip(*pairs, strict=True)
-            gradients = torch.autograd.grad(outputs, [*leaves.values()], given, allow_unused=True)
+            gradients = torch.autograd.grad(result, [*leaves.values()], allow_unused=True)
     found = [graph.nothing if d is None else recorder.value(d) for d in gradients]
     zero = graph.constant(0)
     found = [zero if value is graph.nothing else value for value in found]
     return Traced(graph, new, dict(zip(leaves, found, strict=True)))
+
+
+class _Seeded(torch.autograd.Function):
+    """A number whose gradients by the states are the planes that are given. For gradients given
+    to it, torch.autograd.grad would import sympy, which takes half a second."""
+
+    @staticmethod
+    def forward(ctx, cotangents: Sequence[Tensor], *states: Tensor) -> Tensor:
+        ctx.cotangents = cotangents
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx, _):
+        return None, *ctx.cotangents
 
 
 def _gate(graph: Graph, gate: Gate, split: bool) -> Value:
