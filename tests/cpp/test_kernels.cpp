@@ -70,9 +70,9 @@ void run_live(const char* name, const Shape& s, const Tensors<T>& skipped,
   for (int64_t row = 0; row < rows; ++row)
     live.x[row * s.I + s.I - 1] = as<T>(std::numeric_limits<double>::infinity());
   for (const fastrnn::Parallel& parallel : {in_turn(1), in_turn(3)}) {
-    fastrnn::Backward<T> b = arguments(s, live, reset);
-    b.forward.program = program;
-    backward(b, parallel);
+    fastrnn::Backward<T> call = arguments(s, live, reset);
+    call.forward.program = program;
+    backward(call, parallel);
     for (int64_t d = 0; d < s.D; ++d)
       for (size_t i = s.I - 1; i < live.dw_ih[d].size(); i += s.I) {
         CHECK(live.active.empty() || !std::isfinite(number(live.dw_ih[d][i])), "%s: inf times zero",
