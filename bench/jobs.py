@@ -7,6 +7,7 @@ from dataclasses import replace
 from bench.cases import STEPS, Spec
 from bench.contenders import BASELINE, OURS, Contender, compiled, graph, in_float32, module_of
 from bench.features import LAST, LENGTHS, RESET, STATES
+from bench.functions import FUNCTION
 from bench.packing import PACKED, PADDED
 from bench.peers import LIBRARIES, RUNTIMES, STEP_RUNTIMES
 from bench.streaming import STEP
@@ -55,6 +56,7 @@ JOBS: dict[str, tuple[Contender, ...]] = {
     "reset": RESET,
     "lengths": LENGTHS,
     "states": STATES,
+    "function": FUNCTION,
     "step": STEP + STEP_RUNTIMES,
 }
 

@@ -52,6 +52,13 @@ FEATURES = (
     lstm("states", 100, 32, 128, 256, 1, "anyone who reads or trains cell states", job="states"),
 )
 
+# The cells of torch.nn, which are known to be right, stand for any.
+FUNCTIONS = tuple(
+    Case(f"{N} x {H}", 100, N, H, H, 1, "anyone whose cell is not in torch.nn", job="function")
+    for N in (1, 32)
+    for H in (16, 128, 256, 512)
+)
+
 LAST = tuple(
     Case(f"last-{T}", T, 32, 64, 128, 1, user, job="last")
     for T, user in (
@@ -152,6 +159,7 @@ SUITES = {
         extra=("fastrnn cuda", "fastrnn triton", "fastrnn graph", "torch.nn graph", "haste"),
     ),
     "features": Suite("what torch.nn has only work-arounds for", FEATURES),
+    "cells": Suite("cells that are Python functions, by those of torch.nn", FUNCTIONS),
     "last-step": Suite(
         "training with a loss on the last output", LAST, (1, None), modes=("training",)
     ),

@@ -190,6 +190,15 @@ class Call {
   void steps_of_lengths();
   void check_steps();
   void check_weights() const;
+  // A program whose w_hh is narrower than h has that many heads.
+  void check_heads() {
+    const int64_t width = given.weights[names.w_hh].last();
+    if (!info.program || width <= 0 || width == size.state) return;
+    size.heads = size.state / width;
+    FASTRNN_CHECK(size.heads * width == size.state && width % kHeadUnits == 0 && !size.projected,
+                  "heads must be equal parts of h of a multiple of ", kHeadUnits, " units, got ",
+                  width, " of ", size.state);
+  }
   // The rows of a parameter are those of the input.
   Form form(const View& param) const {
     if (param.dims == 1 && param.is({size.hidden})) return Form::kUnit;
@@ -235,6 +244,7 @@ inline Call::Call(const Given& what) : given(what) {
   size.state = h0.size[2];
   size.batch = h0.size[1];
   size.cell = info.own * size.hidden;
+  check_heads();
   FASTRNN_CHECK(size.hidden > 0 && size.input > 0 && size.state > 0,
                 "input_size and hidden_size must be greater than zero");
   check_steps();
@@ -297,7 +307,7 @@ inline void Call::check_weights() const {
     if (which == names.w_ih) {
       check("w_ih", w, {from_x, size.input});
     } else if (which == names.w_hh) {
-      check("w_hh", w, {from_h, size.state});
+      check("w_hh", w, {from_h, size.state / size.heads});
     } else if (which == names.w_hr) {
       check("w_hr", w, {size.state, size.hidden});
     } else if (which >= names.count - names.params) {

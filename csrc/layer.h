@@ -57,6 +57,7 @@ struct Sizes {
   const int64_t* place;                                    // [sum of active] or null
   const int64_t* order;                                    // [N] or null
   int64_t cell = 0;                                        // C
+  int64_t heads = 1;  // of a program: parts of the units, each of which sees its own part of h
 };
 
 // What a parameter of a program has a number for.
@@ -66,12 +67,14 @@ enum class Form : uint8_t {
   kEach   // [rows, H]
 };
 inline constexpr int kMostParams = 16;
+// The units of a head are a multiple of this: then no register holds units of two.
+inline constexpr int64_t kHeadUnits = 64;
 
 // The weights of a direction, or the gradients of them.
 template <class T>
 struct Weights {
   T* w_ih;  // [G H, I]
-  T* w_hh;  // [G H, P]
+  T* w_hh;  // [G H, P], or [G H, P / heads]
   T* b_ih;  // [G H] or null
   T* b_hh;  // [G H] or null
   T* w_hr;  // [P, H] or null

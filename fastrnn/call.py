@@ -149,6 +149,8 @@ class Call(NamedTuple):
         H = self.weights[names.index("w_hr")].size(-1) if self.projected else P
         I = input.size(-1)
         shapes = weight_shapes(kind, I, H, P)
+        if kind.step is not None and P % max(1, self.weights[1].size(-1)) == 0:
+            shapes["w_hh"] = kind.hidden_gates * H, self.weights[1].size(-1)  # of heads
         for each in self.by_name():
             for name, weight in each.items():
                 if name.startswith("p_"):

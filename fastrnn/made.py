@@ -10,9 +10,12 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import table
 from .dispatch import cpu
+from .dispatch.reference.definition import block_diagonal
 from .features import Asked
 from .programs import Cell
 from .programs.trace import Planes
+
+HEAD_UNITS = 64  # kHeadUnits of csrc/layer.h
 
 
 def register(cell: Cell, H: int, projected: bool) -> str:
@@ -87,13 +90,15 @@ class _Step:
         return new[self._order[0]], torch.cat(others, -1) if others else None
 
 
-def parameter_shapes(cell: Cell, H: int, bias: bool, P: int) -> dict[str, tuple[int | None, ...]]:
+def parameter_shapes(
+    cell: Cell, H: int, bias: bool, P: int, heads: int
+) -> dict[str, tuple[int | None, ...]]:
     """The shape of each parameter of a direction; None stands for the features of its input."""
     program = cell.program(H)
     X, U = program.gates_x * H, program.gates_u * H
     shapes: dict[str, tuple[int | None, ...]] = {"weight_ih": (X, None)}
     if U:
-        shapes["weight_hh"] = (U, P or H)
+        shapes["weight_hh"] = (U, (P or H) // heads)
     if bias:
         shapes["bias_ih"] = (X,)
     if bias and U:
@@ -146,7 +151,9 @@ def weights(
     if module.proj_size:
         names += " w_hr"
     names += "".join(f" p_{name}" for name in cell.params + cell.inputs)
-    if program.gates_u and not given:
+    # The kernels take heads whose units fill whole registers.
+    dense = module.heads > 1 and module.hidden_size // module.heads % HEAD_UNITS
+    if program.gates_u and not given and not dense:
         return names, flat
     each = len(flat) // (module.num_layers * (2 if module.bidirectional else 1))
     whole: list[Tensor] = []
@@ -156,6 +163,8 @@ def weights(
             own.insert(1, own[0].new_zeros(0, module.proj_size or module.hidden_size))
             if module.bias:
                 own.insert(3, own[0].new_zeros(0))
+        elif dense:
+            own[1] = block_diagonal(own[1], module.hidden_size)
         whole += own + given
     return names, whole
 

@@ -38,6 +38,8 @@ class Recurrent(RNNBase):
         bidirectional: whether a second direction reads the sequence from its end; D is 2 then.
         proj_size: P, the width of a projected recurrent state; 0 for none. Its step then cannot
             read that state.
+        heads: equal parts of the units; W_hh has a part of h enter the gates of the same units
+            only.
         device, dtype: of the parameters.
 
     Shapes of a call `output, state = layer(input, state)`, see `forward`:
@@ -50,7 +52,7 @@ class Recurrent(RNNBase):
     Parameters, uniform in (-1/sqrt(H), 1/sqrt(H)) at first, of layer k; those of the second
     direction end in `_reverse`. X gates have an input part, U gates a hidden part:
         weight_ih_lk: (X*H, I), or (X*H, D*P) above the first layer.
-        weight_hh_lk: (U*H, P), if U is not 0.
+        weight_hh_lk: (U*H, P), if U is not 0; (U*H, H / heads) with heads.
         bias_ih_lk: (X*H,), bias_hh_lk: (U*H,).
         weight_hr_lk: (P, H), with `proj_size`.
         NAME_lk: (H,), for each of the cell's `params`; its `init` says how it begins.
@@ -76,6 +78,7 @@ class Recurrent(RNNBase):
         proj_size: int = 0,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        heads: int = 1,
     ) -> None:
         torch.nn.Module.__init__(self)
         if not isinstance(cell, Cell):
@@ -87,6 +90,11 @@ class Recurrent(RNNBase):
             raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
         if not 0 <= proj_size < hidden_size:
             raise ValueError(f"proj_size must be in [0, hidden_size), got {proj_size}")
+        if heads < 1 or hidden_size % heads or (heads > 1 and proj_size):
+            raise ValueError(
+                f"heads must divide hidden_size, and have no projection; got {heads} of "
+                f"{hidden_size} and proj_size={proj_size}"
+            )
         if dropout and num_layers == 1:
             warnings.warn(
                 "dropout is applied between layers, and there is one", UserWarning, stacklevel=2
@@ -100,10 +108,11 @@ class Recurrent(RNNBase):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
+        self.heads = heads
         self.mode = made.register(cell, hidden_size, projected=proj_size > 0)
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
-        shapes = made.parameter_shapes(cell, hidden_size, bias, proj_size)
+        shapes = made.parameter_shapes(cell, hidden_size, bias, proj_size, heads)
         for layer in range(num_layers):
             below = input_size if layer == 0 else (proj_size or hidden_size) * self._directions
             for direction in range(self._directions):
@@ -144,7 +153,8 @@ class Recurrent(RNNBase):
 
     def extra_repr(self) -> str:
         """The arguments, those that are not the default."""
-        return f"{self.cell.name}, {super().extra_repr()}"
+        heads = f", heads={self.heads}" if self.heads > 1 else ""
+        return f"{self.cell.name}, {super().extra_repr()}{heads}"
 
     # States, in the order of the user's.
 

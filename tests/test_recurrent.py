@@ -225,3 +225,31 @@ def test_not_a_number_stays_in_its_row():
     output = example()[0]
     assert output[2:, 1].isnan().all()
     assert output[:2, 1].isfinite().all() and output[:, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["slstm", "gru", "layer_norm_lstm", "rnn", "mgu"])
+@pytest.mark.parametrize(("H", "heads"), [(128, 2), (256, 4), (12, 3)])
+def test_heads(name, H, heads):
+    """A block-diagonal recurrent product, as one with zeros between the blocks."""
+    for options in ({}, {"num_layers": 2, "bidirectional": True}):
+        for dtype in (torch.float64, torch.float32):
+            example = Example(name, 4, 5, 3, H, dtype, heads=heads, **options)
+            assert example.module.weight_hh_l0.size(1) == H // heads
+            assert_as_defined(example)
+    example = Example(name, 300, 1, 3, H, torch.float32, heads=heads)
+    assert_as_defined(example)
+
+
+def test_heads_see_their_own_part():
+    module = Recurrent(CELLS["rnn"], 3, 128, heads=2, dtype=torch.float64)
+    dense = Recurrent(CELLS["rnn"], 3, 128, dtype=torch.float64)
+    weights = module.state_dict()
+    compact = weights["weight_hh_l0"]
+    weights["weight_hh_l0"] = torch.block_diag(compact[:64], compact[64:])
+    dense.load_state_dict(weights)
+    x, h0 = torch.randn(6, 2, 3).double(), torch.randn(1, 2, 128).double()
+    torch.testing.assert_close(module(x, h0), dense(x, h0))
+    h0[..., 100] = torch.nan  # stays with its head
+    assert module(x, h0)[0][..., :64].isfinite().all()
+    with pytest.raises(ValueError, match="heads must divide hidden_size"):
+        Recurrent(CELLS["rnn"], 3, 10, heads=3)

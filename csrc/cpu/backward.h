@@ -13,7 +13,7 @@ namespace FASTRNN_NAMESPACE {
 template <class Base, class Stored>
 class BackwardPass : Base {
   using Base::active, Base::b_, Base::C, Base::chunk_, Base::D, Base::direction_, Base::entry,
-      Base::f, Base::GU, Base::GX, Base::H, Base::I, Base::kind, Base::kNone, Base::ld_cell,
+      Base::f, Base::GU, Base::GX, Base::H, Base::head_, Base::I, Base::kind, Base::kNone, Base::ld_cell,
       Base::ld_gates, Base::ld_state, Base::ld_y_, Base::N, Base::note_live, Base::P,
       Base::parallel, Base::params_, Base::place, Base::row, Base::rows_of, Base::s, Base::split,
       Base::zero_, Base::zero_state_;
@@ -168,11 +168,22 @@ class BackwardPass : Base {
     if (GU == 0) return;
     Direction& w = direction_[d];
     const int64_t from = row(d, step) + batch.first - rows_of(d, steps).first;
+    if (s.heads > 1) return heads_product(w, batch, active(d, step, batch), from);
     this->each_panel(step, panels, [&](int64_t p, int64_t next) {
       T* const d_h = w.d_h + batch.first * ld_state + p * kWidth<T, kWide>;
       multiply<O, kWide>(w.d_hidden() + from * ld_gates, ld_gates, active(d, step, batch), GU,
                          w.hh.get(p, scratch), w.hh.far(next), d_h, ld_state, d_h, ld_state);
     });
+  }
+
+  // The same where there are heads, each of which has its own rows of every gate.
+  void heads_product(Direction& w, Range batch, int64_t rows, int64_t from) {
+    for (int64_t at = 0; at < GU; at += head_)
+      for (int64_t p = 0; p < w.hh.count(); ++p) {
+        T* const d_h = w.d_h + batch.first * ld_state + at % H + p * kWidth<T, kWide>;
+        multiply<O, kWide>(w.d_hidden() + from * ld_gates + at, ld_gates, rows, head_,
+                           w.hh.get(p).from(at), nullptr, d_h, ld_state, d_h, ld_state);
+      }
   }
 
   // What the gradients of the states of the step before lose on the way there, in some columns.

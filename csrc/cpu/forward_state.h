@@ -149,7 +149,7 @@ struct ForwardState : Base {
     };
     const int64_t cut = !kMixed && panel_depth<O, NV>(P, N) < P ? split.units * split.slices : 0;
     return {Gated(w.w_ih, I, H, used, groups(kind.gates_x)),
-            Gated(w.w_hh, P, H, used, groups(kind.gates_u)),
+            Gated(w.w_hh, P / s.heads, H, used, groups(kind.gates_u)),
             Projection(w.w_hr, H, P, used),
             Buffer<T>(panels(kind.gates_x) * kLd),
             Buffer<T>(panels(kind.gates_u) * kLd),

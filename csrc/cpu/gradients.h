@@ -53,6 +53,7 @@ class Gradients : protected Schedule<Stored> {
   const int64_t ld_y_;   // of d_y
   const int64_t chunk_;  // time steps
   const int64_t GX, GU;  // numbers of a row of w_ih's gates, and of w_hh's
+  const int64_t head_;   // units of a head
   const int params_;
   Direction direction_[2];
   Buffer<T> zero_;
@@ -66,6 +67,7 @@ class Gradients : protected Schedule<Stored> {
         chunk_(this->chunk(N, 0, kOuterDepth)),
         GX(kind.gates_x * H),
         GU(kind.gates_u * H),
+        head_(P / s.heads),
         params_(f.program ? static_cast<int>(f.program->info.params) : 0),
         direction_{make(0), make(1)},
         zero_(kWidth<T, kWide>),
@@ -90,7 +92,7 @@ class Gradients : protected Schedule<Stored> {
   bool finite_weights(int64_t d) {
     const fastrnn::Weights<const Stored>& w = f.weights[d];
     return direction_[d].finite_weights.get([&] {
-      return finite<T>(w.w_ih, GX * I) && finite<T>(w.w_hh, GU * P) &&
+      return finite<T>(w.w_ih, GX * I) && finite<T>(w.w_hh, GU * P / s.heads) &&
              (!s.projected || finite<T>(w.w_hr, P * H));
     });
   }
@@ -211,7 +213,11 @@ class Gradients : protected Schedule<Stored> {
         finish(steps, to, sum, range);
       };
       product(gates_x, GX, I, left_x, ld_gates, x, out.w_ih);
-      product(gates_u, GU, P, left_u, ld_gates, h, out.w_hh);
+      if (s.heads == 1)
+        product(gates_u, GU, P, left_u, ld_gates, h, out.w_hh);
+      else
+        head_gradients(task, shares, rows, left_u, h, steps, add, sums(out.w_hh, GU * head_, next),
+                       out.w_hh);
       if (out.b_ih) {
         column_sum(gates_x, GX, d_x, out.b_ih);
         column_sum(gates_u, GU, d_u, out.b_hh);
@@ -226,6 +232,20 @@ class Gradients : protected Schedule<Stored> {
         else
           row_gradients(piece(rows, task, shares, 1), from, d_p, f.forms[i], out.params[i]);
       }
+    }
+  }
+
+  // That of w_hh where there are heads: of every gate and head a product of its own, each for one
+  // of the shares.
+  template <class Rows>
+  void head_gradients(int64_t task, int64_t shares, int64_t rows, const O* left, Rows&& h,
+                      Range steps, bool add, T* sum, Stored* to) {
+    for (int64_t at = 0; at < GU; at += head_) {  // units of one gate and head
+      if (at / head_ % shares != task) continue;
+      const int64_t first = at % H;
+      const auto own = [&](int64_t k) { return h(k) + first; };
+      outer<O>(rows, {0, head_}, head_, left + at, ld_gates, own, sum + at * head_, add);
+      finish(steps, to, sum, {at * head_, (at + head_) * head_});
     }
   }
 
@@ -264,9 +284,9 @@ class Gradients : protected Schedule<Stored> {
     const bool used = d < D;
     const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
     const int64_t rows = used ? chunk_ * N : 0;
-    const int64_t weights = GX * (I + 1) + GU * (P + 1) + (s.projected ? P * H : 0) + params_ * H;
+    const int64_t weights = GX * (I + 1) + GU * (head_ + 1) + (s.projected ? P * H : 0) + params_ * H;
     return {Plain(w.w_ih, GX, I, used && keep_ && b_.dx),
-            Plain(w.w_hh, GU, P, used && keep_ && GU > 0),
+            Plain(w.w_hh, GU, head_, used && (keep_ || s.heads > 1) && GU > 0),
             Plain(w.w_hr, P, H, used && keep_),
             left_matrix(rows * ld_gates),
             left_matrix(kind.split ? rows * ld_gates : 0),

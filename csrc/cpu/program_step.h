@@ -143,15 +143,19 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   void product(Worker& worker, const Step& now, int64_t step, Range panels) {
     const auto& w = direction_[now.d];
     const int64_t ld = panels.count() * kLd, ld_init = kind.split ? 0 : this->ld_x();
+    const int64_t depth = P / s.heads;
     this->each_panel(step, panels, [&](int64_t p, int64_t next) {
       const T* const init = kind.split ? w.b_hh + p * kLd : x_part(now.d, p, now.chunk_row);
       T* const out = worker.tile + (p - panels.first) * kLd;
+      // The first unit of a panel is of the same head as the others.
+      const int64_t unit = p * kWide / kind.gates_u * kLanes<T>;
+      const O* const left = now.left + unit / depth * depth * (s.heads > 1);
+      const Panel<O> panel = w.hh.get(p);
       if (now.rows == 1)
-        micro_of<O, kWide>(1, w.hh.get(p))(now.left, ld_state, w.hh.get(p), P, init, ld_init, out,
-                                           ld, {});
+        micro_of<O, kWide>(1, panel)(left, ld_state, panel, depth, init, ld_init, out, ld, {});
       else
-        multiply<O, kWide>(now.left, ld_state, now.rows, P, w.hh.get(p), w.hh.far(next), init,
-                           ld_init, out, ld);
+        multiply<O, kWide>(left, ld_state, now.rows, depth, panel, w.hh.far(next), init, ld_init,
+                           out, ld);
     });
   }
 

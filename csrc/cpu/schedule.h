@@ -135,7 +135,7 @@ struct Schedule {
                                        uniform() ? ceil_div(H, kWidth<T, kWide>) : 1)) {}
 
   bool worth_threads() const {
-    const int64_t weights = D * H * (kind.gates_x * I + kind.gates_u * P),
+    const int64_t weights = D * H * (kind.gates_x * I + kind.gates_u * P / s.heads),
                   bytes = weights * int64_t{sizeof(Stored)};
     return total * weights / D >= kThreadWork || bytes > kNearBytes;
   }
@@ -144,7 +144,7 @@ struct Schedule {
   // share the units.
   bool uniform() const {
     return s.steps > 1 && s.active[s.steps - 1] == N && !s.place && !f.reset && !s.projected &&
-           !(f.program && (f.program->row_sums || kind.gates_u == 0));
+           !(f.program && (f.program->row_sums || kind.gates_u == 0 || s.heads > 1));
   }
 
   // body(task) for each of n, which may multiply.

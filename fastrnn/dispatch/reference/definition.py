@@ -64,6 +64,15 @@ def _made(kind: Cell, x: Tensor, u: Tensor, h: Tensor, c: Tensor | None, params)
     return hidden, c, (torch.zeros_like(hidden),) * kind.saved
 
 
+def block_diagonal(w_hh: Tensor, P: int) -> Tensor:
+    """(G*H, P / heads), of heads that see a part of h each, as (G*H, P) with zeros in between."""
+    width = w_hh.size(-1)
+    if width == P:
+        return w_hh
+    blocks = w_hh.view(-1, P // width, width, width)
+    return torch.diag_embed(blocks.movedim(1, -1), dim1=1, dim2=3).reshape(-1, P)
+
+
 class _Clip(torch.autograd.Function):
     """The identity, whose backward clamps the gradient to [-limit, limit]."""
 
@@ -148,6 +157,7 @@ def _direction(
     """
     w_hh, b_hh, w_hr = (weights.get(name) for name in ("w_hh", "b_hh", "w_hr"))
     kind, step = cell_named(cell), STEPS.get(cell)
+    w_hh = w_hh if step is not None else block_diagonal(w_hh, h.size(-1))
     params = [weight for name, weight in weights.items() if name.startswith("p_")]
     params = [p if p.dim() == 1 else p.flatten(0, -2).split(passage.steps) for p in params]
     steps, masks = passage.steps, passage.active
