@@ -70,8 +70,12 @@ def loop(problem: Problem, change=lambda function: function) -> Call:
             xs, us = iter(part.chunk(count, -1)), iter(hidden.chunk(count, -1))
             g = {}
             for name in names:
-                parts = [next(xs)] * (name[:2] != "u_") + [next(us)] * (name[:2] != "x_")
-                g[name] = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+                if name[:2] == "x_":
+                    g[name] = next(xs)
+                elif name[:2] == "u_":
+                    g[name] = next(us)
+                else:
+                    g[name] = next(xs) + next(us)
             new = step(SimpleNamespace(**g), SimpleNamespace(**state), None)
             state = dict(zip(state, new if isinstance(new, tuple) else (new,), strict=True))
             outputs.append(state["h"])

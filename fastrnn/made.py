@@ -72,12 +72,10 @@ class _Step:
         xs, us = iter(x.chunk(X, -1)), iter(u.chunk(U, -1) if U else ())
         gates = {}
         for gate in self._gates:
-            parts = (
-                [next(xs)] * gate.of_x + [next(us)] * gate.of_u
-                if gate.of_x and gate.of_u
-                else ([next(xs) if gate.of_x else next(us)])
-            )
-            gates[gate.name] = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+            if gate.of_x and gate.of_u:
+                gates[gate.name] = next(xs) + next(us)
+            else:
+                gates[gate.name] = next(xs if gate.of_x else us)
         own = () if c is None else c.chunk(len(self._order) - 1, -1)
         states = dict(zip(self._order, (h, *own), strict=True))
         shape = next(iter(gates.values())).shape
