@@ -79,7 +79,8 @@ class Streamer:
             raise TypeError(
                 "Streamer takes an LSTM, GRU, RNN or Recurrent of fastrnn, got "
                 f"{type(module).__name__}"
-                + " of torch.nn: fastrnn.convert(module) makes it one" * torchs
+                + " of torch.nn: fastrnn.convert(module) makes it one"
+                * torchs
             )
         if module.bidirectional:
             raise ValueError("a bidirectional module cannot run one time step at a time")
