@@ -19,15 +19,20 @@ from .torch_private import dispatch_modes, in_vmap
 _NO_DATA = torch.empty(0, device="cpu")
 
 
-def _witness(result: Tensor) -> tuple[Tensor, int]:
-    """A tensor that shares the version of `result`, and that version.
+def _witnesses(given: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """For each result a tensor that shares its version.
 
-    Not its memory, which backward frees: but modes cannot all see how that is left out.
+    It does not share the memory, which backward frees; but not all modes see how that is left out.
     """
-    witness = result.detach()
-    if type(witness) is Tensor and not (witness.is_meta or dispatch_modes()):
-        witness.data = _NO_DATA
-    return witness, witness._version
+    witnesses = []
+    for result in given:
+        if result is None:
+            continue
+        witness = result.detach()
+        if type(witness) is Tensor and not (witness.is_meta or dispatch_modes()):
+            witness.data = _NO_DATA
+        witnesses.append(witness)
+    return witnesses
 
 
 def _save(ctx, call: Call, results: Results, traced: bool) -> None:
@@ -38,25 +43,20 @@ def _save(ctx, call: Call, results: Results, traced: bool) -> None:
     witnesses say whether they still hold what the layer gave. Autograd itself would not look where
     hooks take what is saved.
     """
-    kind, (output, _, _, gates, cells, hidden) = call.kind, results
+    output, _, _, gates, cells, hidden = results
     given = (output, gates, cells) if traced else (output,)
-    ctx.witnesses = [_witness(each) for each in given if each is not None]
+    ctx.witnesses = _witnesses(given)
+    ctx.versions = [witness._version for witness in ctx.witnesses]
     output = output.data
     if traced:
         gates, cells = (each if each is None else each.data for each in (gates, cells))
+    ctx.has_c, ctx.rest = call.c0 is not None, (*call[5:7], *call[9:])
     # Each place in what is saved takes 2 us of a call, whatever is in it.
-    optional = (
-        call.batch_sizes,
-        call.c0,
-        call.reset,
-        call.lengths,
-        gates if kind.saved else None,
-        cells if kind.has_c else None,
-        hidden if kind.keeps_hidden(call.projected) else None,
-    )
-    ctx.given = [tensor is not None for tensor in optional]
-    ctx.kind, ctx.rest = kind, (*call[5:7], *call[9:])
-    present = [tensor for tensor in optional if tensor is not None]
+    ctx.given, present = [], []
+    for optional in (call.batch_sizes, call.c0, call.reset, call.lengths, gates, cells, hidden):
+        ctx.given.append(optional is not None)
+        if optional is not None:
+            present.append(optional)
     ctx.save_for_backward(call.input, call.h0, output, *present, *call.weights)
     ctx.set_materialize_grads(False)
 
@@ -78,16 +78,19 @@ def _gradients(
 ) -> tuple[Call, Gradients | None]:
     """The call and its gradients, of the things needed; None if nothing comes in."""
     call, saved = _saved(ctx)
+    output, h_n, c_n, cells = cotangents
     if call.c0 is None:
-        cotangents = Cotangents(*cotangents[:2], None, None)  # there is no c
-    if all(grad is None for grad in cotangents):
+        c_n = cells = None
+        cotangents = Cotangents(output, h_n, c_n, cells)
+    if output is h_n is c_n is cells is None:
         return call, None
     if torch.is_grad_enabled() or in_vmap():
         return call, reference.differentiable_gradients(call, cotangents)
-    if any(witness._version != version for witness, version in ctx.witnesses):
-        results = dispatch.run(backend, call, save=True)  # the same numbers again
+    way = dispatch.way(backend, call)
+    if ctx.versions != [witness._version for witness in ctx.witnesses]:
+        results = way.run(call, save=True)  # the same numbers again
         saved = Saved(results.output, *results[3:])
-    return call, dispatch.run_backward(backend, call, cotangents, saved, needs)
+    return call, way.run_backward(call, cotangents, saved, needs)
 
 
 class Layer(torch.autograd.Function):
@@ -98,7 +101,7 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend, traced, call, *tensors):
-        results = dispatch.run(backend, call, save=True)
+        results = dispatch.way(backend, call).run(call, save=True)
         _save(ctx, call, results, traced)
         ctx.backend = backend
         if not traced:
@@ -110,7 +113,7 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         need_input, need_h0, *need_rest = ctx.needs_input_grad[3:]
-        has_c = ctx.kind.has_c
+        has_c = ctx.has_c
         need_state = need_h0 or (has_c and need_rest[0])
         need_weights = any(need_rest[1:] if has_c else need_rest)
         cotangents = Cotangents(*grads[:3], grads[4] if len(grads) > 3 else None)

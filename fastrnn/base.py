@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,15 +42,18 @@ class RNNBase(torch.nn.RNNBase):
     def _are_weights_for_torch(self) -> bool:
         """Whether weights, which are brought up to date, know torch's own functions alone."""
         self._update_flat_weights()
-        return self.torch_class is not None and any(map(tracing.is_own_affair, self._flat_weights))
+        return self.torch_class is not None and tracing.are_own_affair(self._flat_weights)
 
     def _is_recorded(self) -> bool:
         """Whether the call is recorded as one of torch.nn."""
         return self.torch_class is not None and tracing.recording()
 
-    def _zero_state(self, input: Tensor, batch: int):
-        layers = self.num_layers * (2 if self.bidirectional else 1)
-        return input.new_zeros(layers, batch, self.hidden_size)
+    def _zero_state(self, input: Tensor, batch: int) -> Tensor | tuple[Tensor, Tensor]:
+        planes = self.num_layers * (2 if self.bidirectional else 1)
+        zeros = input.new_zeros(planes, batch, self.hidden_size)
+        if self.mode != "LSTM":
+            return zeros
+        return zeros[..., : self.proj_size] if self.proj_size else zeros, zeros
 
     def _check_state_rank(self, hx: Tensor, batched: bool) -> None:
         if hx.dim() != (3 if batched else 2):
@@ -72,15 +76,28 @@ class RNNBase(torch.nn.RNNBase):
         """(h, c) as the user's state."""
         return h if c is None else (h, c)
 
+    def _named_weights(
+        self, input: Tensor, batch_sizes: Tensor | None, asked: Asked | None
+    ) -> tuple[str, Sequence[Tensor]]:
+        """The names of a direction's weights as in a `Call`, and those of all layers."""
+        return weight_names(self.bias, self.proj_size > 0), self._flat_weights
+
     def _run(self, input: Tensor, hx, batch_sizes: Tensor | None, asked: Asked | None):
         """(output, state) of the stack, and States if asked for."""
         h0, c0 = self._parts(hx)
-        names = weight_names(self.bias, self.proj_size > 0)
-        call = Call(input, batch_sizes, h0, c0, self._flat_weights, self.mode.lower(), names)
+        names, weights = self._named_weights(input, batch_sizes, asked)
+        call = Call(input, batch_sizes, h0, c0, weights, self.mode.lower(), names)
         directions, dropout = 2 if self.bidirectional else 1, self.dropout if self.training else 0.0
         whole = Stack(call, self.num_layers, directions, dropout, self.batch_first)
-        output, h_n, c_n, states = stack.run(whole if asked is None else asked.of(whole))
-        state = self._joined(h_n, c_n)
+        whole = whole if asked is None else asked.of(whole)
+        if torch.compiler.is_compiling():
+            whole.check_weights()
+        try:
+            output, h_n, c_n, states = stack.run(whole)
+        except RuntimeError:
+            whole.check_weights()  # in the module's names, where that is what is wrong
+            raise
+        state = self._joined(h_n, None if c0 is None else c_n)
         return (output, state) if states is None else (output, state, states)
 
     def forward(
@@ -152,7 +169,7 @@ class RNNBase(torch.nn.RNNBase):
             self._check_state_rank(hx, batched)
             if not batched:
                 hx = self._unsqueeze_state(hx)
-        results = direct.stack(self, input, hx, None, asked)
+        results = None if torch.is_grad_enabled() else direct.stack(self, input, hx, None, asked)
         if results is None and (self._is_recorded() or self._are_weights_for_torch()):
             results = tracing.as_torch(self, input, hx, asked and asked._asdict())
         if results is None:
@@ -219,7 +236,9 @@ class RNNBase(torch.nn.RNNBase):
             self._update_flat_weights()
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
-        results = direct.stack(self, input, hx, batch_sizes, asked)
+        results = None
+        if not torch.is_grad_enabled():
+            results = direct.stack(self, input, hx, batch_sizes, asked)
         if results is None:
             if self._are_weights_for_torch():
                 return tracing.as_torch(self, packed, given, asked and asked._asdict())

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_alike, check_shape, two_devices
-from .table import Cell, cell_named, weight_shapes
+from .checks import check_alike, check_shape, two_devices, wrong_shape
+from .table import PARAMETERS, Cell, cell_named, weight_shapes
 
 
 class Sizes(NamedTuple):
@@ -105,7 +105,9 @@ class Call(NamedTuple):
     def attached(self) -> bool:
         """Whether a gradient is wanted of any of the tensors. Raises as `check_alike`."""
         dtype, on_cpu, attached = self.input.dtype, self.input.is_cpu, False
-        for tensor in self.tensors():
+        for tensor in (self.input, self.h0, self.c0, *self.weights):
+            if tensor is None:
+                continue
             alike = tensor.dtype is dtype and tensor.is_cpu is on_cpu
             if not alike or tensor.layout is not torch.strided:
                 self.check_alike()
@@ -120,6 +122,25 @@ class Call(NamedTuple):
         for mask in (self.reset, self.lengths):
             if mask is not None and mask.device != self.input.device:
                 raise two_devices(self.input, mask)
+
+    def check_weights(self, I: int, suffix: str = "") -> None:
+        """RuntimeError if the shape of a weight does not fit the states and an input of width I.
+
+        It names the parameter as `torch.nn` does: `suffix` ends its name in the first direction.
+        """
+        kind, P = cell_named(self.cell), self.h0.size(-1)
+        H = P
+        if self.projected:
+            H = self.hidden_size if self.c0 is None else self.c0.size(-1) // kind.own
+        shapes, names = weight_shapes(kind, I, H, P), self.names.split()
+        width = self.weights[1].size(-1)
+        if kind.step is not None and width and P % width == 0:
+            shapes["w_hh"] = kind.hidden_gates * H, width  # of heads
+        for k, weight in enumerate(self.weights):
+            name = names[k % len(names)]
+            if name in shapes and weight.shape != shapes[name]:
+                reverse = "_reverse" if k >= len(names) else ""
+                raise wrong_shape(PARAMETERS[name] + suffix + reverse, weight, shapes[name])
 
     def sizes(self) -> Sizes:
         """The sizes, from shapes that fit each other. Reads no tensor data.
@@ -148,20 +169,15 @@ class Call(NamedTuple):
             )
         H = self.weights[names.index("w_hr")].size(-1) if self.projected else P
         I = input.size(-1)
-        shapes = weight_shapes(kind, I, H, P)
-        if kind.step is not None and P % max(1, self.weights[1].size(-1)) == 0:
-            shapes["w_hh"] = kind.hidden_gates * H, self.weights[1].size(-1)  # of heads
-        for each in self.by_name():
-            for name, weight in each.items():
-                if name.startswith("p_"):
-                    self._check_param(name, weight, H)
-                else:
-                    check_shape(name, weight, shapes[name])
         if kind.has_c != (self.c0 is not None):
             verb = "needs" if kind.has_c else "has no"
             raise RuntimeError(f"{self.cell} {verb} initial cell state")
         if self.c0 is not None:
             check_shape("c0", self.c0, (D, N, kind.own * H))
+        self.check_weights(I)
+        for k, weight in enumerate(self.weights):
+            if (name := names[k % len(names)]).startswith("p_"):
+                self._check_param(name, weight, H)
         if self.reset is not None and D == 2:
             raise RuntimeError("reset needs a single direction, got 2")
         if packed:
@@ -278,6 +294,13 @@ class Stack(NamedTuple):
         for k, (h0, c0) in enumerate(zip(call.h0.split(D), c0s, strict=True)):
             weights = call.weights[k * count : (k + 1) * count]
             yield call._replace(h0=h0, c0=c0, weights=weights)
+
+    def check_weights(self) -> None:
+        """RuntimeError that names the parameter, as `torch.nn` does, whose shape does not fit."""
+        width = self.call.input.size(-1)
+        for k, layer in enumerate(self.each()):
+            layer.check_weights(width, f"_l{k}")
+            width = self.directions * layer.h0.size(-1)
 
 
 NO_STEPS = "Expected sequence length to be larger than 0 in RNN"

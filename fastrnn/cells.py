@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.types import Device
 
-from . import direct, functional
+from . import direct, dispatch, functional
 from .interop import AsTorch, tracing
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
@@ -28,7 +28,9 @@ class _CellBase(torch.nn.RNNCellBase):
         if rank == 1:
             input = input.unsqueeze(0)
             states = states and tuple(state.unsqueeze(0) for state in states)
-        results = direct.step(self, cell, input, states)
+        results = None
+        if not torch.is_grad_enabled():
+            results = direct.step(self, cell, input, states)
         if results is None and tracing.recording():
             hx = states if states is None or cell == "lstm" else states[0]
             results = tracing.as_torch(self, input, hx)
@@ -40,6 +42,9 @@ class _CellBase(torch.nn.RNNCellBase):
     def _long_step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
         """`_step` of batched input through the op, with all checks."""
         weights, bias = self._weights()
+        if states is None:
+            h = input.new_zeros(input.size(0), self.hidden_size)
+            states = (h, h) if cell == "lstm" else (h,)
         if weights[0].dim() != 2:
             raise RuntimeError(f"weight_ih must have 2 dimensions, got {weights[0].dim()}")
         batch, width = input.shape
@@ -47,13 +52,9 @@ class _CellBase(torch.nn.RNNCellBase):
             raise RuntimeError(
                 f"input has inconsistent input_size: got {width} expected {weights[0].size(1)}"
             )
-        if states is None:
-            h = input.new_zeros(batch, self.hidden_size)
-            c = h if cell == "lstm" else None
-        else:
-            for k, state in enumerate(states):
-                self._check_state_sizes(k, state, batch)
-            h, c = states if cell == "lstm" else (*states, None)
+        for k, state in enumerate(states):
+            self._check_state_sizes(k, state, batch)
+        h, c = states if cell == "lstm" else (*states, None)
         return functional.step(cell, input, h, c, weights, bias)
 
     def _weights(self) -> tuple[list[Tensor], bool]:
@@ -160,6 +161,10 @@ class RNNCell(AsTorch, _CellBase):
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         cell = f"rnn_{self.nonlinearity}"
+        if hx is not None and torch.is_grad_enabled():
+            weights, _ = self._weights()
+            if dispatch.is_torch_step(input, hx, weights):
+                return getattr(torch, f"{cell}_cell")(input, hx, *weights)
         return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
 
 

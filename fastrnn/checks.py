@@ -13,7 +13,11 @@ from .torch_private import are_transforms_active
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """RuntimeError if the tensor, which the message names, has another shape."""
     if tensor.shape != shape:
-        raise RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        raise wrong_shape(name, tensor, shape)
+
+
+def wrong_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> RuntimeError:
+    return RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
 def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, is_grad_enabled
+from torch import Tensor
 
-from . import dispatch
-from .dispatch import cpu, gpu
+from . import dispatch, made
+from .dispatch import cpu
 from .features import Asked, states_of
 from .results import Results, room_to_save
 from .table import cell_named, weight_names
@@ -23,16 +23,15 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def open_to(input: Tensor) -> bool:
-    """Whether a call with this input may go from the module to the kernels for the CPU."""
-    return not (
-        is_grad_enabled()
-        or cpu.direct is None
-        or type(input) is not Tensor
-        or input.dtype not in _DTYPES
-        or gpu.on_gpu(input)
-        or is_any_autocast_enabled()
-        or not unseen()
-        or not dispatch.on_kernels()
+    """Whether a call with this input, which records no gradients, may go to the kernels at once."""
+    return (
+        type(input) is Tensor
+        and input.is_cpu
+        and input.dtype in _DTYPES
+        and cpu.direct is not None
+        and not is_any_autocast_enabled()
+        and unseen()
+        and dispatch.on_kernels()
     )
 
 
@@ -43,7 +42,7 @@ def stack(
     batch_sizes: Tensor | None = None,
     asked: Asked | None = None,
 ) -> tuple | None:
-    """What `module(input, hx)` returns in eval mode, or None if that takes the long way.
+    """What `module(input, hx)` returns without gradients, or None if that takes the long way.
 
     Args:
         input: (T, N, input_size), (N, T, input_size) if the module is `batch_first`, or the data
@@ -51,11 +50,7 @@ def stack(
         hx: None, or the initial states in the form that the module takes for such input.
         asked: features of the call, for input that is not packed.
     """
-    if (
-        module.torch_class is None
-        or not open_to(input)
-        or (module.training and module.dropout and module.num_layers > 1)
-    ):
+    if not open_to(input) or (module.training and module.dropout and module.num_layers > 1):
         return None
     cell, layers, batch_first = module.mode.lower(), module.num_layers, module.batch_first
     directions, hidden = 2 if module.bidirectional else 1, module.hidden_size
@@ -85,26 +80,44 @@ def stack(
         batch = int(batch_sizes[0]) if len(batch_sizes) else 0
         shape = input.size(0), directions * width
     h0, c0, c_n = hx, None, None
-    if cell == "lstm":
+    if module.torch_class is None:
+        if not made.as_they_are(module) or (asked is not None and asked.inputs):
+            return None
+        names, own = made.names_of(module), cell_named(cell).own
         if hx is not None:
-            if len(hx) != 2:
-                return None
-            h0, c0 = hx
-        c_n = new_empty(layers * directions, batch, hidden)
+            h0, c0 = module._parts(hx)
+        if own:
+            c_n = new_empty(layers * directions, batch, own * hidden)
+    else:
+        names = weight_names(module.bias, module.proj_size > 0)
+        if cell == "lstm":
+            if hx is not None:
+                if len(hx) != 2:
+                    return None
+                h0, c0 = hx
+            c_n = new_empty(layers * directions, batch, hidden)
     h_n = new_empty(layers * directions, batch, width)
-    ys, saved, states = (new_empty(*shape),), (), False
-    if asked is not None and (asked.return_states or asked.return_gates):
-        states, ys = True, tuple(new_empty(*shape) for _ in range(layers))
-        kind, rows, projected = cell_named(cell), (directions, steps * batch), module.proj_size > 0
+    y = new_empty(*shape)
+    ys, saved = (y,), ()
+    states = asked is not None and (asked.return_states or asked.return_gates)
+    if states:
+        form = (
+            cell_named(cell),
+            new_empty,
+            (directions, steps * batch),
+            hidden,
+            module.proj_size > 0,
+        )
+        for _ in range(layers - 1):
+            ys = (y.new_empty(y.shape), *ys)
         for _ in range(layers):
-            saved += room_to_save(kind, new_empty, rows, hidden, projected)
-    names = weight_names(module.bias, module.proj_size > 0)
+            saved += room_to_save(*form)
     weights = module._flat_weights_names
     call = input, batch_sizes, h0, c0, weights, cell, names, reset, lengths
     if not cpu.direct.run(call, directions, module._parameters, ys, h_n, c_n, saved):
         return None
-    output = ys[-1].transpose(0, 1) if transposed else ys[-1]
-    state = h_n if c_n is None else (h_n, c_n)
+    output = y.transpose(0, 1) if transposed else y
+    state = module._joined(h_n, c_n)
     if not states:
         return output, state
     results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]

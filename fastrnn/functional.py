@@ -62,8 +62,6 @@ def step(
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit.
     """
-    if dispatch.is_torch_step(cell, input, h, *weights):
-        return (getattr(torch, f"{cell}_cell")(input, h, *weights),)
     names = names_in(cell, bias, len(weights))
     call = Call(input, None, h, c, weights, cell, names)
     cast = autocast.is_on(input)
@@ -72,6 +70,7 @@ def step(
             call.attached()  # and its checks
         results = getattr(torch, f"{cell}_cell")(input, h if c is None else (h, c), *weights)
         return (results,) if c is None else results
+    call.check_weights(input.size(-1))
     c0 = None if c is None else c.unsqueeze(0)
     call = call._replace(input=input.unsqueeze(0), h0=h.unsqueeze(0), c0=c0)
     results = stack.run(Stack(call, 1, 1, 0.0, False), step=True) if cast else ops.layer(call)

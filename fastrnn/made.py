@@ -108,6 +108,8 @@ def parameter_shapes(
 
 def given(cell: Cell, inputs: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
     """The inputs of a call in the cell's order. ValueError if they are not those of the cell."""
+    if not (cell.inputs or inputs):
+        return None
     names = set(inputs or ())
     if names != set(cell.inputs):
         raise ValueError(
@@ -128,6 +130,21 @@ def check_asked(cell: Cell, asked: Asked) -> None:
         raise ValueError("reset_state does not go with inputs: write it into the step")
 
 
+def names_of(module) -> str:
+    """The names of a direction's weights as in a `Call`."""
+    params = "".join(f" p_{name}" for name in module.cell.params + module.cell.inputs)
+    return table.weight_names(module.bias, module.proj_size > 0) + params
+
+
+def as_they_are(module) -> bool:
+    """Whether a module's own weights are those of a `Call`: w_hh among them, and heads, if there
+    are several, of units that fill whole registers, as the kernels take them."""
+    heads = module.heads
+    return table.cell_named(module.mode).hidden_gates > 0 and (
+        heads == 1 or module.hidden_size // heads % HEAD_UNITS == 0
+    )
+
+
 def weights(
     module, input: Tensor, batch_sizes: Tensor | None, inputs: Mapping[str, Tensor] | None
 ) -> tuple[str, Sequence[Tensor]]:
@@ -136,32 +153,24 @@ def weights(
     Raises:
         ValueError: an input does not broadcast.
     """
-    cell = module.cell
-    program = cell.program(module.hidden_size)
     flat = module._flat_weights
     given = [
         _spread(name, each, input, batch_sizes, module.hidden_size, module.batch_first)
         for name, each in (inputs or {}).items()
     ]
-    names = "w_ih w_hh"
-    if module.bias:
-        names += " b_ih b_hh"
-    if module.proj_size:
-        names += " w_hr"
-    names += "".join(f" p_{name}" for name in cell.params + cell.inputs)
-    # The kernels take heads whose units fill whole registers.
-    dense = module.heads > 1 and module.hidden_size // module.heads % HEAD_UNITS
-    if program.gates_u and not given and not dense:
+    names = names_of(module)
+    if not given and as_they_are(module):
         return names, flat
+    hidden = table.cell_named(module.mode).hidden_gates
     each = len(flat) // (module.num_layers * (2 if module.bidirectional else 1))
     whole: list[Tensor] = []
     for at in range(0, len(flat), each):
         own = list(flat[at : at + each])
-        if not program.gates_u:
+        if not hidden:
             own.insert(1, own[0].new_zeros(0, module.proj_size or module.hidden_size))
             if module.bias:
                 own.insert(3, own[0].new_zeros(0))
-        elif dense:
+        elif not as_they_are(module):
             own[1] = block_diagonal(own[1], module.hidden_size)
         whole += own + given
     return names, whole

@@ -273,10 +273,6 @@ class LSTM(AsTorch, RNNBase):
             return hx
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
-    def _zero_state(self, input: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        c = super()._zero_state(input, batch)
-        return c[..., : self.proj_size] if self.proj_size else c, c
-
     def _check_state_rank(self, hx: tuple[Tensor, Tensor], batched: bool) -> None:
         rank = 3 if batched else 2
         h, c = hx[0].dim(), hx[1].dim()

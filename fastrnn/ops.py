@@ -81,6 +81,8 @@ def _register() -> torch.library.Library:
         if cpu.not_built:
             library.impl(name, _IN_PYTHON[name], "CPU")
     library.impl("layer_backward", _backward_batched, "Batched")
+    library.define("copied(Tensor tensor) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl("copied", torch.clone, "CompositeExplicitAutograd")
     if cpu.not_built:
         warnings.warn(
             f"{cpu.not_built} Until then PyTorch's own kernels run, as in torch.nn, and plain "
@@ -115,7 +117,12 @@ torch.library.register_autograd(
 )
 
 
+torch.library.register_autograd("fastrnn::copied", lambda ctx, grad: grad)
+
 # Fake kernels: shapes and dtypes of the results, without data.
+
+
+torch.library.register_fake("fastrnn::copied", torch.empty_like)
 
 
 @torch.library.register_fake("fastrnn::layer_inference")
@@ -156,7 +163,7 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
     attached = call.attached()  # and its checks
     if backend is None:
         backend = dispatch.choose(call, traced=traced)
-    if dispatch.widens(backend, call.input):
+    if call.input.dtype.itemsize == 2 and dispatch.widens(backend, call.input):
         return _in_float32(call, traced)
     compiling = torch.compiler.is_compiling()
     if backend is reference:
@@ -171,7 +178,23 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
         return op.run(call, save)
     if attached:
         return Results(*autograd.Layer.apply(backend, traced, call, *call.tensors()))
-    return dispatch.run(backend, call, save)
+    return dispatch.way(backend, call).run(call, save)
+
+
+def handed_out(results: Results) -> Results:
+    """The results of a layer in a compiled graph, with copies of those that its backward reads.
+
+    The user may change these in place after the graph, where no witness of `autograd` would see it.
+    What nobody asks for is not copied. `Tensor.clone` would not do: Inductor takes it out before it
+    knows what backward reads.
+    """
+    _, _, _, gates, cells, _ = results
+    copied = torch.ops.fastrnn.copied.default
+    return results._replace(
+        output=copied(results.output),
+        gates=None if gates is None else copied(gates),
+        cells=None if cells is None else copied(cells),
+    )
 
 
 def _in_float32(call: Call, traced: bool) -> Results:

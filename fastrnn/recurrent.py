@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
-from . import made, stack
+from . import made
 from .base import RNNBase
-from .call import Call, Stack
 from .features import Asked, States
 from .programs import Cell
 from .trees import map_tensors
@@ -263,8 +262,10 @@ class Recurrent(RNNBase):
         Raises:
             ValueError, RuntimeError: as of `LSTM`; an input is missing or does not broadcast.
         """
-        asked = Asked(reset, lengths, return_states, False, detach_every, grad_clip, reset_state)
-        asked = asked._replace(inputs=made.given(self.cell, inputs))
+        given = made.given(self.cell, inputs)
+        asked = Asked(
+            reset, lengths, return_states, False, detach_every, grad_clip, reset_state, given
+        )
         output, state, *states = self._forward(input, hx, asked if asked.any() else None)
         if not states:
             return output, state
@@ -281,17 +282,12 @@ class Recurrent(RNNBase):
                 named[name] = tuple(layer[k] for layer in others)
         return named
 
-    def _run(self, input: Tensor, hx: State, batch_sizes: Tensor | None, asked: Asked | None):
-        h0, c0 = self._parts(hx)
+    def _named_weights(
+        self, input: Tensor, batch_sizes: Tensor | None, asked: Asked | None
+    ) -> tuple[str, Sequence[Tensor]]:
         if asked is not None:
             made.check_asked(self.cell, asked)
-        names, weights = made.weights(self, input, batch_sizes, asked and asked.inputs)
-        call = Call(input, batch_sizes, h0, c0, weights, self.mode, names)
-        dropout = self.dropout if self.training else 0.0
-        whole = Stack(call, self.num_layers, self._directions, dropout, self.batch_first)
-        output, h_n, c_n, states = stack.run(whole if asked is None else asked.of(whole))
-        state = self._joined(h_n, c_n)
-        return (output, state) if states is None else (output, state, states)
+        return made.weights(self, input, batch_sizes, asked and asked.inputs)
 
     def step(
         self,

@@ -88,7 +88,7 @@ def room_to_save(
     """Gates, cells and hidden of a layer without data; rows: (D, rows)."""
     return (
         new_empty(*rows, kind.saved, H) if kind.saved else None,
-        new_empty(*rows, kind.own * H) if kind.has_c else None,
+        new_empty(*rows, kind.own * H) if kind.own else None,
         new_empty(*rows, H) if kind.keeps_hidden(projected) else None,
     )
 

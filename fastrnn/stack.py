@@ -27,17 +27,13 @@ def run(stack: Stack, step: bool = False) -> Returned:
     """
     if autocast.is_on(stack.call.input):
         return _under_autocast(stack, step)
-    return _layers(stack)
-
-
-def _layers(stack: Stack) -> Returned:
     if stack.reset_state is not None:
-        return restart.run(stack, _layers)
-    call, traced = stack.call, stack.states and stack.traced
+        return restart.run(stack, run)
+    call, traced, transposed = stack.call, stack.states and stack.traced, stack.transposed
     backend = dispatch.choose(call, stack.layers, traced)
     if backend is cudnn and cudnn.takes_whole(stack):
         return *cudnn.run_stack(stack)[:3], None
-    if stack.transposed:
+    if transposed:
         call = call._replace(input=call.input.transpose(0, 1))
         stack = stack._replace(call=call)
     if call.batch_sizes is None and call.input.size(0) == 0:
@@ -49,6 +45,8 @@ def _layers(stack: Stack) -> Returned:
             below = F.dropout(below, stack.dropout) if stack.dropout else below
             layer = layer._replace(input=below)
         layers.append(ops.layer(layer, backend, traced))
+    if torch.compiler.is_compiling() and torch.is_grad_enabled() and backend is not reference:
+        layers = [ops.handed_out(results) for results in layers]
     output = layers[-1].output
     if len(layers) == 1:
         _, h_n, c_n, *_ = layers[0]
@@ -56,11 +54,11 @@ def _layers(stack: Stack) -> Returned:
         h_n = torch.cat([results.h_n for results in layers])
         has_c = call.c0 is not None
         c_n = torch.cat([results.c_n for results in layers]) if has_c else None
-    if stack.transposed:
+    if transposed:
         output = output.transpose(0, 1)
     if not stack.states:
         return output, h_n, c_n, None
-    of = features.states_of(call.kind, stack.directions, stack.transposed, stack.gates, layers)
+    of = features.states_of(call.kind, stack.directions, transposed, stack.gates, layers)
     return output, h_n, c_n, of
 
 
@@ -78,7 +76,7 @@ def _under_autocast(stack: Stack, step: bool) -> Returned:
     if dispatch.choose(given, stack.layers, stack.traced) is reference:
         given = autocast.cast(call, torch.float32)
     with torch.autocast(device, enabled=False):
-        results = _layers(stack._replace(call=given))
+        results = run(stack._replace(call=given))
     output, h_n, c_n, states = results
     if output.dtype == torch.float64:
         return results

@@ -8,11 +8,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from . import made
 from .call import Call
 from .modules import RNNBase
 from .recurrent import Recurrent
-from .table import cell_named, weight_names
+from .table import cell_named
 from .trees import map_tensors
 
 State = Tensor | tuple[Tensor, ...]
@@ -25,14 +24,6 @@ def _weights(module: RNNBase) -> list[Tensor]:
     """The module's weights as they are now, in the order of `torch.nn`; TypeError without one."""
     module._update_flat_weights()
     return module._flat_weights
-
-
-def _named_weights(module: RNNBase) -> tuple[str, Sequence[Tensor]]:
-    """The names of a layer's weights as in a `Call`, and those of all layers."""
-    weights = _weights(module)
-    if isinstance(module, Recurrent):
-        return made.weights(module, weights[0], None, None)
-    return weight_names(module.bias, module.proj_size > 0), weights
 
 
 def _stream_class() -> type:
@@ -140,7 +131,7 @@ class Streamer:
         """
         module = self._module
         batch, width = self._output.shape
-        names, weights = _named_weights(module)
+        names, weights = module._named_weights(_weights(module)[0], None, None)
         weights = [weight.detach().resolve_neg().contiguous() for weight in weights]
         for weight in weights:
             if weight.dtype != self._dtype or not weight.is_cpu:

@@ -60,6 +60,16 @@ _NAMES = {
 }
 
 
+# How `torch.nn` calls the parameters; what follows names the layer and the direction.
+PARAMETERS = {
+    "w_ih": "weight_ih",
+    "w_hh": "weight_hh",
+    "b_ih": "bias_ih",
+    "b_hh": "bias_hh",
+    "w_hr": "weight_hr",
+}
+
+
 def weight_names(bias: bool, projected: bool) -> str:
     """The names of a direction's weights in the order of `torch.nn`, with a space between them."""
     return _NAMES[bool(bias), projected]

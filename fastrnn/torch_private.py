@@ -41,7 +41,9 @@ are_transforms_active: Callable[[], bool] = _private(
 # How many modes of __torch_dispatch__ and of __torch_function__ want to see every op.
 dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
 _function_modes = _private("_len_torch_function_stack", _taken_to_be_so)
-_tracing_state = _private("_get_tracing_state", _taken_to_be_so)  # None outside torch.jit.trace
+
+# Whether `torch.jit.trace` records what is called.
+is_tracing: Callable[[], bool] = _private("_is_tracing", torch.jit.is_tracing)
 
 # Whether a dispatch key of this name is set for the thread.
 _is_set = _private("_dispatch_tls_is_dispatch_key_included", None)
@@ -53,13 +55,6 @@ _set_excluded = _private("_SetExcludeDispatchKeyGuard", None)
 
 for _module, _name in ((forward_ad, "_current_level"), (profiler, "_is_profiler_enabled")):
     _private(_name, None, _module)  # both change, and are read at each call
-
-
-def is_tracing() -> bool:
-    """Whether `torch.jit.trace` records what is called."""
-    if _tracing_state is _taken_to_be_so:
-        return torch.jit.is_tracing()
-    return _tracing_state() is not None
 
 
 def in_forward_ad() -> bool:
@@ -83,8 +78,8 @@ def unseen() -> bool:
         or dispatch_modes()
         or _function_modes()
         or are_transforms_active()
-        or in_forward_ad()
-        or _tracing_state() is not None
+        or getattr(forward_ad, "_current_level", 0) >= 0
+        or is_tracing()
         or getattr(profiler, "_is_profiler_enabled", True)
     )
 

@@ -114,8 +114,8 @@ def changed(a: Call, k: int, change) -> Call:
 
 
 WRONG = {
-    "w_ih must have shape": lambda a: changed(a, 0, lambda w: w[:, 1:]),
-    "b_hh must have shape": lambda a: changed(a, 3, lambda w: w[1:]),
+    "weight_ih must have shape": lambda a: changed(a, 0, lambda w: w[:, 1:]),
+    "bias_hh must have shape": lambda a: changed(a, 3, lambda w: w[1:]),
     "cannot take 3 weights": lambda a: a._replace(weights=a.weights[:3]),
     "cannot take 4 weights": lambda a: a._replace(names="w_ih w_hh"),
     "needs initial cell state": lambda a: a._replace(c0=None),

@@ -72,6 +72,31 @@ def test_weights_of_other_dtypes_and_shapes(name, grad, good):
             weight.data = kept_data
 
 
+@BOTH
+@pytest.mark.parametrize("compiled", [False, True])
+@everything
+def test_a_wrong_shape_names_the_parameter(name, grad, compiled):
+    form = {} if name in CELLS else {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    if name == "LSTM":
+        form["proj_size"] = 2
+    ours, theirs = pair(name, 4, 6, **form)
+    x, call = example(name), ours
+    if compiled:
+        call = torch.compile(ours, backend="eager", fullgraph=True)
+    with torch.set_grad_enabled(grad):
+        for key, weight in list(ours.named_parameters()):
+            if name == "RNNCell" and key.startswith("bias"):
+                continue  # torch's own step, which the cell takes, names the weights alone
+            rows, *columns = weight.shape
+            setattr(ours, key, nn.Parameter(torch.zeros(rows + 1, *columns)))
+            parameter = "weight_(ih|hh)" if name == "RNNCell" else key
+            with pytest.raises(Exception, match=rf"{parameter} (must have|first dim)"):
+                call(x)
+            setattr(ours, key, weight)
+            torch._dynamo.reset()
+        assert_same_results(call(x), theirs(x))
+
+
 @everything
 def test_a_truncated_file(name, tmp_path):
     ours, theirs = pair(name, 4, 6)

@@ -115,6 +115,47 @@ def test_the_output_is_changed_in_compiled_code(mode, variant):
     assert_trains_as_torchs(mode, variant, several, compile)
 
 
+def assert_trains_outside(mode: str, variant: str, backend: str) -> None:
+    torch._dynamo.reset()
+    ours, theirs, x = modules(mode, variant)
+    compiled = torch.compile(ours, backend=backend)
+    actual = gradients(changed(compiled, several), ours, variant, x)
+    wanted = gradients(changed(theirs, several, copy=True), theirs, variant, x)
+    for a, e in zip(actual, wanted, strict=True):
+        assert_matches(a, e)
+
+
+@pytest.mark.parametrize(("mode", "variant"), MATRIX)
+def test_what_a_compiled_module_returned_is_changed(mode, variant):
+    assert_trains_outside(mode, variant, "aot_eager")
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("variant", ["plain", "two layers", "batch_first"])
+def test_what_inductor_returned_is_changed(mode, variant):
+    assert_trains_outside(mode, variant, "inductor")
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_states_that_a_compiled_module_returned_are_changed(mode, backend):
+    torch._dynamo.reset()
+    module, _, x = modules(mode, "two layers")
+    found = []
+    for call in (module, torch.compile(module, backend=backend)):
+        _, _, states = call(x, return_states=True, return_gates=mode != "RNN")
+        tensors = [each for each in tree_leaves(states) if each is not None]
+        if call is module:
+            tensors = [each.clone() for each in tensors]
+        for each in tensors:
+            with torch.set_grad_enabled(each.requires_grad):
+                each.mul_(2)
+        loss = sum(each.square().sum() for each in tensors if each.requires_grad)
+        found.append(torch.autograd.grad(loss, list(module.parameters())))
+    for a, e in zip(*found, strict=True):
+        assert_matches(a, e)
+
+
 @pytest.mark.parametrize("mode", ["LSTM", "GRU"])
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_other_compilers(mode, backend):

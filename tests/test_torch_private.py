@@ -16,7 +16,7 @@ NAMES = [
     "torch._C._are_functorch_transforms_active",
     "torch._C._len_torch_dispatch_stack",
     "torch._C._len_torch_function_stack",
-    "torch._C._get_tracing_state",
+    "torch._C._is_tracing",
     "torch._C._dispatch_tls_is_dispatch_key_included",
     "torch._C._dispatch_key_parse",
     "torch._C._SetExcludeDispatchKeyGuard",

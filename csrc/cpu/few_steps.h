@@ -31,10 +31,13 @@ class Dots {
       int64_t i = 0;
       for (; i + kLane <= k; i += kLane)
         each([&](int r, int l) { acc[r][l] += load<V>(x[r] + i) * load<V>(row[l] + i); });
-      if (i < k)
+      if (i < k) {
+        V rest[R];
+        for (int r = 0; r < R; ++r) rest[r] = load_part<V>(x[r] + i, k - i);
         each([&](int r, int l) {
-          acc[r][l] += load_part<V>(x[r] + i, k - i) * load_part<V>(row[l] + i, k - i);
+          if (c + l < valid) acc[r][l] += rest[r] * load_part<V>(row[l] + i, k - i);
         });
+      }
       each([&](int r, int l) { sum_[r][c + l] = acc[r][l]; });
     }
   }

@@ -178,7 +178,11 @@ template <class V, class S>
 FASTRNN_NOINLINE V load_part(const S* p, int64_t n) {
   constexpr int kCount = sizeof(V) / sizeof(Scalar<V>);
   S lane[kCount] = {};
-  for (int64_t i = 0; i < n; ++i) lane[i] = p[i];
+  for (int64_t width = kCount / 2, i = 0; width > 0; width /= 2)
+    if (n & width) {
+      for (int64_t l = 0; l < width; ++l) lane[i + l] = p[i + l];
+      i += width;
+    }
   return load<V>(lane);
 }
 

@@ -168,7 +168,7 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
     Raises:
         RuntimeError: the user chose one that cannot take the call.
     """
-    if _chosen == "reference" or (call.kind.step and is_tracing()):
+    if _chosen == "reference" or (call.kind.step and _is_recorded()):
         return reference
     if _chosen != "auto":
         forced = BACKENDS[_chosen]
@@ -178,7 +178,7 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
         if reason:
             raise cannot_run(_chosen, reason)
         return forced
-    on_gpu = gpu.on_gpu(call.input)
+    on_gpu = not call.input.is_cpu and gpu.on_gpu(call.input)
     if not on_gpu and (cpu.not_built is None or torch.compiler.is_exporting()):
         return reference if obstacle(cpu, call, traced) else cpu
     order = [cudnn]
@@ -191,6 +191,12 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
     return next((b for b in order if obstacle(b, call, traced) is None), reference)
 
 
+def _is_recorded() -> bool:
+    """Whether `torch.jit.trace` or the ONNX exporter writes down what runs: it knows no ops of
+    ours, and of a cell made of a function it gets the definition, unrolled."""
+    return not torch.compiler.is_compiling() and is_tracing()
+
+
 def takes_torch_step(call: Call) -> bool:
     """Whether PyTorch's own function of one step is to compute a cell; the call has no T."""
     if cpu.not_built or gpu.on_gpu(call.input):
@@ -199,36 +205,43 @@ def takes_torch_step(call: Call) -> bool:
     # torch's own step takes 19 us, and a call of the layer 35 us (N = 1, H = 8). In bfloat16
     # torch's own step rounds more often than the kernels.
     return (
-        _torch_step_is_as_good(call.cell, call.input.dtype)
+        call.cell in ("rnn_tanh", "rnn_relu")
+        and call.input.dtype in _PLAIN
+        and _chosen == "auto"
         and not torch.compiler.is_compiling()
         and obstacle(cpu, call) is None
     )
 
 
-def _torch_step_is_as_good(cell: str, dtype: torch.dtype) -> bool:
-    plain = dtype is torch.float32 or dtype is torch.float64
-    return plain and _chosen == "auto" and cell in ("rnn_tanh", "rnn_relu")
+_PLAIN = (torch.float32, torch.float64)
 
 
-def is_torch_step(cell: str, *tensors: Tensor) -> bool:
-    """The same where nothing wants to see an op and the tensors are plain, in less time."""
-    dtype = tensors[0].dtype
+def is_torch_step(input: Tensor, h: Tensor, weights: list[Tensor]) -> bool:
+    """The same of an RNN that is trained and that nothing watches, in less time. That step has
+    checks of its own, but takes weights and states that are not dense."""
+    for tensor in (h, *weights):
+        if tensor.layout is not torch.strided:
+            return False
     return (
-        _torch_step_is_as_good(cell, dtype)
-        and all(t.dtype is dtype and t.is_cpu and t.layout is torch.strided for t in tensors)
-        and tensors[0].size(-1) > 0
+        input.dtype in _PLAIN
+        and input.is_cpu
+        and input.layout is torch.strided
+        and input.dim() == h.dim() == 2
+        and input.size(1) > 0
+        and _chosen == "auto"
         and not is_any_autocast_enabled()
         and unseen()
     )
 
 
 def widens(backend: Backend, input: Tensor) -> bool:
-    """Whether a layer is computed in float32, and only what goes in and comes out is rounded.
+    """Whether a layer is computed in float32, and only what goes in and comes out is rounded, of an
+    input in half precision.
 
     The kernels for the CPU take no float16. Where they cannot take a call in half precision, the
     reference computes as they would, but for a reference that the user chose.
     """
-    if input.dtype is torch.float32 or input.dtype is torch.float64 or gpu.on_gpu(input):
+    if gpu.on_gpu(input):
         return False
     if input.dtype is torch.float16:
         return _chosen in ("auto", "cpu")
@@ -273,21 +286,7 @@ def _faster(kernels: ModuleType, call: Call, layers: int) -> bool:
     )
 
 
-# Past the dispatcher where nothing wants to see an op, which costs more than a small layer.
-
-
-def run(backend: Backend, call: Call, save: bool) -> Results:
-    """`backend.run` of kernels, as an op where something wants to see one."""
-    return (backend if _past_dispatcher(call) else op).run(call, save)
-
-
-def run_backward(
-    backend: Backend, call: Call, cotangents: Cotangents, saved: Saved, needs: Needs
-) -> Gradients:
-    """`backend.run_backward` of kernels, as an op where something wants to see one."""
-    way = backend if _past_dispatcher(call) else op
-    return way.run_backward(call, cotangents, saved, needs)
-
-
-def _past_dispatcher(call: Call) -> bool:
-    return type(call.input) in (Tensor, torch.nn.Parameter) and unseen()
+def way(kernels: Backend, call: Call) -> ModuleType:
+    """The kernels, or the op where something wants to see one, which costs more than a small
+    layer."""
+    return kernels if type(call.input) in (Tensor, torch.nn.Parameter) and unseen() else op

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -29,12 +30,16 @@ def recording() -> bool:
     return onnx is not None and onnx.is_in_onnx_export()
 
 
-def is_own_affair(tensor: torch.Tensor) -> bool:
-    """Whether its class has a `__torch_function__` of its own, as the expanded weights of torch."""
-    if type(tensor) in (torch.Tensor, nn.Parameter) or is_dynamo_compiling():
-        return False
-    function = getattr(type(tensor).__torch_function__, "__func__", None)
-    return function not in (None, torch.Tensor.__torch_function__.__func__)
+def are_own_affair(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether the class of one has a `__torch_function__` of its own, as the expanded weights of
+    torch."""
+    for tensor in tensors:
+        if type(tensor) in (torch.Tensor, nn.Parameter) or is_dynamo_compiling():
+            continue
+        function = getattr(type(tensor).__torch_function__, "__func__", None)
+        if function not in (None, torch.Tensor.__torch_function__.__func__):
+            return True
+    return False
 
 
 def as_torch(module: nn.Module, input, hx, asked: dict | None = None):

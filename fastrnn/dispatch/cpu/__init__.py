@@ -86,11 +86,11 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
 
 def _dense(call: Call) -> Call:
     """The call with what the user gives it contiguous."""
-    given = {"input": call.input, "h0": call.h0, "c0": call.c0}
-    strided = {
-        k: t.contiguous() for k, t in given.items() if t is not None and not t.is_contiguous()
-    }
-    return call._replace(**strided) if strided else call
+    input, h0, c0 = call.input, call.h0, call.c0
+    if input.is_contiguous() and h0.is_contiguous() and (c0 is None or c0.is_contiguous()):
+        return call
+    c0 = None if c0 is None else c0.contiguous()
+    return call._replace(input=input.contiguous(), h0=h0.contiguous(), c0=c0)
 
 
 def run(call: Call, save: bool) -> Results:
@@ -110,13 +110,13 @@ def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs)
     """As `dispatch.Backend` says."""
     if direct is not None:
         dense = _dense(call)
-        came = tuple(None if g is None else g.contiguous() for g in cotangents)
+        came = tuple([None if g is None else g.contiguous() for g in cotangents])
         empty_like = torch.empty_like
         gradients = Gradients(
             empty_like(dense.input) if needs.input else None,
             empty_like(dense.h0) if needs.state else None,
             empty_like(dense.c0) if needs.state and call.c0 is not None else None,
-            [empty_like(weight) for weight in call.weights] if needs.weights else [],
+            list(map(empty_like, call.weights)) if needs.weights else [],
         )
         if direct.run_backward(dense, came, saved, gradients):
             return gradients
