@@ -136,7 +136,7 @@ $(EMULATED): $(wildcard tests/cpp/*.h) tests/cpp/emulated.cpp $(wildcard csrc/cu
 
 # -Og: takes two thirds of the time of -O1 to compile, and a third of that of -O0 to run. psabi: a test
 # emulates wide registers, but passes them to no other object.
-CHECKED := -std=c++20 -Og -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
+CHECKED := -std=c++20 -Og -g1 -ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
     -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
 SANITIZE := $(CHECKED) -fsanitize=address,undefined
 RACES := $(CHECKED) -fsanitize=thread
@@ -209,9 +209,7 @@ COVER := build/coverage
 COVERED := $(patsubst %,$(COVER)/%,test_kernels test_threads test_team test_memory test_zero test_vec)
 COVER_TESTS := test_threads test_ragged test_memory test_streamer test_streamer_memory \
     test_direct test_direct_refused test_few_steps test_op_errors
-# Counters lie between a product and the sum that it goes into. Whether GCC fuses the two would then
-# differ from one place to another, and bits with it: here it never does.
-COUNTED := --coverage -O1 -ffp-contract=off
+COUNTED := --coverage -O1
 coverage: $(COVERED) $(INSTALLED)
 	find $(COVER) -name '*.gcda' -delete
 	set -e; for program in $(COVERED); do $$program; done
@@ -242,5 +240,5 @@ every-float: build/every_float
 
 build/every_float: tests/cpp/every_float.cpp csrc/cpu/vec.h csrc/cpu/activations.h Makefile
 	@mkdir -p $(@D)
-	$(CXX) -std=c++20 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math \
+	$(CXX) -std=c++20 -O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math \
 	    -pthread -Wall -Wextra -Icsrc $< -o $@

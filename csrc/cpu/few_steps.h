@@ -30,10 +30,13 @@ class Dots {
       each([&](int r, int l) { acc[r][l] = sum_[r][c + l]; });
       int64_t i = 0;
       for (; i + kLane <= k; i += kLane)
-        each([&](int r, int l) { acc[r][l] += load<V>(x[r] + i) * load<V>(row[l] + i); });
+        each([&](int r, int l) {
+          acc[r][l] = fma(load<V>(x[r] + i), load<V>(row[l] + i), acc[r][l]);
+        });
       if (i < k)
         each([&](int r, int l) {
-          acc[r][l] += load_part<V>(x[r] + i, k - i) * load_part<V>(row[l] + i, k - i);
+          acc[r][l] =
+              fma(load_part<V>(x[r] + i, k - i), load_part<V>(row[l] + i, k - i), acc[r][l]);
         });
       each([&](int r, int l) { sum_[r][c + l] = acc[r][l]; });
     }
