@@ -3,6 +3,8 @@
 # make stress    random calls at real sizes for SECONDS, against torch.nn
 # make lint      check style: ruff, clang-format
 # make clang     compile the extension by Clang, where a warning is an error, and run quick tests
+# make arm       compile the kernels and their C++ tests for 64-bit ARM, read the hot loops, and run the
+#                tests under qemu-user
 # make wheel     build a wheel into dist, and check that it is one of manylinux_2_28
 # make docs      build the site of the documentation, build/site; a broken link is an error
 # make build     compile the extension in place (incremental)
@@ -22,7 +24,8 @@
 #   TORCH          what pip installs as torch; it may carry pip's options, to choose a CPU build say
 #   FASTRNN_BUILD  auto, none, cpu or cuda (see setup.py)
 #   SECONDS        of make stress, 300
-#   CLANG          of make clang, the newest clang++ in /usr/bin
+#   CLANG          of make clang, and of the hot loops of make arm: the newest clang++ in /usr/bin
+#   ARM_CXX, QEMU  of make arm
 # `make gpu` sets nothing up: it takes PYTHON with the torch that it has, and needs no network. It
 # builds nothing with SKIP_BUILD=1, and the tests may import what lies as wheels in the folder WHEELS.
 
@@ -52,7 +55,7 @@ ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
 .PHONY: bench test stress lint docs build emulated gpu micro cuda-check sanitize coverage every-float
-.PHONY: clang wheel thirdparty clean
+.PHONY: arm clang wheel thirdparty clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -193,6 +196,38 @@ clang: $(INSTALLED)
 	cd build/clang/lib && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q \
 	    $(CLANG_TESTS:%=tests/%.py)
 
+# Optimized as the extension is. The full tests of the kernels take too long there.
+ARM_CXX ?= aarch64-linux-gnu-g++
+QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+ARM := build/arm
+OPTIMIZED := -std=c++20 -O3 -g0 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -Icsrc \
+    -Itests/cpp -Wall -Wextra -DFASTRNN_OFFERED_ONLY
+ARM_PROGRAMS := $(patsubst %,$(ARM)/%,test_kernels test_bits test_vec test_cells test_memory test_denormals)
+ARM_OBJECTS := $(patsubst csrc/cpu/%.cpp,$(ARM)/%.o,$(wildcard csrc/cpu/isa*.cpp) csrc/cpu/memory.cpp)
+HOT_LOOPS := $(patsubst %,$(ARM)/%.o,gcc_single gcc_pairs $(if $(CLANG),clang_single clang_pairs))
+arm: $(ARM)/isa_portable.o $(ARM)/isa_neon.o $(HOT_LOOPS) $(ARM_PROGRAMS)
+	python3 tests/cpp/hot_loops.py aarch64-linux-gnu-objdump $(HOT_LOOPS)
+	set -e; for program in $(ARM_PROGRAMS); do $(QEMU) $$program; done
+
+$(ARM)/%.o: csrc/cpu/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(ARM_CXX) $(OPTIMIZED) -MMD -c $< -o $@
+
+$(ARM)/%.o: tests/cpp/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(ARM_CXX) $(OPTIMIZED) -MMD -c $< -o $@
+
+$(ARM)/gcc_%.o: tests/cpp/hot_loops.cpp Makefile
+	@mkdir -p $(@D)
+	$(ARM_CXX) $(OPTIMIZED) $(if $(filter pairs,$*),-DFASTRNN_PAIRS) -MMD -c $< -o $@
+
+$(ARM)/clang_%.o: tests/cpp/hot_loops.cpp Makefile
+	@mkdir -p $(@D)
+	$(CLANG) --target=aarch64-linux-gnu $(OPTIMIZED) $(if $(filter pairs,$*),-DFASTRNN_PAIRS) -MMD -c $< -o $@
+
+$(ARM)/test_%: $(ARM)/test_%.o $(ARM_OBJECTS)
+	$(ARM_CXX) $(OPTIMIZED) $^ -o $@
+
 # What is excluded comes with torch.
 wheel: $(INSTALLED)
 	rm -rf build/wheel build/lib.*
@@ -202,7 +237,7 @@ wheel: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --plat manylinux_2_28_$(shell uname -m) \
 	    --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 
--include $(wildcard build/sanitize/*.d build/races/*.d build/coverage/*.d)
+-include $(wildcard build/sanitize/*.d build/races/*.d build/coverage/*.d build/arm/*.d)
 
 # The C++ tests, and the tests of threads on an extension, all beside those that others use.
 COVER := build/coverage
