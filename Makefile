@@ -3,6 +3,8 @@
 # make stress    random calls at real sizes for SECONDS, against torch.nn
 # make lint      check style: ruff, clang-format
 # make clang     compile the extension by Clang, where a warning is an error, and run quick tests
+# make arm       compile the kernels and their C++ tests for 64-bit ARM, read the hot loops, and run the
+#                tests under qemu-user
 # make wheel     build a wheel into dist, and check that it is one of manylinux_2_28
 # make docs      build the site of the documentation, build/site; a broken link is an error
 # make build     compile the extension in place (incremental)
@@ -22,7 +24,8 @@
 #   TORCH          what pip installs as torch; it may carry pip's options, to choose a CPU build say
 #   FASTRNN_BUILD  auto, none, cpu or cuda (see setup.py)
 #   SECONDS        of make stress, 300
-#   CLANG          of make clang, the newest clang++ in /usr/bin
+#   CLANG          of make clang, and of the hot loops of make arm: the newest clang++ in /usr/bin
+#   ARM_CXX, QEMU  of make arm
 # `make gpu` sets nothing up: it takes PYTHON with the torch that it has, and needs no network. It
 # builds nothing with SKIP_BUILD=1, and the tests may import what lies as wheels in the folder WHEELS.
 
@@ -52,7 +55,7 @@ ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
 .PHONY: bench test stress lint docs build emulated gpu micro cuda-check sanitize coverage every-float
-.PHONY: clang wheel thirdparty clean
+.PHONY: arm clang wheel thirdparty clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -136,7 +139,7 @@ $(EMULATED): $(wildcard tests/cpp/*.h) tests/cpp/emulated.cpp $(wildcard csrc/cu
 
 # -Og: takes two thirds of the time of -O1 to compile, and a third of that of -O0 to run. psabi: a test
 # emulates wide registers, but passes them to no other object.
-CHECKED := -std=c++20 -Og -g1 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
+CHECKED := -std=c++20 -Og -g1 -ffp-contract=off -fno-math-errno -fno-trapping-math -Icsrc -Itests/cpp \
     -fno-sanitize-recover=all -fno-omit-frame-pointer -pthread -Wno-psabi
 SANITIZE := $(CHECKED) -fsanitize=address,undefined
 RACES := $(CHECKED) -fsanitize=thread
@@ -193,6 +196,38 @@ clang: $(INSTALLED)
 	cd build/clang/lib && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m pytest -q \
 	    $(CLANG_TESTS:%=tests/%.py)
 
+# Optimized as the extension is. The full tests of the kernels take too long there.
+ARM_CXX ?= aarch64-linux-gnu-g++
+QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
+ARM := build/arm
+OPTIMIZED := -std=c++20 -O3 -g0 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -Icsrc \
+    -Itests/cpp -Wall -Wextra -DFASTRNN_OFFERED_ONLY
+ARM_PROGRAMS := $(patsubst %,$(ARM)/%,test_kernels test_bits test_vec test_cells test_memory test_denormals)
+ARM_OBJECTS := $(patsubst csrc/cpu/%.cpp,$(ARM)/%.o,$(wildcard csrc/cpu/isa*.cpp) csrc/cpu/memory.cpp)
+HOT_LOOPS := $(patsubst %,$(ARM)/%.o,gcc_single gcc_pairs $(if $(CLANG),clang_single clang_pairs))
+arm: $(ARM)/isa_portable.o $(ARM)/isa_neon.o $(HOT_LOOPS) $(ARM_PROGRAMS)
+	python3 tests/cpp/hot_loops.py aarch64-linux-gnu-objdump $(HOT_LOOPS)
+	set -e; for program in $(ARM_PROGRAMS); do $(QEMU) $$program; done
+
+$(ARM)/%.o: csrc/cpu/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(ARM_CXX) $(OPTIMIZED) -MMD -c $< -o $@
+
+$(ARM)/%.o: tests/cpp/%.cpp Makefile
+	@mkdir -p $(@D)
+	$(ARM_CXX) $(OPTIMIZED) -MMD -c $< -o $@
+
+$(ARM)/gcc_%.o: tests/cpp/hot_loops.cpp Makefile
+	@mkdir -p $(@D)
+	$(ARM_CXX) $(OPTIMIZED) $(if $(filter pairs,$*),-DFASTRNN_PAIRS) -MMD -c $< -o $@
+
+$(ARM)/clang_%.o: tests/cpp/hot_loops.cpp Makefile
+	@mkdir -p $(@D)
+	$(CLANG) --target=aarch64-linux-gnu $(OPTIMIZED) $(if $(filter pairs,$*),-DFASTRNN_PAIRS) -MMD -c $< -o $@
+
+$(ARM)/test_%: $(ARM)/test_%.o $(ARM_OBJECTS)
+	$(ARM_CXX) $(OPTIMIZED) $^ -o $@
+
 # What is excluded comes with torch.
 wheel: $(INSTALLED)
 	rm -rf build/wheel build/lib.*
@@ -202,16 +237,14 @@ wheel: $(INSTALLED)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --plat manylinux_2_28_$(shell uname -m) \
 	    --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
 
--include $(wildcard build/sanitize/*.d build/races/*.d build/coverage/*.d)
+-include $(wildcard build/sanitize/*.d build/races/*.d build/coverage/*.d build/arm/*.d)
 
 # The C++ tests, and the tests of threads on an extension, all beside those that others use.
 COVER := build/coverage
 COVERED := $(patsubst %,$(COVER)/%,test_kernels test_threads test_team test_memory test_zero test_vec)
 COVER_TESTS := test_threads test_ragged test_memory test_streamer test_streamer_memory \
     test_direct test_direct_refused test_few_steps test_op_errors
-# Counters lie between a product and the sum that it goes into. Whether GCC fuses the two would then
-# differ from one place to another, and bits with it: here it never does.
-COUNTED := --coverage -O1 -ffp-contract=off
+COUNTED := --coverage -O1
 coverage: $(COVERED) $(INSTALLED)
 	find $(COVER) -name '*.gcda' -delete
 	set -e; for program in $(COVERED); do $$program; done
@@ -242,5 +275,5 @@ every-float: build/every_float
 
 build/every_float: tests/cpp/every_float.cpp csrc/cpu/vec.h csrc/cpu/activations.h Makefile
 	@mkdir -p $(@D)
-	$(CXX) -std=c++20 -O3 -march=native -ffp-contract=fast -fno-math-errno -fno-trapping-math \
+	$(CXX) -std=c++20 -O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math \
 	    -pthread -Wall -Wextra -Icsrc $< -o $@

@@ -40,7 +40,7 @@ LEAST_TORCH = 2, 11
 TORCH_TARGET = ("TORCH_TARGET_VERSION", "0x020b000000000000")
 
 # No -march: each csrc/cpu/isa_*.cpp selects its own instruction set by a pragma.
-FLAGS = "-std=c++20 -O3 -g0 -ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
+FLAGS = "-std=c++20 -O3 -g0 -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
 FLAGS += "-fvisibility=hidden -Wall -Wextra".split()
 FLAGS += shlex.split(os.environ.get("FASTRNN_FLAGS", ""))  # they win over those before
 

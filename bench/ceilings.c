@@ -7,6 +7,8 @@
 enum { WIDTH = 64, SUMS = 24 };
 #elif defined(__AVX__)
 enum { WIDTH = 32, SUMS = 12 };
+#elif defined(__aarch64__)
+enum { WIDTH = 16, SUMS = 24 };
 #else
 enum { WIDTH = 16, SUMS = 12 };
 #endif

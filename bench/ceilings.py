@@ -4,6 +4,7 @@ least time that a row could take on it."""
 import ctypes
 import math
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -98,7 +99,9 @@ def compiled(real: str) -> ctypes.CDLL | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ceilings.so"
-        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC", f"-DREAL={real}"]
+        flags = ["-O3", "-ffp-contract=fast", "-shared", "-fPIC", f"-DREAL={real}"]
+        if platform.machine() not in ("aarch64", "arm64"):  # all have NEON; Apple's Clang lacks it
+            flags.append("-march=native")
         command = [compiler, *flags, str(SOURCE), "-o", str(path)]
         if subprocess.run(command, capture_output=True).returncode:
             return None

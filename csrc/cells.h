@@ -2,7 +2,9 @@
 //
 // A cell is a struct of static functions over V: float, double, or one SIMD register of them.
 // Before this header the including file provides, in the same namespace, sigmoid(V), tanh(V),
-// select(mask, V, V), and FASTRNN_FN, the qualifiers of a small function.
+// select(mask, V, V), fma(V a, V b, V c), which is a b + c, and FASTRNN_FN, the qualifiers of a
+// small function. No compiler may fuse a product and a sum by itself: where a CPU can, it is an fma
+// here. So a call has the same bits wherever its formula is compiled.
 //
 //   kGates   G, planes of the weights, in torch's order
 //   kSaved   S, planes that forward leaves for backward in `saved`
@@ -24,6 +26,12 @@
 
 namespace FASTRNN_NAMESPACE {
 
+// The derivative of tanh where it is y.
+template <class V>
+FASTRNN_FN V tanh_slope(V y) {
+  return fma(-y, y, 1 - V{});
+}
+
 // Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000; gates i f g o.
 //   c_t = f c_{t-1} + i g,  h_t = o tanh(c_t)
 struct Lstm {
@@ -39,7 +47,7 @@ struct Lstm {
     const V f = sigmoid(x[1] + u[1]);
     const V g = tanh(x[2] + u[2]);
     const V o = sigmoid(x[3] + u[3]);
-    c = f * c + i * g;
+    c = fma(f, c, i * g);
     h = o * tanh(c);
     saved[0] = i;
     saved[1] = f;
@@ -51,10 +59,10 @@ struct Lstm {
   FASTRNN_FN V backward(const V* saved, V, V, V c_prev, V c, V dh, V& dc, V* dx, V* du) {
     const V i = saved[0], f = saved[1], g = saved[2], o = saved[3];
     const V tanh_c = tanh(c);
-    dc += dh * o * (1 - tanh_c * tanh_c);
+    dc = fma(dh * o, tanh_slope(tanh_c), dc);
     dx[0] = du[0] = dc * g * i * (1 - i);
     dx[1] = du[1] = dc * c_prev * f * (1 - f);
-    dx[2] = du[2] = dc * i * (1 - g * g);
+    dx[2] = du[2] = dc * i * tanh_slope(g);
     dx[3] = du[3] = dh * tanh_c * o * (1 - o);
     dc = dc * f;
     return V{};
@@ -74,8 +82,8 @@ struct Gru {
   FASTRNN_FN void forward(const V* x, const V* u, V& h, V&, V* saved) {
     const V r = sigmoid(x[0] + u[0]);
     const V z = sigmoid(x[1] + u[1]);
-    const V n = tanh(x[2] + r * u[2]);
-    h = n + z * (h - n);
+    const V n = tanh(fma(r, u[2], x[2]));
+    h = fma(z, h - n, n);
     saved[0] = r;
     saved[1] = z;
     saved[2] = n;
@@ -85,7 +93,7 @@ struct Gru {
   template <class V>
   FASTRNN_FN V backward(const V* saved, V h_prev, V, V, V, V dh, V&, V* dx, V* du) {
     const V r = saved[0], z = saved[1], n = saved[2], u_n = saved[3];
-    const V dn = dh * (1 - z) * (1 - n * n);
+    const V dn = dh * (1 - z) * tanh_slope(n);
     dx[0] = du[0] = dn * u_n * r * (1 - r);
     dx[1] = du[1] = dh * (h_prev - n) * z * (1 - z);
     dx[2] = dn;
@@ -109,7 +117,7 @@ struct RnnTanh {
 
   template <class V>
   FASTRNN_FN V backward(const V*, V, V h, V, V, V dh, V&, V* dx, V* du) {
-    dx[0] = du[0] = dh * (1 - h * h);
+    dx[0] = du[0] = dh * tanh_slope(h);
     return V{};
   }
 };

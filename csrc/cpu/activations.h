@@ -49,23 +49,25 @@ FASTRNN_INLINE Many<V, K> power_of_2(Many<V, K> rounded) {
   return each_of<K>([&](int k) { return power_of_2(rounded.v[k]); });
 }
 
-// exp(x) = scale (1 + tail) for kMin <= x <= kMax; a NaN reaches tail.
+// exp(Sign x) = scale (1 + Sign tail) for kMin <= Sign x <= kMax; a NaN reaches tail. All constants
+// take the sign: to negate x would be an instruction more.
 template <class V>
 struct ExpParts {
   V scale, tail;
 };
-template <class V>
+template <int Sign, class V>
 FASTRNN_INLINE ExpParts<V> exp_parts(V x) {
   using T = Scalar<V>;
   using E = Exp<T>;
-  const V rounded = x * E::kLog2e + E::kRound;
+  const V rounded = fma(x, set1<V>(Sign * E::kLog2e), set1<V>(E::kRound));
   const V n = rounded - E::kRound;
-  const V r = (x - n * E::kLn2Hi) - n * E::kLn2Lo;
+  const V r = fma(n, set1<V>(-Sign * E::kLn2Lo), fma(n, set1<V>(-Sign * E::kLn2Hi), x));
   constexpr int kTerms = sizeof(E::q) / sizeof(T);
-  V q = set1<V>(E::q[kTerms - 1]);
+  const auto coefficient = [](int i) { return i % 2 ? E::q[i] : Sign * E::q[i]; };
+  V q = set1<V>(coefficient(kTerms - 1));
   FASTRNN_UNROLL
-  for (int i = kTerms - 2; i >= 0; --i) q = q * r + E::q[i];
-  return {power_of_2(rounded), r + r * r * q};
+  for (int i = kTerms - 2; i >= 0; --i) q = fma(q, r, set1<V>(coefficient(i)));
+  return {power_of_2(rounded), fma(r * r, q, r)};
 }
 
 // 1 / (1 + exp(-x)). Error at most 3 ULP where the result is a normal number, below that it is
@@ -73,17 +75,17 @@ FASTRNN_INLINE ExpParts<V> exp_parts(V x) {
 template <class V>
 FASTRNN_INLINE V sigmoid(V x) {
   using E = Exp<Scalar<V>>;
-  const ExpParts<V> e = exp_parts(-clamp(x, -E::kMax, -E::kMin));
+  const ExpParts<V> e = exp_parts<-1>(clamp(x, -E::kMax, -E::kMin));
   const V one = set1<V>(1);
-  return one / (one + e.scale * (one + e.tail));
+  return one / fma(e.scale, one - e.tail, one);
 }
 
 // expm1(2x) / (expm1(2x) + 2). Error at most 3 ULP; exactly -1 and 1 at the infinities.
 template <class V>
 FASTRNN_INLINE V tanh(V x) {
   using E = Exp<Scalar<V>>;
-  const ExpParts<V> e = exp_parts(clamp(x + x, -E::kTanhMax, E::kTanhMax));
-  const V expm1 = e.scale * e.tail + (e.scale - 1);
+  const ExpParts<V> e = exp_parts<1>(clamp(x + x, -E::kTanhMax, E::kTanhMax));
+  const V expm1 = fma(e.scale, e.tail, e.scale - 1);
   return expm1 / (expm1 + 2);
 }
 

@@ -30,12 +30,14 @@ class Dots {
       each([&](int r, int l) { acc[r][l] = sum_[r][c + l]; });
       int64_t i = 0;
       for (; i + kLane <= k; i += kLane)
-        each([&](int r, int l) { acc[r][l] += load<V>(x[r] + i) * load<V>(row[l] + i); });
+        each([&](int r, int l) {
+          acc[r][l] = fma(load<V>(x[r] + i), load<V>(row[l] + i), acc[r][l]);
+        });
       if (i < k) {
         V rest[R];
         for (int r = 0; r < R; ++r) rest[r] = load_part<V>(x[r] + i, k - i);
         each([&](int r, int l) {
-          if (c + l < valid) acc[r][l] += rest[r] * load_part<V>(row[l] + i, k - i);
+          if (c + l < valid) acc[r][l] = fma(rest[r], load_part<V>(row[l] + i, k - i), acc[r][l]);
         });
       }
       each([&](int r, int l) { sum_[r][c + l] = acc[r][l]; });

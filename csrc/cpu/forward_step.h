@@ -125,29 +125,46 @@ struct ForwardStep
     if (now.rows > 1)
       return this->each_panel(step, panels,
                               [&](int64_t p, int64_t next) { panel_product(now, p, next); });
-    constexpr int64_t kMost = max(1, kTogether / kUnitRegisters);
-    this->each_panel(step, {0, ceil_div(panels.count(), kMost)}, [&](int64_t group, int64_t) {
-      const int64_t first = panels.first + group * kMost;
-      row_product(now, {first, min(panels.last, first + kMost)});
+    this->each_panel(step, {0, ceil_div(panels.count(), kRowPanels)}, [&](int64_t group, int64_t) {
+      const int64_t first = panels.first + group * kRowPanels;
+      row_product(now, {first, min(panels.last, first + kRowPanels)});
     });
   }
 
-  // For a single row, a few panels before their cells.
+ private:
+  // Panels that a single row meets before their cells.
+#if defined(FASTRNN_LANES)
+  static constexpr int kRowPanels = 4;  // all at once
+#else
+  static constexpr int kRowPanels = max(1, kTogether / kUnitRegisters);
+#endif
+
   void row_product(const Step& now, Range panels) {
-    alignas(64) T tile[kTogether * kLd];
-    const Direction& w = direction_[now.d];
-    for (int64_t p = panels.first; p < panels.last; ++p) {
-      const T* const init = Cell::kSplit ? w.b_hh + p * kLd : x_part(now.d, p, now.chunk_row);
-      const Panel<O> panel = w.hh.get(p);
-      micro_of<O, kGated>(1, panel)(now.left, ld_state, panel, P, init, 0,
-                                    tile + (p - panels.first) * kLd, kLd, {});
+    alignas(64) T tile[kRowPanels * kLd];
+    const auto& w = direction_[now.d];
+    const auto x = [&](int64_t p) { return x_part(now.d, p, now.chunk_row); };
+    const auto init = [&](int64_t p) -> const T* { return Cell::kSplit ? w.b_hh + p * kLd : x(p); };
+    const int64_t apart = chunk_ * N * kLd;  // of the panels of x_part
+#if defined(FASTRNN_LANES)
+    if (panels.count() == kRowPanels && !w.hh.get(panels.last - 1).half)
+      lane_row<O, kGated, kRowPanels>(now.left, w.hh.get(panels.first).data, w.hh.stride(), P,
+                                      init(panels.first), Cell::kSplit ? kLd : apart, tile);
+    else
+#endif
+      for (int64_t p = panels.first; p < panels.last; ++p) {
+        const Panel<O> panel = w.hh.get(p);
+        micro_of<O, kGated>(1, panel)(now.left, ld_state, panel, P, init(p), 0,
+                                      tile + (p - panels.first) * kLd, kLd, {});
+      }
+    // Cells of the registers of one panel, or of one of each.
+    constexpr int kAtOnce = kUnitRegisters > 1 ? 1 : kRowPanels;
+    for (int64_t p = panels.first; p < panels.last; p += kAtOnce) {
+      const int64_t first = p * Gated::kUnits;
+      const int64_t last = min(panels.last, p + kAtOnce) * Gated::kUnits;
+      cells(now, ceil_div(min(H, last) - first, kLanes<T>),
+            Units<false>{0, first, x(p), tile + (p - panels.first) * kLd,
+                         kAtOnce == 1 ? kLanes<T> : apart, kAtOnce == 1 ? kLanes<T> : kLd});
     }
-    constexpr bool kParts = kUnitRegisters > 1;  // of one panel, or one of each
-    const int64_t first = panels.first * Gated::kUnits;
-    const int64_t count = ceil_div(min(H, panels.last * Gated::kUnits) - first, kLanes<T>);
-    this->cells(now, count,
-                Units<false>{0, first, x_part(now.d, panels.first, now.chunk_row), tile,
-                             kParts ? kLanes<T> : chunk_ * N * kLd, kParts ? kLanes<T> : kLd});
   }
 
   // For the units of one panel, tile by tile, each followed by its cells.

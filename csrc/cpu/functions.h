@@ -11,8 +11,8 @@ template <class V>
 FASTRNN_INLINE V exp(V x) {
   using E = Exp<Scalar<V>>;
   const V inside = clamp(x, E::kMin, E::kMax);
-  const V rounded = inside * E::kLog2e + E::kRound;
-  const ExpParts<V> e = exp_parts(inside);
+  const V rounded = fma(inside, set1<V>(E::kLog2e), set1<V>(E::kRound));
+  const ExpParts<V> e = exp_parts<1>(inside);
   // Half of the scale, which alone may be too large, and twice the rest.
   const V value = power_of_2(rounded - 1) * ((1 + e.tail) * 2);
   return select(x < E::kMin, V{}, value);
@@ -26,8 +26,8 @@ FASTRNN_INLINE Many<V, K> exp(Many<V, K> x) {
 template <class V>
 FASTRNN_INLINE V expm1(V x) {
   using E = Exp<Scalar<V>>;
-  const ExpParts<V> e = exp_parts(clamp(x, E::kMin, E::kMax - 2));
-  return select(x > E::kMax - 2, exp(x), e.scale * e.tail + (e.scale - 1));
+  const ExpParts<V> e = exp_parts<1>(clamp(x, E::kMin, E::kMax - 2));
+  return select(x > E::kMax - 2, exp(x), fma(e.scale, e.tail, e.scale - 1));
 }
 
 // The terms of log(m) = 2 s (1 + s^2 / 3 + s^4 / 5 + ...), s = (m - 1) / (m + 1), that matter for m
@@ -54,8 +54,8 @@ FASTRNN_INLINE V log(V x) {
   const V s = (m - 1) / (m + 1), s2 = s * s;
   V q = set1<V>(T(1) / (2 * kLogTerms<T> + 1));
   FASTRNN_UNROLL
-  for (int i = kLogTerms<T> - 1; i > 0; --i) q = q * s2 + T(1) / (2 * i + 1);
-  const V value = n * E::kLn2Hi + (2 * s + (n * E::kLn2Lo + 2 * s * s2 * q));
+  for (int i = kLogTerms<T> - 1; i > 0; --i) q = fma(q, s2, set1<V>(T(1) / (2 * i + 1)));
+  const V value = fma(n, set1<V>(E::kLn2Hi), 2 * s + fma(n, set1<V>(E::kLn2Lo), 2 * s * s2 * q));
   const V infinity = set1<V>(__builtin_inff());
   const V outside = select(x < 0, (x - x) / (x - x), select(x == 0, -infinity, x));
   return select((x > 0) & (x < infinity), value, outside);

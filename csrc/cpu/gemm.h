@@ -19,6 +19,8 @@
 #include "cpu/operands.h"
 #if defined(FASTRNN_TILES)
 #include "cpu/tiles.h"
+#elif defined(FASTRNN_LANES)
+#include "cpu/lanes.h"
 #endif
 
 namespace FASTRNN_NAMESPACE {
@@ -35,8 +37,17 @@ struct Range {
 
 // 32 registers: 24 accumulators, NV weights, some broadcasts. 16 registers: 12, and one weight.
 inline constexpr int kAccumulators = FASTRNN_REGISTERS == 32 ? 24 : 12;
+#if defined(FASTRNN_LANES)
+// Sums, a register of each row and the weights, of which GCC 12 and Clang 19 spill nothing. Columns
+// of the left-hand matrix fill whole registers.
+template <class O, int NV>
+inline constexpr int kTileRows = NV == 4   ? 5
+                                 : NV == 3 ? 6
+                                           : 8;
+#else
 template <class O, int NV>
 inline constexpr int kTileRows = kTiled<O> ? 2 * kLanes<O> : kAccumulators / NV;
+#endif
 template <class T, int NV>
 inline constexpr int kWidth = NV * kLanes<T>;
 // Bytes of a panel that a micro-kernel runs over at once, about the first-level cache; and the
@@ -88,7 +99,10 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
     static_assert(!Columns);
     return tile_product<NV, R>(a, lda, right_hand, k, init, ld_init, out, ld_out, ahead);
   }
-#endif
+#elif defined(FASTRNN_LANES)
+  return lane_product<O, NV, R, Columns>(a, lda, right_hand, ceil_div(k, kTerms<O>), init, ld_init,
+                                         out, ld_out, 2 * R >= kTileRows<O, NV> ? ahead : Ahead{});
+#else
   using V = Vec<O>;
   constexpr int kLane = kLanes<O>, kStep = kTerms<O>;
   // Of several tiles of rows each is at least half as high as can be.
@@ -150,6 +164,7 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
     FASTRNN_UNROLL
     for (int v = 0; v < NV; ++v) store<V>(out + r * ld_out + v * kLane, acc[r][v]);
   }
+#endif
 }
 
 template <class O>

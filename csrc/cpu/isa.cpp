@@ -28,6 +28,8 @@ struct Offered {
     add(avx512, kernels_avx512());
     add(avx2, kernels_avx2());
 #endif
+    add(true, kernels_neonbf16());
+    add(true, kernels_neon());
     add(true, kernels_portable());
     current = list[0];
   }

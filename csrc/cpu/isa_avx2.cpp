@@ -24,6 +24,8 @@
 #define FASTRNN_ISA_NAME "avx2"
 #define FASTRNN_BYTES 32
 #define FASTRNN_REGISTERS 16
+#define FASTRNN_FMA _mm256_fmadd_ps
+#define FASTRNN_FMA_DOUBLE _mm256_fmadd_pd
 #define FASTRNN_MIN _mm256_min_ps
 #define FASTRNN_MAX _mm256_max_ps
 #include "cpu/table.h"

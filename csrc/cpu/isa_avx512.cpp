@@ -25,6 +25,8 @@
 #define FASTRNN_ISA_NAME "avx512"
 #define FASTRNN_BYTES 64
 #define FASTRNN_REGISTERS 32
+#define FASTRNN_FMA _mm512_fmadd_ps
+#define FASTRNN_FMA_DOUBLE _mm512_fmadd_pd
 #define FASTRNN_MIN _mm512_min_ps
 #define FASTRNN_MAX _mm512_max_ps
 #include "cpu/table.h"

@@ -1,8 +1,8 @@
 // What a matrix product multiplies: numbers, or pairs of Bf16 where the CPU multiplies those.
 //
 // The including file defines FASTRNN_PAIRS for products of pairs, and beside it FASTRNN_TILES for
-// those of whole tiles of pairs (tiles.h); and FASTRNN_DPBF16PS where there is such an intrinsic
-// function for a pair.
+// those of whole tiles of pairs (tiles.h); and FASTRNN_DPBF16PS or FASTRNN_BFDOT where there is
+// such an intrinsic function for a pair, of x86 or of ARM.
 #pragma once
 
 #include "cpu/vec.h"
@@ -77,19 +77,21 @@ FASTRNN_FN Operands<Bf16> pairs(const Bf16* first, const Bf16* second) {
   return load_bits<Vec<float>>(first) | (load_bits<Vec<float>>(second) << 16);
 }
 
-// sum += a b in every lane; of a pair the second product comes first, as the instruction has it.
+// sum += a b in every lane; of a pair the second product comes first, as x86's instruction has it.
 // Products of Bf16 are exact, but the instruction takes numbers below 2^-126 for zero.
 template <class O>
 FASTRNN_INLINE void multiply_add(Vec<O>& sum, Operands<O> a, Operands<O> b) {
   if constexpr (kTerms<O> == 1) {
-    sum += a * b;
+    sum = fma(a, b, sum);
   } else {
 #if defined(FASTRNN_DPBF16PS)
     sum = bit_cast<Vec<O>>(
         FASTRNN_DPBF16PS(bit_cast<__m512>(sum), bit_cast<__m512bh>(a), bit_cast<__m512bh>(b)));
+#elif defined(FASTRNN_BFDOT)
+    sum = FASTRNN_BFDOT(sum, bit_cast<bfloat16x8_t>(a), bit_cast<bfloat16x8_t>(b));
 #else
-    sum += bit_cast<Vec<O>>(a & 0xffff0000u) * bit_cast<Vec<O>>(b & 0xffff0000u);
-    sum += bit_cast<Vec<O>>(a << 16) * bit_cast<Vec<O>>(b << 16);
+    sum = fma(bit_cast<Vec<O>>(a & 0xffff0000u), bit_cast<Vec<O>>(b & 0xffff0000u), sum);
+    sum = fma(bit_cast<Vec<O>>(a << 16), bit_cast<Vec<O>>(b << 16), sum);
 #endif
   }
 }

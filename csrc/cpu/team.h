@@ -10,6 +10,8 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <thread>
 
@@ -45,7 +47,10 @@ class Team {
   // Looks at the others' progress before a thread helps in any case: some microseconds.
   static constexpr int64_t kPatience = 2000;
 
-  struct alignas(64) Counter {
+  // Lines of x86 are fetched in pairs, and those of Apple's are 128 bytes long.
+  static constexpr size_t kApart = 128;
+
+  struct alignas(kApart) Counter {
     std::atomic<int64_t> phases{0};
   };
   struct Ended {
@@ -73,8 +78,8 @@ class Team {
   }
 
   const int64_t members_, each_;
-  std::unique_ptr<Counter[]> begun_;           // of each slice, how many phases
-  alignas(64) std::atomic<int64_t> ended_{0};  // slices of all phases
+  std::unique_ptr<Counter[]> begun_;               // of each slice, how many phases
+  alignas(kApart) std::atomic<int64_t> ended_{0};  // slices of all phases
 };
 
 }  // namespace fastrnn::cpu

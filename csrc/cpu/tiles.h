@@ -107,14 +107,6 @@ struct Multiplying<Bf16> {
   Multiplying& operator=(const Multiplying&) = delete;
 };
 
-// body(0), body(1), ... with N constants.
-template <int N, class F>
-FASTRNN_INLINE void each_constant(F&& body) {
-  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
-}
-
 // out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows, at most of two tiles, and NV registers of
 // columns; like `micro`. What follows the k numbers of a row of a, up to a multiple of 32, is zero.
 template <int NV, int R>

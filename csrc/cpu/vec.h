@@ -5,7 +5,12 @@
 // Vec<T> = T, one lane. The including file defines FASTRNN_BYTES, the width of a register
 // (sizeof(T) or less means one lane), and FASTRNN_NAMESPACE, one per instruction set, so that the
 // linker never merges code of two of them. Where there are such intrinsic functions, it also
-// defines FASTRNN_CVTNEPS, which rounds floats to Bf16, FASTRNN_MIN and FASTRNN_MAX, of floats.
+// defines FASTRNN_CVTNEPS, which rounds floats to Bf16, FASTRNN_MIN and FASTRNN_MAX, of floats,
+// and, both or none, FASTRNN_FMA and FASTRNN_FMA_DOUBLE.
+//
+// Everything is compiled with -ffp-contract=off. A compiler that may fuse a product and a sum
+// chooses anew wherever it inlines, which of two products too, and bits would differ from place to
+// place.
 //
 // Bf16 is what numbers are in memory and in products, never what they are computed in: Vec<Bf16> is
 // a register of floats, and a load or a store with a pointer to Bf16 converts.
@@ -247,6 +252,7 @@ FASTRNN_EACH(-)
 FASTRNN_EACH(*)
 FASTRNN_EACH(/)
 FASTRNN_EACH(<)
+FASTRNN_EACH(<=)
 #undef FASTRNN_EACH
 template <class V, int K>
 FASTRNN_INLINE Many<V, K> operator-(Many<V, K> a) {
@@ -257,12 +263,42 @@ FASTRNN_INLINE Many<V, K> select(Many<M, K> mask, Many<V, K> yes, Many<V, K> no)
   return each_of<K>([&](int k) { return select(mask.v[k], yes.v[k], no.v[k]); });
 }
 
+// a b + c, rounded once where the instruction set has such an instruction, else twice: always the
+// one or the other, for numbers as for registers.
+template <class V>
+FASTRNN_INLINE V fma(V a, V b, V c) {
+#if defined(FASTRNN_FMA)
+  if constexpr (std::is_same_v<V, float>)
+    return __builtin_fmaf(a, b, c);
+  else if constexpr (std::is_same_v<V, double>)
+    return __builtin_fma(a, b, c);
+  else if constexpr (std::is_same_v<Scalar<V>, float>)
+    return FASTRNN_FMA(a, b, c);
+  else
+    return FASTRNN_FMA_DOUBLE(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+template <class V, int K>
+FASTRNN_INLINE Many<V, K> fma(Many<V, K> a, Many<V, K> b, Many<V, K> c) {
+  return each_of<K>([&](int k) { return fma(a.v[k], b.v[k], c.v[k]); });
+}
+
+// body(0), body(1), ... with N constants.
+template <int N, class F>
+FASTRNN_INLINE void each_constant(F&& body) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
 // x, or the bound that it is beyond; a NaN stays.
 template <class V>
 FASTRNN_INLINE V clamp(V x, Scalar<V> least, Scalar<V> most) {
   const V low = set1<V>(least), high = set1<V>(most);
 #if defined(FASTRNN_MIN)
-  // One instruction each, which GCC 12 does not find. They return the second of two if one is NaN.
+  // One instruction each, which GCC 12 does not find. They return x if it is a NaN.
   if constexpr (std::is_same_v<V, Vec<float>>) return FASTRNN_MAX(low, FASTRNN_MIN(high, x));
 #endif
   x = select(x > high, high, x);

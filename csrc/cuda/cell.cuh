@@ -15,6 +15,10 @@ FASTRNN_FN V select(bool mask, V yes, V no) {
   return mask ? yes : no;
 }
 
+// a b + c, rounded once.
+FASTRNN_FN float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+FASTRNN_FN double fma(double a, double b, double c) { return ::fma(a, b, c); }
+
 // a / b, within 2 ULP for float; 0 where b is above 2^126.
 FASTRNN_FN float divide(float a, float b) {
 #if defined(FASTRNN_EMULATED)

@@ -1,5 +1,5 @@
-// The little that the C++ tests need: a check that counts, and random numbers, which
-// are the same for each thread.
+// The little that the C++ tests need: a check that counts, and random numbers, which are the same
+// for each thread and with every library.
 #pragma once
 
 #include <atomic>
@@ -32,7 +32,7 @@ inline std::mt19937& generator() {
 }
 template <class T = double>
 T uniform(double from = -1, double to = 1) {
-  return static_cast<T>(std::uniform_real_distribution<double>(from, to)(generator()));
+  return static_cast<T>(from + (to - from) * (generator()() * 0x1p-32));
 }
 template <class T>
 std::vector<T> uniform_vector(int64_t count, double scale = 1) {

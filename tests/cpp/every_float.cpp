@@ -20,11 +20,15 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #define FASTRNN_BYTES 64
+#define FASTRNN_FMA _mm512_fmadd_ps
+#define FASTRNN_FMA_DOUBLE _mm512_fmadd_pd
 #define FASTRNN_MIN _mm512_min_ps
 #define FASTRNN_MAX _mm512_max_ps
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define FASTRNN_BYTES 32
+#define FASTRNN_FMA _mm256_fmadd_ps
+#define FASTRNN_FMA_DOUBLE _mm256_fmadd_pd
 #define FASTRNN_MIN _mm256_min_ps
 #define FASTRNN_MAX _mm256_max_ps
 #else

@@ -1,5 +1,5 @@
-// cells.h alone: every backward against finite differences of its forward, in double; and a SIMD
-// register against scalars, lane by lane.
+// cells.h alone: every backward against finite differences of its forward, in double; and SIMD
+// registers, one or several together, against scalars, lane by lane and bit by bit.
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
@@ -65,46 +65,57 @@ void gradients_match_differences(const char* name) {
   }
 }
 
-template <class Cell, class T>
-void register_matches_scalars(const char* name) {
+// What a step computes of x, u, h, c and the gradients of h and c.
+template <class Cell, class V>
+struct Outputs {
+  V h, c, saved[4] = {}, dx[4] = {}, du[4] = {}, past, dc;
+
+  explicit Outputs(const V* in) : h(in[2 * Cell::kGates]), c(in[2 * Cell::kGates + 1]) {
+    constexpr int G = Cell::kGates;
+    Cell::forward(in, in + G, h, c, saved);
+    dc = in[2 * G + 3];
+    past = Cell::backward(saved, in[2 * G], h, in[2 * G + 1], c, in[2 * G + 2], dc, dx, du);
+  }
+  const V* begin() const { return &h; }
+  static constexpr int kCount = 2 + 3 * 4 + 2;
+};
+
+template <class Cell, class T, int R>
+void registers_match_scalars(const char* name) {
   using V = Vec<T>;
   constexpr int kLane = kLanes<T>, kInputs = 2 * Cell::kGates + 4;
   for (int trial = 0; trial < 50; ++trial) {
-    T lanes[kInputs][kLane];
-    V in[kInputs];
+    T lanes[kInputs][R * kLane];
+    V in[R][kInputs];
+    Many<V, R> together[kInputs];
     for (int i = 0; i < kInputs; ++i) {
       for (T& x : lanes[i]) x = uniform<T>(-3, 3);
-      in[i] = load<V>(lanes[i]);
+      for (int r = 0; r < R; ++r) in[r][i] = together[i].v[r] = load<V>(lanes[i] + r * kLane);
     }
-    constexpr int G = Cell::kGates;
-    V h = in[2 * G], c = in[2 * G + 1], saved[4] = {}, dx[4], du[4], dc = in[2 * G + 3];
-    Cell::forward(in, in + G, h, c, saved);
-    const V past = Cell::backward(saved, in[2 * G], h, in[2 * G + 1], c, in[2 * G + 2], dc, dx, du);
-    for (int l = 0; l < kLane; ++l) {
-      T one[kInputs];
-      for (int i = 0; i < kInputs; ++i) one[i] = lanes[i][l];
-      T h1 = one[2 * G], c1 = one[2 * G + 1], saved1[4] = {}, dx1[4], du1[4], dc1 = one[2 * G + 3];
-      Cell::forward(one, one + G, h1, c1, saved1);
-      const T past1 =
-          Cell::backward(saved1, one[2 * G], h1, one[2 * G + 1], c1, one[2 * G + 2], dc1, dx1, du1);
-      const T bound = 32 * std::numeric_limits<T>::epsilon();
-      const auto same = [&](T a, T b) { return std::abs(a - b) <= bound * (1 + std::abs(b)); };
-      CHECK(same(h[l], h1), "%s h lane %d", name, l);
-      CHECK(same(past[l], past1), "%s past lane %d", name, l);
-      if (Cell::kKeepsC) CHECK(same(c[l], c1) && same(dc[l], dc1), "%s c lane %d", name, l);
-      for (int i = 0; i < Cell::kSaved; ++i)
-        CHECK(same(saved[i][l], saved1[i]), "%s saved %d lane %d", name, i, l);
-      for (int g = 0; g < G; ++g)
-        CHECK(same(dx[g][l], dx1[g]) && same(du[g][l], du1[g]), "%s gate %d lane %d", name, g, l);
+    const Outputs<Cell, Many<V, R>> many(together);
+    for (int r = 0; r < R; ++r) {
+      const Outputs<Cell, V> one(in[r]);
+      for (int l = 0; l < kLane; ++l) {
+        T scalars[kInputs];
+        for (int i = 0; i < kInputs; ++i) scalars[i] = lanes[i][r * kLane + l];
+        const Outputs<Cell, T> scalar(scalars);
+        for (int i = 0; i < scalar.kCount; ++i) {
+          const T expected = scalar.begin()[i];
+          CHECK(one.begin()[i][l] == expected, "%s output %d lane %d", name, i, l);
+          CHECK(many.begin()[i].v[r][l] == expected, "%s output %d of %d", name, i, R);
+        }
+      }
     }
   }
 }
 
 int main() {
-#define X(Cell, name)                          \
-  gradients_match_differences<Cell>(name);     \
-  register_matches_scalars<Cell, float>(name); \
-  register_matches_scalars<Cell, double>(name);
+#define X(Cell, name)                            \
+  gradients_match_differences<Cell>(name);       \
+  registers_match_scalars<Cell, float, 1>(name); \
+  registers_match_scalars<Cell, float, 3>(name); \
+  registers_match_scalars<Cell, float, 4>(name); \
+  registers_match_scalars<Cell, double, 2>(name);
   FASTRNN_CELLS(X)
   return report("test_cells");
 }

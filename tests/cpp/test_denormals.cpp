@@ -4,11 +4,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
-#include <thread>
 #include <type_traits>
 #include <utility>
 
 #include "check.h"
+#include "together.h"
 
 #define FASTRNN_NAMESPACE emulated
 #define FASTRNN_BYTES 16
@@ -63,7 +63,7 @@ void test_run() {
   CHECK(has_denormals(), "after tasks on this thread");
   const Parallel parallel{3, [](int64_t n, void (*body)(int64_t, void*), void* context) {
                             CHECK(has_denormals(), "where threads are started");
-                            std::vector<std::jthread> threads;
+                            Threads threads;
                             for (int64_t i = 0; i < n; ++i)
                               threads.emplace_back([=] {
                                 CHECK(has_denormals(), "on a new thread");

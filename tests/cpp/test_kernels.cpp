@@ -1,13 +1,12 @@
 // The kernels of portable C++, of AVX2 where the machine has it, and of the widest registers
 // emulated, with products of pairs and of tiles of Bf16, against loops that use cells.h one number
 // at a time, in double. Every array is exactly as long as layer.h says; built for the address and
-// undefined-behaviour sanitizers.
+// undefined-behaviour sanitizers. With FASTRNN_OFFERED_ONLY nothing is emulated.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <thread>
 #include <new>
 #include <string>
 #include <type_traits>
@@ -16,17 +15,27 @@
 #include "check.h"
 
 #define FASTRNN_NAMESPACE emulated
+#if defined(FASTRNN_OFFERED_ONLY)
+#define FASTRNN_BYTES 16
+#else
 #define FASTRNN_ISA_NAME "emulated 512 bits"
 #define FASTRNN_BYTES 64
 #define FASTRNN_REGISTERS 32
 #define FASTRNN_PAIRS
+#endif
 #include "cpu/denormals.h"
 #include "cpu/isa.h"
 #include "cpu/live.h"
 #include "cpu/split.h"
 #include "cpu/tasks.h"
 #include "cpu/team.h"
+#if defined(FASTRNN_OFFERED_ONLY)
+#include "cpu/activations.h"
+//
+#include "cells.h"
+#else
 #include "cpu/table.h"
+#endif
 #include "programs.h"
 #include "tensors.h"
 #include "together.h"
@@ -211,14 +220,18 @@ extern "C" const char* __asan_default_options() {
 }
 
 int main() {
+#if defined(FASTRNN_OFFERED_ONLY)
+  Tables tables;
+#else
   const fastrnn::Kernels tiles = with_emulated_tiles(emulated::kTable);
   Tables tables = {&emulated::kTable, &tiles};
+#endif
   for (int i = 0; i < fastrnn::cpu::isa_count(); ++i) {
     fastrnn::cpu::isa_select(fastrnn::cpu::isa_name(i));
     tables.push_back(&fastrnn::cpu::kernels());
   }
   {
-    std::vector<std::jthread> cells;
+    Threads cells;
 #define X(Cell, name) cells.emplace_back(test<emulated::Cell>, name, cells.size(), tables);
     FASTRNN_CELLS(X)
   }

@@ -28,7 +28,7 @@ int main() {
     for (const auto which : {kernel, other_kernel}) {
       CHECK(launches(which, large), "the first, of %zu bytes", large);
       for (const size_t small : {size_t{60 << 10}, size_t{0}})
-        std::jthread([=, device = standin::device] {
+        std::thread([=, device = standin::device] {
           standin::device = device;
           CHECK(launches(which, small), "another thread's");
         }).join();

@@ -10,10 +10,10 @@
 #include <iterator>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "check.h"
+#include "together.h"
 
 using namespace fastrnn::cpu;
 
@@ -37,7 +37,7 @@ void* once(size_t bytes) {
 template <class F>
 void among_others(F&& body) {
   std::atomic<bool> done = false;
-  std::vector<std::jthread> others;
+  Threads others;
   for (size_t i = 0; i < 4; ++i)
     others.emplace_back([&, i] {
       for (size_t k = 0; !done; ++k)
@@ -49,9 +49,9 @@ void among_others(F&& body) {
 
 // Sixteen threads that each called once.
 void test_bound() {
-  std::vector<std::jthread> threads;
+  Threads threads;
   for (size_t i = 0; i < 16; ++i) threads.emplace_back([i] { once((20 + i) * kMiB); });
-  threads.clear();
+  threads.join();
   const size_t kept = release_memory();
   CHECK(kept > kKeptBytes / 4 && kept <= kKeptBytes, "%zu bytes waited", kept);
   CHECK(release_memory() == 0, "released twice");

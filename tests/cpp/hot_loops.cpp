@@ -1,0 +1,37 @@
+// The micro-kernels of 64-bit ARM alone, for hot_loops.py: of float and double, or of pairs of
+// Bf16.
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#define FASTRNN_NAMESPACE neon
+#if defined(FASTRNN_PAIRS)
+#include "cpu/neonbf16.h"
+#else
+#include "cpu/neon.h"
+#endif
+#include "cpu/gemm.h"
+
+namespace FASTRNN_NAMESPACE {
+
+template <class O>
+struct Used {
+  const Micros<O, 4> wide = kMicros<O, 4>;
+  const Micros<O, 3> gru = kMicros<O, 3>;
+  const Micros<O, 2> narrow = kMicros<O, 2>;
+  Micro<O>* columns = micro<O, kNarrow, kTileRows<O, kNarrow>, true>;
+  decltype(lane_row<O, 4, 4>)*four = lane_row<O, 4, 4>, *three = lane_row<O, 3, 4>;
+};
+#if defined(FASTRNN_PAIRS)
+Used<Bf16> bf16;
+#else
+Used<float> of_float;
+Used<double> of_double;
+#endif
+
+}  // namespace FASTRNN_NAMESPACE
+#if defined(FASTRNN_PAIRS) && defined(__clang__)
+#pragma clang attribute pop
+#endif
