@@ -47,6 +47,17 @@ def computed_on_cpu(call: Call, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if rows <= _FEW_ROWS or products < _FEW_PRODUCTS else dtype
 
 
+def returned_of_few_rows(call: Call, step: bool) -> tuple[torch.dtype, torch.dtype] | None:
+    """`returned_on_cpu` of a call with few rows, in float32, which it is then computed in.
+
+    None for other calls. The weights play no part.
+    """
+    input = call.input
+    if input.dtype is not torch.float32 or input.numel() > _FEW_ROWS * input.size(-1):
+        return None
+    return returned_on_cpu(call, torch.get_autocast_dtype("cpu"), step)
+
+
 def returned_on_cpu(call: Call, dtype: torch.dtype, step: bool) -> tuple[torch.dtype, torch.dtype]:
     """The dtypes of h and c that `torch.nn` returns on a CPU. step: from a cell."""
     kind = call.kind

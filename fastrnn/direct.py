@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch, made
+from . import autocast, dispatch, made
+from .call import Call
 from .dispatch import cpu
 from .features import Asked, states_of
 from .results import Results, room_to_save
@@ -29,7 +30,6 @@ def open_to(input: Tensor) -> bool:
         and input.is_cpu
         and input.dtype in _DTYPES
         and cpu.direct is not None
-        and not is_any_autocast_enabled()
         and unseen()
         and dispatch.on_kernels()
     )
@@ -114,8 +114,16 @@ def stack(
             saved += room_to_save(*form)
     weights = module._flat_weights_names
     call = input, batch_sizes, h0, c0, weights, cell, names, reset, lengths
+    dtypes = None
+    if is_any_autocast_enabled() and autocast.is_on(input):
+        like = Call(input, batch_sizes, h_n, c_n, (), cell, names)
+        dtypes = autocast.returned_of_few_rows(like, step=False)
+        if dtypes is None or states:
+            return None
     if not cpu.direct.run(call, directions, module._parameters, ys, h_n, c_n, saved):
         return None
+    if dtypes is not None:
+        y, h_n, c_n = _cast(dtypes, y, h_n, c_n)
     output = y.transpose(0, 1) if transposed else y
     state = module._joined(h_n, c_n)
     if not states:
@@ -140,7 +148,21 @@ def step(
     c = torch.empty_like(h) if cell == "lstm" else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     names = _CELL_WEIGHTS if module.bias else _CELL_WEIGHTS[:2]
-    call = input, None, h0, c0, names, cell, weight_names(module.bias, False), None, None
+    form = weight_names(module.bias, False)
+    call = input, None, h0, c0, names, cell, form, None, None
+    dtypes = None
+    if is_any_autocast_enabled() and autocast.is_on(input):
+        dtypes = autocast.returned_of_few_rows(Call(input, None, h, c, (), cell, form), step=True)
+        if dtypes is None:
+            return None
     if not cpu.direct.run(call, 1, module._parameters, (h,), h, c, ()):
         return None
+    if dtypes is not None:
+        _, h, c = _cast(dtypes, None, h, c)
     return (h,) if c is None else (h, c)
+
+
+def _cast(dtypes: tuple[torch.dtype, torch.dtype], *results: Tensor | None) -> list[Tensor | None]:
+    """output, h and c in the dtypes of h and c."""
+    h, c = dtypes
+    return [r if r is None else r.to(dtype) for r, dtype in zip(results, (h, h, c), strict=True)]

@@ -48,12 +48,13 @@ def run(stack: Stack, step: bool = False) -> Returned:
     if torch.compiler.is_compiling() and torch.is_grad_enabled() and backend is not reference:
         layers = [ops.handed_out(results) for results in layers]
     output = layers[-1].output
-    if len(layers) == 1:
-        _, h_n, c_n, *_ = layers[0]
-    else:
+    _, h_n, c_n, *_ = layers[0]
+    if len(layers) > 1:
         h_n = torch.cat([results.h_n for results in layers])
-        has_c = call.c0 is not None
-        c_n = torch.cat([results.c_n for results in layers]) if has_c else None
+    if call.c0 is None:
+        c_n = None  # an op gives (0,)
+    elif len(layers) > 1:
+        c_n = torch.cat([results.c_n for results in layers])
     if transposed:
         output = output.transpose(0, 1)
     if not stack.states:

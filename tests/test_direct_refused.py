@@ -35,7 +35,6 @@ def inside(name: str):
     """A context in which somebody may want to see the op."""
     return {
         "gradients": torch.enable_grad,
-        "autocast": lambda: torch.autocast("cpu"),
         "dispatch": Dispatch,
         "function": Function,
         "device": lambda: torch.device("cpu"),
@@ -46,7 +45,7 @@ def inside(name: str):
 
 
 CONTEXTS = (
-    "gradients", "autocast", "dispatch", "function", "device", "dual", "profiler", "reference",
+    "gradients", "dispatch", "function", "device", "dual", "profiler", "reference",
 )  # fmt: skip
 
 
@@ -66,6 +65,22 @@ def test_watched_calls_take_the_long_way(name, context, taken):
     with torch.no_grad():
         module(x)
     assert taken[-1]
+
+
+@everything
+def test_autocast_takes_few_rows_the_short_way(name, taken):
+    module, refused = getattr(fastrnn, name)(5, 7), []
+    with torch.autocast("cpu"):
+        for rows in (1, 32, 33):
+            x = torch.randn(rows, 5) if name in CELLS else torch.randn(1, rows, 5)
+            wanted = tree_leaves(module(x))
+            with torch.no_grad():
+                results = tree_leaves(module(x))
+            for a, e in zip(results, wanted, strict=True):
+                assert a.dtype == e.dtype
+                torch.testing.assert_close(a, e, atol=0.02, rtol=0.02)
+            refused += [rows] * (not taken[-1] if taken else True)
+    assert refused == [33]
 
 
 @layers

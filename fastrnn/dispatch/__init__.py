@@ -19,7 +19,6 @@ from ..scopes import Choice, Scope
 from ..torch_private import (
     are_transforms_active,
     in_forward_ad,
-    is_any_autocast_enabled,
     is_tracing,
     unseen,
 )
@@ -229,7 +228,6 @@ def is_torch_step(input: Tensor, h: Tensor, weights: list[Tensor]) -> bool:
         and input.dim() == h.dim() == 2
         and input.size(1) > 0
         and _chosen == "auto"
-        and not is_any_autocast_enabled()
         and unseen()
     )
 
