@@ -64,12 +64,14 @@ void set_isa(const std::string& name) {
   throw py::value_error("instruction set '" + name + "' is not offered here, only " + offered);
 }
 
-// (name, gates, saved, keeps, split) of each cell, as in fastrnn/table.py.
-std::vector<std::tuple<std::string, int64_t, int64_t, std::string, bool>> cells() {
-  std::vector<std::tuple<std::string, int64_t, int64_t, std::string, bool>> list;
+// (name, gates, saved, keeps, split, hidden_gates, own) of each cell, as in fastrnn/table.py.
+using CellTuple = std::tuple<std::string, int64_t, int64_t, std::string, bool, int64_t, int64_t>;
+std::vector<CellTuple> cells() {
+  std::vector<CellTuple> list;
   for (int i = 0; i < fastrnn::cell_count(); ++i) {
     const fastrnn::CellInfo& c = fastrnn::cell_at(i);
-    list.emplace_back(c.name, c.gates, c.saved, c.keeps ? std::string(1, c.keeps) : "", c.split);
+    list.emplace_back(c.name, c.gates, c.saved, c.keeps ? std::string(1, c.keeps) : "", c.split,
+                      c.hidden_gates, c.own);
   }
   return list;
 }
@@ -143,7 +145,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_features,
         "The instruction sets that this CPU offers and kernels were compiled for, best first.");
   m.def("isa", &fastrnn::cpu::isa_current, "The instruction set that the CPU kernels use.");
-  m.def("cells", &cells, "(name, gates, saved, keeps, split) of each cell: fastrnn/table.py.");
+  m.def("cells", &cells,
+        "(name, gates, saved, keeps, split, hidden_gates, own) of each cell: fastrnn/table.py.");
   m.def("register_program", &register_program, py::arg("name"), py::arg("gates_x"),
         py::arg("gates_u"), py::arg("own"), py::arg("params"), py::arg("saved"), py::arg("output"),
         py::arg("split"), py::arg("row_sums"), py::arg("forward"), py::arg("backward"),

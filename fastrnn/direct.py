@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import autocast, dispatch, made
+from . import autocast, dispatch
 from .call import Call
-from .dispatch import cpu
+from .dispatch import cpu, gpu
 from .features import Asked, states_of
 from .results import Results, room_to_save
 from .table import cell_named, weight_names
@@ -27,7 +27,7 @@ def open_to(input: Tensor) -> bool:
     """Whether a call with this input, which records no gradients, may go to the kernels at once."""
     return (
         type(input) is Tensor
-        and input.is_cpu
+        and not gpu.on_gpu(input)
         and input.dtype in _DTYPES
         and cpu.direct is not None
         and unseen()
@@ -81,9 +81,9 @@ def stack(
         shape = input.size(0), directions * width
     h0, c0, c_n = hx, None, None
     if module.torch_class is None:
-        if not made.as_they_are(module) or (asked is not None and asked.inputs):
+        if not module._as_they_are or (asked is not None and asked.inputs):
             return None
-        names, own = made.names_of(module), cell_named(cell).own
+        names, own = module._names, cell_named(cell).own
         if hx is not None:
             h0, c0 = module._parts(hx)
         if own:

@@ -158,8 +158,8 @@ def weights(
         _spread(name, each, input, batch_sizes, module.hidden_size, module.batch_first)
         for name, each in (inputs or {}).items()
     ]
-    names = names_of(module)
-    if not given and as_they_are(module):
+    names = module._names
+    if not given and module._as_they_are:
         return names, flat
     hidden = table.cell_named(module.mode).hidden_gates
     each = len(flat) // (module.num_layers * (2 if module.bidirectional else 1))
@@ -170,7 +170,7 @@ def weights(
             own.insert(1, own[0].new_zeros(0, module.proj_size or module.hidden_size))
             if module.bias:
                 own.insert(3, own[0].new_zeros(0))
-        elif not as_they_are(module):
+        elif not module._as_they_are:
             own[1] = block_diagonal(own[1], module.hidden_size)
         whole += own + given
     return names, whole

@@ -108,7 +108,7 @@ class Recurrent(RNNBase):
         self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.heads = heads
-        self.mode = made.register(cell, hidden_size, projected=proj_size > 0)
+        self._register()
         self._flat_weights_names: list[str] = []
         self._all_weights: list[list[str]] = []
         shapes = made.parameter_shapes(cell, hidden_size, bias, proj_size, heads)
@@ -148,7 +148,13 @@ class Recurrent(RNNBase):
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         super().__setstate__(saved)
+        self._register()
+
+    def _register(self) -> None:
+        """Makes the cell known in this process."""
         self.mode = made.register(self.cell, self.hidden_size, projected=self.proj_size > 0)
+        self._names = made.names_of(self)
+        self._as_they_are = made.as_they_are(self)
 
     def extra_repr(self) -> str:
         """The arguments, those that are not the default."""
@@ -226,6 +232,8 @@ class Recurrent(RNNBase):
         """The states of (h, c)."""
         if c is None:
             return h
+        if self.cell.states[0] == self.cell.recurrent and c.size(-1) == self.hidden_size:
+            return h, c
         others = iter(c.split(self.hidden_size, -1))
         return tuple(h if s == self.cell.recurrent else next(others) for s in self.cell.states)
 
@@ -263,13 +271,14 @@ class Recurrent(RNNBase):
             ValueError, RuntimeError: as of `LSTM`; an input is missing or does not broadcast.
         """
         given = made.given(self.cell, inputs)
-        asked = Asked(
-            reset, lengths, return_states, False, detach_every, grad_clip, reset_state, given
-        )
-        output, state, *states = self._forward(input, hx, asked if asked.any() else None)
-        if not states:
-            return output, state
-        return output, state, self._named(states[0])
+        asked = None
+        plain = given is reset is lengths is detach_every is grad_clip is reset_state is None
+        if not plain or return_states:
+            asked = Asked(
+                reset, lengths, return_states, False, detach_every, grad_clip, reset_state, given
+            )
+        results = self._forward(input, hx, asked)
+        return (*results[:2], self._named(results[2])) if return_states else results
 
     def _named(self, states: States) -> dict[str, tuple[Tensor, ...]]:
         named = {}

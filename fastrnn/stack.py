@@ -45,7 +45,8 @@ def run(stack: Stack, step: bool = False) -> Returned:
             below = F.dropout(below, stack.dropout) if stack.dropout else below
             layer = layer._replace(input=below)
         layers.append(ops.layer(layer, backend, traced))
-    if torch.compiler.is_compiling() and torch.is_grad_enabled() and backend is not reference:
+    graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    if graph and torch.is_grad_enabled() and backend is not reference:
         layers = [ops.handed_out(results) for results in layers]
     output = layers[-1].output
     _, h_n, c_n, *_ = layers[0]

@@ -142,7 +142,7 @@ def test_cells_are_described():
 
 @pytest.mark.skipif(KERNELS is None, reason="nothing is compiled")
 def test_cells_are_those_of_the_kernels():
-    assert [tuple(cell) for cell in CELLS.values()] == KERNELS.cells()
+    assert [tuple(cell)[:7] for cell in CELLS.values()] == KERNELS.cells()
 
 
 @pytest.mark.parametrize("name", LAYERS)

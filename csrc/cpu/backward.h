@@ -13,8 +13,8 @@ namespace FASTRNN_NAMESPACE {
 template <class Base, class Stored>
 class BackwardPass : Base {
   using Base::active, Base::b_, Base::C, Base::chunk_, Base::D, Base::direction_, Base::entry,
-      Base::f, Base::GU, Base::GX, Base::H, Base::head_, Base::I, Base::kind, Base::kNone, Base::ld_cell,
-      Base::ld_gates, Base::ld_state, Base::ld_y_, Base::N, Base::note_live, Base::P,
+      Base::f, Base::GU, Base::GX, Base::H, Base::head_, Base::I, Base::kind, Base::kNone,
+      Base::ld_cell, Base::ld_gates, Base::ld_state, Base::ld_y_, Base::N, Base::note_live, Base::P,
       Base::parallel, Base::params_, Base::place, Base::row, Base::rows_of, Base::s, Base::split,
       Base::zero_, Base::zero_state_;
   using typename Base::Direction;

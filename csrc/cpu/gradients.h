@@ -284,7 +284,8 @@ class Gradients : protected Schedule<Stored> {
     const bool used = d < D;
     const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
     const int64_t rows = used ? chunk_ * N : 0;
-    const int64_t weights = GX * (I + 1) + GU * (head_ + 1) + (s.projected ? P * H : 0) + params_ * H;
+    const int64_t weights =
+        GX * (I + 1) + GU * (head_ + 1) + (s.projected ? P * H : 0) + params_ * H;
     return {Plain(w.w_ih, GX, I, used && keep_ && b_.dx),
             Plain(w.w_hh, GU, head_, used && (keep_ || s.heads > 1) && GU > 0),
             Plain(w.w_hr, P, H, used && keep_),

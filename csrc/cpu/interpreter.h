@@ -44,13 +44,15 @@ class Interpreter {
   using V = Vec<T>;
   static constexpr int64_t kLane = kLanes<T>;
   static constexpr int64_t kMost = 32;  // registers of a block
+  static constexpr int64_t kKept = 2;
 
   const Code& code_;
   const int64_t inputs_;  // planes that are given, those after them are made
   const int64_t units_, registers_;
   const bool whole_rows_;  // of which a block takes one: units meet
   const int64_t block_;
-  Buffer<Plane<T>> planes_;
+  const int64_t all_;        // planes
+  Buffer<Plane<T>> planes_;  // [1 + kKept, all] those of a block, and of blocks that come again
   Buffer<T> staged_, values_;
   Buffer<Lies<T>> lies_;
 
@@ -63,7 +65,8 @@ class Interpreter {
         registers_(ceil_div(units, kLane)),
         whole_rows_(whole_rows),
         block_(whole_rows ? registers_ : kMost),
-        planes_(code.planes + code.constant_count + code.row_temps + code.temps),
+        all_(code.planes + code.constant_count + code.row_temps + code.temps),
+        planes_((1 + kKept) * all_),
         staged_(code.planes * block_ * kLane),
         values_((code.constant_count + code.row_temps + code.temps * block_) * kLane),
         lies_(code.planes) {
@@ -93,6 +96,19 @@ class Interpreter {
         for (int64_t r = registers.first; r < registers.last; r += kMost)
           along_units(n, {r, min(registers.last, r + kMost)});
     }
+  }
+
+  // Whether `run` takes these in one block.
+  bool at_once(int64_t rows, Range registers) const {
+    const int64_t count = registers.count();
+    return rows == 1 ? whole_rows_ || count <= kMost : count == 1 && rows <= kMost;
+  }
+  // Keeps the planes of the last run, which was of one block, as those of block k < kKept.
+  void keep(int64_t k) { memcpy(planes_ + (1 + k) * all_, planes_, all_ * sizeof(Plane<T>)); }
+  // The planes of that block, which may be moved, and another run of it.
+  Plane<T>* kept(int64_t k) const { return planes_ + (1 + k) * all_; }
+  void run_kept(int64_t k, int64_t rows, Range registers) const {
+    execute(kept(k), rows == 1 ? registers.count() : rows, valid(registers.last - 1));
   }
 
  private:

@@ -114,13 +114,28 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
     Buffer<T> tile;      // [rows, the sums of some panels]
     Buffer<T> fresh;     // [N, ld_cell] h before the projection
     Buffer<void*> rows;  // of the saved planes
+    const bool still;    // whether no parameter has numbers for each row
+    // What was run in one block, for each of the two places of h.
+    struct {
+      const T* h = nullptr;
+      int64_t rows, first, count;
+    } seen[2];
+
     explicit Worker(const ProgramStep& step)
         : interpreter(step.program_.forward, forward_inputs(step.program_.info), step.H,
                       step.program_.row_sums),
           parameters{{step.f, 0, step.ld_cell}, {step.f, step.D - 1, step.ld_cell}},
           tile(step.N * min(step.most_, step.direction_[0].hh.count()) * kLd),
           fresh(step.s.projected ? step.N * step.ld_cell : 0),
-          rows(step.f.save && step.s.place ? step.kind.saved * step.N : 0) {}
+          rows(step.f.save && step.s.place ? step.kind.saved * step.N : 0),
+          still(all_units(step.f)) {}
+
+    static bool all_units(const fastrnn::Forward<Stored>& f) {
+      bool all = true;
+      for (int64_t i = 0; i < f.program->info.params; ++i)
+        all &= f.forms[i] == fastrnn::Form::kUnit;
+      return all;
+    }
   };
 
   // u = W_hh h_{t-1} + bias for the units of some panels, and their cells.
@@ -163,12 +178,26 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   void cells(Worker& worker, const Step& now, Range panels, Range units) {
     constexpr int64_t kLane = kLanes<T>;
     const int64_t own = kind.own, ld_tile = panels.count() * kLd;
+    T* const h = s.projected ? worker.fresh : now.h;
+    const int64_t ld_h = s.projected ? ld_cell : ld_state;
+    const Range all{units.first * kLane, min(H, units.last * kLane)};
+    T* const x = kind.split ? x_part(now.d, 0, now.chunk_row) : nullptr;
+    for (int64_t k = 0; k < 2; ++k) {
+      const auto& seen = worker.seen[k];
+      if (seen.h != now.h || seen.rows != now.rows || seen.first != units.first ||
+          seen.count != units.count())
+        continue;
+      for (int64_t g = 0; g < kind.gates_x && kind.split; ++g)
+        worker.interpreter.kept(k)[g].at = x + (g + units.first * kind.gates_x) * kLane;
+      worker.interpreter.run_kept(k, now.rows, units);
+      return results(now, h, ld_h, all);
+    }
     L* lies = worker.interpreter.lies();
     const auto tile = [&](T* first, int64_t row, int64_t unit) {
       *lies++ = {first, row, unit, L::kPadded, nullptr};
     };
     for (int64_t g = 0; g < kind.gates_x && kind.split; ++g)
-      tile(x_part(now.d, 0, now.chunk_row) + g * kLane, this->ld_x(), kind.gates_x * kLane);
+      tile(x + g * kLane, this->ld_x(), kind.gates_x * kLane);
     // Register 0 would be before the tile's begin where that is another one.
     for (int64_t g = 0; g < kind.gates_u; ++g)
       tile(worker.tile + (g - units.first * kind.gates_u) * kLane, ld_tile, kind.gates_u * kLane);
@@ -176,13 +205,17 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
     for (int64_t k = 0; k < own; ++k) tile(now.c + k * N * ld_cell, ld_cell, kLane);
     worker.parameters[now.d].place(now.row, now.rows, lies);
     lies += program_.info.params;
-    T* const h = s.projected ? worker.fresh : now.h;
-    const int64_t ld_h = s.projected ? ld_cell : ld_state;
     tile(h, ld_h, kLane);
     for (int64_t k = 0; k < own; ++k) tile(now.c + k * N * ld_cell, ld_cell, kLane);
     for (int64_t i = 0; i < kind.saved; ++i) *lies++ = saved(worker, now, i);
     worker.interpreter.run(now.rows, units);
-    results(now, h, ld_h, {units.first * kLane, min(H, units.last * kLane)});
+    results(now, h, ld_h, all);
+    // Where nothing but h and x is elsewhere in the next step, the block can be kept.
+    if (!f.save && worker.still && worker.interpreter.at_once(now.rows, units)) {
+      const int64_t k = now.h < now.h_prev ? 0 : 1;
+      worker.seen[k] = {now.h, now.rows, units.first, units.count()};
+      worker.interpreter.keep(k);
+    }
   }
 
   L saved(Worker& worker, const Step& now, int64_t i) const {

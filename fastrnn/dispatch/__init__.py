@@ -177,7 +177,7 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
         if reason:
             raise cannot_run(_chosen, reason)
         return forced
-    on_gpu = not call.input.is_cpu and gpu.on_gpu(call.input)
+    on_gpu = gpu.on_gpu(call.input)
     if not on_gpu and (cpu.not_built is None or torch.compiler.is_exporting()):
         return reference if obstacle(cpu, call, traced) else cpu
     order = [cudnn]
