@@ -1,4 +1,4 @@
-"""The bits of a layer on a CPU: whatever is saved or computed together, and in every instruction set.
+"""The bits of a layer on a CPU: whatever is saved or computed together, in every instruction set.
 
 tests/cpp/test_bits.cpp asks the same of all compilers.
 """

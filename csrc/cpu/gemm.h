@@ -113,7 +113,8 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
     FASTRNN_UNROLL
     for (int v = 0; v < NV; ++v) acc[r][v] = load<V>(init + r * ld_init + v * kLane);
   }
-  auto [panel, ld] = right_hand;
+  const O* panel = right_hand.data;
+  const int64_t ld = right_hand.ld;
   const int64_t steps = ceil_div(k, kStep);
   const auto step = [&]() __attribute__((always_inline)) {
     // The shorter side stays in registers while the other passes by: one register for it.

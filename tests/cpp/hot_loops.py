@@ -1,6 +1,5 @@
-"""What compilers make of the micro-kernels: reads the disassembly of hot_loops.cpp, by GCC or Clang,
-and complains about a loop that touches the stack, or that has too many instructions an FMA where a
-tile is full.
+"""What compilers make of the micro-kernels: reads the disassembly of hot_loops.cpp, and complains
+about a loop that touches the stack, or that has too many instructions an FMA where a tile is full.
 
     python hot_loops.py OBJDUMP OBJECT...
 """
@@ -10,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-# Instructions an FMA, at most. Of double a register serves two steps, where it serves four of others.
+# Instructions an FMA, at most. A register of double serves two steps, one of others four.
 MOST = {"double": 1.85}
 MOST_ELSE = 1.6
 FMA = re.compile(r"fmla|bfdot|fmadd")

@@ -1,0 +1,49 @@
+"""tests/cpp/hot_loops.py, which reads the disassembly of the kernels for 64-bit ARM."""
+
+import sys
+
+import pytest
+from project import ROOT
+
+sys.path.insert(0, str(ROOT / "tests" / "cpp"))
+import hot_loops
+
+FMAS = [f"fmla v{i}.4s, v30.4s, v31.s[0]" for i in range(8)]
+LOADS = ["ldr q30, [x1], #16", "ldr q31, [x0], #16"]
+NAME = "void neon::micro<float, 2, 8, false>(float const*)"
+
+
+def complaints(*loop: str, name: str = NAME) -> list[str]:
+    """About a function whose loop is between a prologue and an epilogue, both on the stack."""
+    lines = ["str d8, [sp, #-16]!", *loop, "b.ne 4 <loop+0x4>", "ldr d8, [sp], #16", "ret"]
+    code = (f"   {4 * i:x}:\t{line}" for i, line in enumerate(lines))
+    return hot_loops.check("\n".join([f"{0:016x} <{name}>:", *code]))[0]
+
+
+def test_a_loop_in_registers_is_fine():
+    assert complaints(*LOADS, *FMAS) == []
+
+
+@pytest.mark.parametrize("access", ["ldr q1, [sp, #32]", "stp q1, q2, [sp]"])
+def test_a_loop_that_spills_is_not(access: str):
+    (said,) = complaints(*LOADS, access, *FMAS)
+    assert said == f"micro<float, 2, 8, false>: touches the stack: {access}"
+
+
+def test_too_many_instructions():
+    slow = [*LOADS, *["add x2, x2, #1"] * 5, *FMAS]
+    assert complaints(*slow) == ["micro<float, 2, 8, false>: 2.00 instructions an FMA"]
+    # Of a single row there are more loads; double has a limit of its own.
+    assert complaints(*slow, name="void neon::lane_row<float, 4, 4>(float const*)") == []
+    assert complaints(*slow[1:-1], name=NAME.replace("float", "double", 1)) == [
+        "micro<double, 2, 8, false>: 2.00 instructions an FMA"
+    ]
+    assert complaints(*LOADS, *["nop"] * 3, *FMAS, name=NAME.replace("float", "double", 1)) == []
+
+
+def test_nothing_found_is_a_complaint():
+    assert complaints(*LOADS) == [
+        "micro<float, 2, 8, false>: no loop with an FMA",
+        "no micro-kernel found",
+    ]
+    assert complaints(*LOADS, *FMAS, name="other()") == ["no micro-kernel found"]
