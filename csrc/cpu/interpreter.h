@@ -54,6 +54,7 @@ class Interpreter {
   const int64_t all_;        // planes
   Buffer<Plane<T>> planes_;  // [1 + kKept, all] those of a block, and of blocks that come again
   Buffer<T> staged_, values_;
+  bool padded_ = false;
   Buffer<Lies<T>> lies_;
 
  public:
@@ -83,8 +84,9 @@ class Interpreter {
   // Where the planes of the code lie, in its order, to be set before `run`.
   Lies<T>* lies() const { return lies_; }
 
-  // All instructions for some rows and some registers of units.
-  void run(int64_t rows, Range registers) {
+  // All instructions for some rows and some registers of units. padded: all planes are such.
+  void run(int64_t rows, Range registers, bool padded) {
+    padded_ = padded;
     const int64_t count = registers.count();
     if (whole_rows_) {
       for (int64_t n = 0; n < rows; ++n) along_units(n, registers);
@@ -98,10 +100,10 @@ class Interpreter {
     }
   }
 
-  // Whether `run` takes these in one block.
+  // Whether `run` takes these in one block, if all planes are padded.
   bool at_once(int64_t rows, Range registers) const {
     const int64_t count = registers.count();
-    return rows == 1 ? whole_rows_ || count <= kMost : count == 1 && rows <= kMost;
+    return rows == 1 ? whole_rows_ || count <= kMost : !whole_rows_ && count == 1 && rows <= kMost;
   }
   // Keeps the planes of the last run, which was of one block, as those of block k < kKept.
   void keep(int64_t k) { memcpy(planes_ + (1 + k) * all_, planes_, all_ * sizeof(Plane<T>)); }
@@ -176,7 +178,8 @@ class Interpreter {
 
   void along_units(int64_t n, Range registers) {
     const int64_t whole = registers.last - partial(registers.last);
-    const bool parts = whole < registers.last && !whole_rows_ && whole > registers.first;
+    const bool exact_part = whole < registers.last && !padded_ && !whole_rows_;
+    const bool parts = exact_part && whole > registers.first;
     if (parts) {  // the last register by itself
       along_units(n, {registers.first, whole});
       return along_units(n, {whole, registers.last});

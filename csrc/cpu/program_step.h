@@ -208,10 +208,11 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
     tile(h, ld_h, kLane);
     for (int64_t k = 0; k < own; ++k) tile(now.c + k * N * ld_cell, ld_cell, kLane);
     for (int64_t i = 0; i < kind.saved; ++i) *lies++ = saved(worker, now, i);
-    worker.interpreter.run(now.rows, units);
+    const bool padded = !f.save && worker.still;
+    worker.interpreter.run(now.rows, units, padded);
     results(now, h, ld_h, all);
-    // Where nothing but h and x is elsewhere in the next step, the block can be kept.
-    if (!f.save && worker.still && worker.interpreter.at_once(now.rows, units)) {
+    // Then nothing but h and x is elsewhere in the next step.
+    if (padded && worker.interpreter.at_once(now.rows, units)) {
       const int64_t k = now.h < now.h_prev ? 0 : 1;
       worker.seen[k] = {now.h, now.rows, units.first, units.count()};
       worker.interpreter.keep(k);
@@ -331,7 +332,7 @@ struct ProgramDerivative : Gradients<Stored> {
     if (kind.split) gates(w.d_u, kind.gates_u);
     states();
     for (int i = 0; i < params_; ++i) tile(w.d_p + (to * params_ + i) * ld_cell, params_ * ld_cell);
-    worker.interpreter.run(rows, {units.first / kLane, ceil_div(units.last, kLane)});
+    worker.interpreter.run(rows, {units.first / kLane, ceil_div(units.last, kLane)}, false);
     return !any(d, to, rows, units);
   }
 
