@@ -175,12 +175,14 @@ class Layer:
     N: int
     H: int
     bias: bool = True
+    heads: int = 1
     inputs: States = field(default_factory=dict)
 
     def __post_init__(self):
         self.cell, I = CELLS[self.name], 3
         # Gains of one and biases of zero would hide which is which.
-        self.module = Recurrent(self.cell, I, self.H, bias=self.bias, dtype=torch.float64)
+        options = {"bias": self.bias, "heads": self.heads, "dtype": torch.float64}
+        self.module = Recurrent(self.cell, I, self.H, **options)
         for name in self.cell.params:
             torch.nn.init.uniform_(getattr(self.module, f"{name}_l0"), 0.2, 1.2)
         self.x = torch.randn(self.T, self.N, I, dtype=torch.float64, requires_grad=True)
@@ -220,8 +222,11 @@ class Layer:
             x = self.x[t] @ W.T + getattr(module, "bias_ih_l0", 0)
             u = ()
             if U is not None:
-                u = states[cell.recurrent] @ U.T + getattr(module, "bias_hh_l0", 0)
-                u = u.split(self.H, -1)
+                # Of each gate, head k has U's rows of its own units and sees these alone.
+                U = U.view(-1, self.heads, self.H // self.heads, self.H // self.heads)
+                h = states[cell.recurrent].view(self.N, self.heads, -1)
+                u = torch.einsum("gkij,nkj->ngki", U, h).flatten(1)
+                u = (u + getattr(module, "bias_hh_l0", 0)).split(self.H, -1)
             now = learned | {k: v[t] for k, v in self.inputs.items()}
             new = formula(x.split(self.H, -1), u, states, now)
             runs = torch.ones(self.N) if lengths is None else t < lengths
@@ -262,6 +267,11 @@ def test_every_cell_has_a_formula_and_a_docstring():
 def test_results_and_gradients(name, bias):
     for T, N, H in ((6, 3, 13), (5, 1, 40), (2, 9, 1)):
         Layer(name, T, N, H, bias).check()
+
+
+@pytest.mark.parametrize(("H", "heads"), [(12, 3), (128, 2)])
+def test_heads_of_s_lstm(H, heads):
+    Layer("SLSTM", 5, 3, H, heads=heads).check()
 
 
 @pytest.mark.parametrize("name", CELLS)

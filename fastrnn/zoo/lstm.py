@@ -111,7 +111,7 @@ RecurrentDropoutLSTM = Cell(
 
 def s_lstm(g, s, p):
     """Exponential gates with a normalizer n and a stabilizer m (Beck et al. 2024, arXiv 2405.04517:
-    sLSTM, here with one head).
+    sLSTM; `Recurrent(SLSTM, ..., heads=4)` has the heads of the paper, without their norm).
 
     m' = max(log s(f) + m, i)           i where nothing was written yet
     c' = exp(log s(f) + m - m') c + exp(i - m') tanh(z)
