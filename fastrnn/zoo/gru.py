@@ -11,9 +11,9 @@ from .norm import layer_norm
 def layer_norm_gru(g, s, p):
     """Layer normalization in a GRU (Ba, Kiros & Hinton 2016, arXiv 1607.06450, appendix).
 
-    (r, z) = LN(W x) + LN(U h) + b        each norm over the units of both gates
-    n = tanh(LN(W x) + s(r) LN(U h) + b)
-    h' = s(z) h + (1 - s(z)) n
+        (r, z) = LN(W x) + LN(U h) + b        each norm over the units of both gates
+        n = tanh(LN(W x) + s(r) LN(U h) + b)
+        h' = s(z) h + (1 - s(z)) n
 
     Every norm has gains: x_r x_z x_n u_r u_z u_n. b is b_r b_z b_n, and u_b is the bias of the norm
     that r multiplies. A `Recurrent` of it is built with bias=False: its own biases would be inside
@@ -43,9 +43,9 @@ def dreamer_gru(g, s, p):
     """The GRU of the world models of Dreamer (Hafner et al. 2020, arXiv 2010.02193, and 2023, arXiv
     2301.04104, in its first version).
 
-    (r, n, z) = LN(W x + U h)             one norm over the units of all three gates
-    z = s(z - 1)
-    h' = z tanh(s(r) n) + (1 - z) h
+        (r, n, z) = LN(W x + U h)             one norm over the units of all three gates
+        z = s(z - 1)
+        h' = z tanh(s(r) n) + (1 - z) h
 
     The norm has gains w_r w_n w_z and biases b_r b_n b_z, so a `Recurrent` of it is built with
     bias=False.
@@ -69,7 +69,7 @@ def li_gru(g, s, p):
     """A GRU for speech, without a reset gate and with a ReLU (Ravanelli et al. 2018, arXiv
     1803.10225).
 
-    z = s(W x + U h)                    h' = z h + (1 - z) relu(W x + U h)
+        z = s(W x + U h)                    h' = z h + (1 - z) relu(W x + U h)
 
     The batch normalization that the paper applies to W x is left out.
     """
@@ -95,7 +95,7 @@ UGRNN = Cell(ugrnn, "z n", name="UGRNN")
 def mgu(g, s, p):
     """One gate that resets and updates (Zhou et al. 2016, arXiv 1603.09420).
 
-    f = s(W x + U h)                    h' = (1 - f) h + f tanh(W x + f (U h))
+        f = s(W x + U h)                    h' = (1 - f) h + f tanh(W x + f (U h))
 
     The paper has U (f h), which would be a second product; f (U h) is to it what the GRU of
     `torch.nn` is to that of its paper.
@@ -110,8 +110,8 @@ MGU = Cell(mgu, "f x:n u:n", name="MGU")
 def gru_d(g, s, p):
     """A GRU whose state decays between observations (Che et al. 2016, arXiv 1606.01865).
 
-    r, z = s(W x + U d)                 n = tanh(W x + r (U d))
-    h' = (1 - z) d + z n                d' = decay h'
+        r, z = s(W x + U d)                 n = tanh(W x + r (U d))
+        h' = (1 - z) d + z n                d' = decay h'
 
     where d is the state h after its decay, so that the product sees it: the input `decay` of step t
     is the paper's gamma_h of step t + 1, and 1 at the last step. Outside the step, for all steps at

@@ -30,8 +30,8 @@ def cifg(g, s, p):
     """Input and forget gate are one, which saves a fourth of an LSTM (Greff et al. 2015, arXiv
     1503.04069: CIFG).
 
-    f = s(W x + U h)                    o = s(W x + U h)
-    c' = f c + (1 - f) tanh(W x + U h)  h' = o tanh(c')
+        f = s(W x + U h)                    o = s(W x + U h)
+        c' = f c + (1 - f) tanh(W x + U h)  h' = o tanh(c')
     """
     f = sigmoid(g.f)
     c = f * s.c + (1 - f) * tanh(g.g)
@@ -44,8 +44,8 @@ CIFG = Cell(cifg, "f g o", "h c", name="CIFG")
 def layer_norm_lstm(g, s, p):
     """Layer normalization in an LSTM (Ba, Kiros & Hinton 2016, arXiv 1607.06450, equations 20-22).
 
-    (i, f, g, o) = LN(W x) + LN(U h) + b  each norm over the units of all four gates
-    c' = s(f) c + s(i) tanh(g)            h' = s(o) tanh(LN(c'))
+        (i, f, g, o) = LN(W x) + LN(U h) + b  each norm over the units of all four gates
+        c' = s(f) c + s(i) tanh(g)            h' = s(o) tanh(LN(c'))
 
     Every norm has gains: x_i ... x_o, u_i ... u_o and w_c. b is b_i ... b_o, that of the last norm
     b_c. A `Recurrent` of it is built with bias=False: its own biases would be inside the norms.
@@ -77,8 +77,8 @@ LayerNormLSTM = Cell(
 def zoneout_lstm(g, s, p):
     """Units keep their state by chance (Krueger et al. 2016, arXiv 1606.01305).
 
-    (h*, c*) = LSTM(x, h, c)
-    c' = k_c c + (1 - k_c) c*           h' = k_h h + (1 - k_h) h*
+        (h*, c*) = LSTM(x, h, c)
+        c' = k_c c + (1 - k_c) c*           h' = k_h h + (1 - k_h) h*
 
     The masks k are the inputs keep_h and keep_c. `zoneout` draws them in training, and gives their
     expectation otherwise.
@@ -95,7 +95,7 @@ def recurrent_dropout_lstm(g, s, p):
     """Dropout of what is written, never of what is kept (Semeniuta, Severyn & Barth 2016, arXiv
     1603.05118).
 
-    c' = s(f) c + s(i) (m tanh(g))      h' = s(o) tanh(c')      each gate is W x + U h
+        c' = s(f) c + s(i) (m tanh(g))      h' = s(o) tanh(c')      each gate is W x + U h
 
     The mask m is the input `mask`. `recurrent_dropout` draws it in training, a step or a sequence
     at a time, and gives its expectation otherwise.
@@ -113,10 +113,10 @@ def s_lstm(g, s, p):
     """Exponential gates with a normalizer n and a stabilizer m (Beck et al. 2024, arXiv 2405.04517:
     sLSTM; `Recurrent(SLSTM, ..., heads=4)` has the heads of the paper, without their norm).
 
-    m' = max(log s(f) + m, i)           i where nothing was written yet
-    c' = exp(log s(f) + m - m') c + exp(i - m') tanh(z)
-    n' = exp(log s(f) + m - m') n + exp(i - m')
-    h' = s(o) c' / n'                   each gate is W x + U h
+        m' = max(log s(f) + m, i)           i where nothing was written yet
+        c' = exp(log s(f) + m - m') c + exp(i - m') tanh(z)
+        n' = exp(log s(f) + m - m') n + exp(i - m')
+        h' = s(o) c' / n'                   each gate is W x + U h
     """
     # Where nothing was written, c and n are zero, and whatever their factor is must be finite.
     kept = where(s.n == 0, g.i, F.logsigmoid(g.f) + s.m)

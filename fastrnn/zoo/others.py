@@ -13,7 +13,7 @@ from ..programs import Cell
 def cfc(g, s, p):
     """Closed-form continuous time (Hasani et al. 2021, arXiv 2106.13898).
 
-    t = s(a dt + b)                     h' = (1 - t) tanh(f1) + t tanh(f2)
+        t = s(a dt + b)                     h' = (1 - t) tanh(f1) + t tanh(f2)
 
     f1, f2, a and b are W x + U h each: the network without a backbone. dt is an input, the time
     since the step before.
@@ -64,8 +64,8 @@ def lif(g, s, p):
     """Leaky integrate-and-fire neurons that learn how they leak (Fang et al. 2021, arXiv
     2007.05785), here with recurrent weights.
 
-    v* = v + s(leak) (W x + U h - v)    h' = 1 if v* > 1 else 0, the spikes
-    v' = (1 - h') v*
+        v* = v + s(leak) (W x + U h - v)    h' = 1 if v* > 1 else 0, the spikes
+        v' = (1 - h') v*
 
     For the derivative of a spike stands that of arctan(pi (v* - 1)) / pi.
     """
