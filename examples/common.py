@@ -105,12 +105,14 @@ def report(
     options: argparse.Namespace,
     loss: str = "loss",
     tolerance: float = 1e-6,
+    rival: str = "torch.nn",
 ) -> None:
     """Prints one column a run, and one of the `baseline`'s metrics beside them.
 
     Args:
         loss: what `Run.losses` are.
         tolerance: how far the losses of two runs may part in smoke mode, relatively.
+        rival: what fastrnn is compared with.
 
     Raises:
         SystemExit: in smoke mode, a loss did not fall or the two libraries part.
@@ -134,7 +136,7 @@ def report(
         ours, torchs = runs["fastrnn"], runs["torch"]
         pairs = list(zip(ours.losses, torchs.losses, strict=True))
         gap = max(abs(a - b) / max(abs(b), 1e-9) for a, b in pairs)
-        console.print(f"fastrnn trains {ours.speed / torchs.speed:.2f} times as fast as torch.nn")
+        console.print(f"fastrnn trains {ours.speed / torchs.speed:.2f} times as fast as {rival}")
     if options.smoke:
         check(runs, gap, tolerance)
 

@@ -19,7 +19,7 @@ def _check_torch() -> None:
 
 _check_torch()
 
-from . import functional
+from . import functional, zoo
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, install, patch, to_torch, uninstall
 from .dispatch import backend, backends, set_backend
@@ -58,4 +58,5 @@ __all__ = [
     "set_backend",
     "to_torch",
     "uninstall",
+    "zoo",
 ]

@@ -189,6 +189,8 @@ def _spread(
         each = each.data
     if not isinstance(each, Tensor):
         raise ValueError(f"input {name}: expected a tensor, got {type(each).__name__}")
+    if not (each.is_floating_point() or each.is_complex()):
+        each = each.to(input.dtype)  # a mask, or whole numbers
     rows = input.shape[:-1]
     width = 1 if each.dim() and each.size(-1) == 1 else H
     try:

@@ -171,11 +171,8 @@ class Recurrent(RNNBase):
         return hx if self._several else (hx,)
 
     def _width(self, state: str) -> int:
-        return (
-            self.proj_size or self.hidden_size
-            if state == self.cell.recurrent
-            else (self.hidden_size)
-        )
+        H = self.hidden_size
+        return self.proj_size or H if state == self.cell.recurrent else H
 
     def _zero_state(self, input: Tensor, batch: int) -> State:
         count = self.num_layers * self._directions
@@ -260,7 +257,8 @@ class Recurrent(RNNBase):
             hx: the initial states, zeros if None; see `Recurrent`.
             inputs: a tensor for each of the cell's `inputs`, which all layers and directions see.
                 It broadcasts to (T, N, H), or (N, T, H) if `batch_first`; for a PackedSequence it
-                is a PackedSequence of the same lengths, (rows, H) or (rows, 1), or (H,).
+                is a PackedSequence of the same lengths, (rows, H) or (rows, 1), or (H,). It has the
+                dtype of `input`, or is bool or integer.
             reset, reset_state, lengths, return_states, detach_every, grad_clip: as of `LSTM`.
 
         Returns:
@@ -281,15 +279,9 @@ class Recurrent(RNNBase):
         return (*results[:2], self._named(results[2])) if return_states else results
 
     def _named(self, states: States) -> dict[str, tuple[Tensor, ...]]:
-        named = {}
-        others = [c.split(self.hidden_size, -1) for c in states.c or ()]
-        for name in self.cell.states:
-            if name == self.cell.recurrent:
-                named[name] = states.h
-            else:
-                k = [s for s in self.cell.states if s != self.cell.recurrent].index(name)
-                named[name] = tuple(layer[k] for layer in others)
-        return named
+        recurrent = self.cell.recurrent
+        others = zip(*(c.split(self.hidden_size, -1) for c in states.c or ()), strict=True)
+        return {s: states.h if s == recurrent else next(others) for s in self.cell.states}
 
     def _named_weights(
         self, input: Tensor, batch_sizes: Tensor | None, asked: Asked | None

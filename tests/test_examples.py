@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import cells
 import chorales
 import common
 import dates
+import fastrnn
 import forecasting
 import memory
 import recurrent_policy
@@ -36,7 +38,7 @@ def run(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess
 
 
 def test_programs_are_those_of_the_readme():
-    assert len(PROGRAMS) == 8
+    assert len(PROGRAMS) == 9
     readme = (EXAMPLES / "README.md").read_text()
     for name in PROGRAMS:
         assert f"({name}.py)" in readme and f"pictures/{name}.png" in readme
@@ -139,6 +141,29 @@ def test_the_forecaster_is_not_told_the_demand_it_forecasts():
     week_before = future[:, forecasting.LAST_WEEK]
     assert torch.equal(week_before, demand[1000 - 336 : 1048 - 336])
     torch.testing.assert_close(y[0] + week_before, demand[1000:1048])
+
+
+def test_observations_come_at_random_times_and_the_next_one_is_the_target():
+    demand, features, scale = forecasting.load()
+    x, times, y = cells.sequences((demand, features, scale), torch.tensor([100, 5000]))
+    assert x.shape == (cells.SEEN, 2, 4) and y.shape == (cells.SEEN, 2)
+    torch.testing.assert_close(x[1:, :, 0] - x[:-1, :, 0], y[:-1])
+    gaps = (times[1:] - times[:-1]).squeeze(-1)
+    torch.testing.assert_close(gaps, cells.GAP * x[1:, :, 2])
+    torch.testing.assert_close(gaps, cells.GAP * x[:-1, :, 3])
+    at = 5000 + times[:, 1, 0].long()
+    assert torch.equal(x[:, 1, 0], demand[at]) and 1 <= gaps.min() < gaps.max() < 2 * cells.GAP
+
+
+def test_the_loop_over_a_cell_is_a_layer_of_it():
+    torch.manual_seed(0)
+    loop = cells.Loop(cells.PHASED, 4, 7).double()
+    layer = fastrnn.Recurrent(cells.PHASED, 4, 7).double()
+    layer.load_state_dict(loop.state_dict())
+    x, times = torch.randn(5, 3, 4).double(), 9 * torch.rand(5, 3, 1).double()
+    (output, state), (expected, wanted) = (m(x, inputs={"time": times}) for m in (layer, loop))
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(state, tuple(each.unsqueeze(0) for each in wanted))
 
 
 def test_the_pinball_loss_is_least_at_the_quantile():

@@ -388,6 +388,34 @@ def test_names_are_the_same_in_every_process():
     assert names == {" ".join(cell.program(8).name for cell in CELLS.values()) + "\n"}
 
 
+QUICK = """
+import sys
+import torch, torch.nn.functional as F
+from fastrnn.programs import Cell
+from program_cells import CELLS
+before = set(sys.modules)
+for cell in CELLS.values():
+    cell.program(7)
+for name in "silu gelu elu selu leaky_relu softplus logsigmoid hardswish mish tanhshrink".split():
+    Cell(lambda g, s, p: getattr(F, name)(g.a), "a").program(7)
+Cell(lambda g, s, p: torch.logaddexp(g.a, s.h), "a").program(7)
+print(*{name.split(".")[0] for name in sys.modules.keys() - before} & {"sympy", "mpmath"})
+print(*[name for name in sys.modules.keys() - before if "_dynamo" in name or "_inductor" in name])
+"""
+
+
+def test_tracing_imports_nothing_slow():
+    """Half a second for sympy, seconds for the compiler."""
+    tests = Path(__file__).parent
+    ran = subprocess.run(
+        [sys.executable, "-c", QUICK],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": f"{tests.parent}:{tests}"},
+    )
+    assert (ran.returncode, ran.stdout) == (0, "\n\n"), ran.stderr + ran.stdout
+
+
 def test_what_tracing_needs_of_torch():
     mode, decompositions = torch_private.for_recording()
     assert callable(mode._should_skip_dynamo)

@@ -158,6 +158,19 @@ def test_inputs_broadcast(batch_first):
         torch.testing.assert_close(grad, wanted_grad.sum_to_size(shape))
 
 
+def test_masks_and_whole_numbers_are_inputs():
+    for name, values in (("zoneout_lstm", mask(4, 3, 6)), ("cfc", torch.randint(9, (4, 3, 1)))):
+        example = Example(name, 4, 3, 5, 6)
+        given = dict.fromkeys(example.inputs, values)
+        output, _ = example.module(example.x, inputs=given)
+        wanted, _ = example.module(example.x, inputs={k: v.double() for k, v in given.items()})
+        assert torch.equal(output, wanted)
+        y, _ = example.module.step(example.x[0], inputs={k: v[0] for k, v in given.items()})
+        torch.testing.assert_close(y, output[0])
+        with pytest.raises(RuntimeError, match="must have the same dtype"):
+            example.module(example.x, inputs={k: v.float() for k, v in given.items()})
+
+
 def test_steps_and_unbatched_input():
     """Step by step as at once; input without a batch as with a batch of one."""
     for name in ("decaying_lstm", "zoneout_lstm", "peephole", "layer_norm_lstm"):

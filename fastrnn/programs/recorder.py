@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from types import CodeType
 
@@ -144,7 +145,8 @@ class Recorder(_Mode):
         return self.graph.apply("mul", value, times / count if name == "mean" else times)
 
     def _decomposed(self, func, args, kwargs):
-        decomposition = DECOMPOSITIONS.get(func) or _torchs_decompositions.get(func)
+        # Unwrapped: torch's wrappers see to dtypes, which are all the same here, and import sympy.
+        decomposition = inspect.unwrap(DECOMPOSITIONS.get(func) or _torchs_decompositions.get(func))
         name = func.overloadpacket.__name__.strip("_")
         outer, self._decomposing = self._decomposing, self._decomposing or name
         try:

@@ -20,12 +20,14 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "thirdparty"
 VERSIONS = {
     "lightning": "2.6.6",
+    "ncps": "1.0.1",
     "opacus": "1.6.0",
     "ptflops": "0.7.5",
     "pytorch-forecasting": "1.8.0",
     "sb3-contrib": "2.9.2",
     "thop": "0.1.1.post2209072238",
     "torchinfo": "1.8.0",
+    "torchrecurrent": "0.2.5",
     "torchrl": "0.14.1",
     "transformers": "5.24.0",
 }

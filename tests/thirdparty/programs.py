@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import torch
+from cells import ncps, torchrecurrent
 from comparison import compare
 from reinforcement import sb3_contrib, torchrl
 from torch import nn
@@ -170,6 +171,8 @@ PROGRAMS = {
     "torchinfo": torchinfo,
     "ptflops": ptflops,
     "thop": thop,
+    "torchrecurrent": torchrecurrent,
+    "ncps": ncps,
 }
 
 if __name__ == "__main__":

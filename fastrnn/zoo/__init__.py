@@ -1,0 +1,77 @@
+"""Cells of the literature, for `fastrnn.Recurrent`.
+
+    layer = fastrnn.Recurrent(fastrnn.zoo.PeepholeLSTM, 128, 256)
+
+Each is a `fastrnn.Cell`. Its step is the function of the same name in small letters, whose
+docstring has the formula and the paper: `help(fastrnn.zoo.peephole_lstm)`. There W is what
+multiplies the input x, U what multiplies the recurrent state, and s the sigmoid; biases are left
+out.
+"""
+
+from .gru import (
+    GRUD,
+    MGU,
+    UGRNN,
+    DreamerGRU,
+    LayerNormGRU,
+    LiGRU,
+    dreamer_gru,
+    gru_d,
+    layer_norm_gru,
+    li_gru,
+    mgu,
+    ugrnn,
+)
+from .lstm import (
+    CIFG,
+    SLSTM,
+    LayerNormLSTM,
+    PeepholeLSTM,
+    RecurrentDropoutLSTM,
+    ZoneoutLSTM,
+    cifg,
+    layer_norm_lstm,
+    peephole_lstm,
+    recurrent_dropout_lstm,
+    s_lstm,
+    zoneout_lstm,
+)
+from .masks import recurrent_dropout, zoneout
+from .norm import layer_norm
+from .others import LIF, CfC, IndRNN, cfc, ind_rnn, lif
+
+__all__ = [
+    "CIFG",
+    "CfC",
+    "DreamerGRU",
+    "GRUD",
+    "IndRNN",
+    "LIF",
+    "LayerNormGRU",
+    "LayerNormLSTM",
+    "LiGRU",
+    "MGU",
+    "PeepholeLSTM",
+    "RecurrentDropoutLSTM",
+    "SLSTM",
+    "UGRNN",
+    "ZoneoutLSTM",
+    "cfc",
+    "cifg",
+    "dreamer_gru",
+    "gru_d",
+    "ind_rnn",
+    "layer_norm",
+    "layer_norm_gru",
+    "layer_norm_lstm",
+    "li_gru",
+    "lif",
+    "mgu",
+    "peephole_lstm",
+    "recurrent_dropout",
+    "recurrent_dropout_lstm",
+    "s_lstm",
+    "ugrnn",
+    "zoneout",
+    "zoneout_lstm",
+]

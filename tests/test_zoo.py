@@ -1,0 +1,383 @@
+"""The cells of the zoo against loops over time, written from the formulas of the papers."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_matches
+from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from fastrnn import Cell, Recurrent, zoo
+
+CELLS = {name: cell for name in zoo.__all__ if isinstance(cell := getattr(zoo, name), Cell)}
+States = dict[str, Tensor]
+
+
+def squash(z: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-z))
+
+
+def norm(*planes: Tensor, eps: float = 1e-5) -> tuple[Tensor, ...]:
+    """Of the planes beside each other."""
+    whole = torch.cat(planes, -1)
+    variance, mean = torch.var_mean(whole, -1, correction=0, keepdim=True)
+    return ((whole - mean) / (variance + eps).sqrt()).chunk(len(planes), -1)
+
+
+class Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v: Tensor) -> Tensor:
+        ctx.save_for_backward(v)
+        return torch.heaviside(v, torch.zeros_like(v))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        (v,) = ctx.saved_tensors
+        with torch.enable_grad():
+            v = v.detach().requires_grad_()
+            return grad * torch.autograd.grad(torch.atan(torch.pi * v).sum() / torch.pi, v)[0]
+
+
+# Of each cell: the new states from the products of a step with x and with the recurrent state, a
+# gate each, the states, and the parameters and inputs of the step.
+def peephole(x, u, s: States, p: States):
+    z_i, z_f, z_g, z_o = (a + b for a, b in zip(x, u, strict=True))
+    cell = squash(z_f + p["w_f"] * s["c"]) * s["c"]
+    cell = cell + squash(z_i + p["w_i"] * s["c"]) * torch.tanh(z_g)
+    return {"h": squash(z_o + p["w_o"] * cell) * torch.tanh(cell), "c": cell}
+
+
+def lstm(x, u, s: States, mask: Tensor | float = 1.0):
+    z_i, z_f, z_g, z_o = (a + b for a, b in zip(x, u, strict=True))
+    cell = squash(z_f) * s["c"] + squash(z_i) * mask * torch.tanh(z_g)
+    return {"h": squash(z_o) * torch.tanh(cell), "c": cell}
+
+
+def cifg(x, u, s: States, p: States):
+    z_f, z_g, z_o = (a + b for a, b in zip(x, u, strict=True))
+    return lstm((-z_f, z_f, z_g, z_o), (torch.zeros(()),) * 4, s)
+
+
+def layer_norm_lstm(x, u, s: States, p: States):
+    z = []
+    for gate, a, b in zip("ifgo", norm(*x), norm(*u), strict=True):
+        z.append(p[f"x_{gate}"] * a + p[f"u_{gate}"] * b + p[f"b_{gate}"])
+    cell = squash(z[1]) * s["c"] + squash(z[0]) * torch.tanh(z[2])
+    H = cell.size(-1)
+    return {"h": squash(z[3]) * torch.tanh(F.layer_norm(cell, (H,), p["w_c"], p["b_c"])), "c": cell}
+
+
+def zoneout(x, u, s: States, p: States):
+    new = lstm(x, u, s)
+    return {k: s[k] + (1 - p[f"keep_{k}"]) * (new[k] - s[k]) for k in "hc"}
+
+
+def s_lstm(x, u, s: States, p: States):
+    """Without the stabilizer: c and n times exp(m) are what the formulas without it have."""
+    z_i, z_f, z_z, z_o = (a + b for a, b in zip(x, u, strict=True))
+    scale = torch.exp(s["m"])
+    cell = squash(z_f) * scale * s["c"] + torch.exp(z_i) * torch.tanh(z_z)
+    count = squash(z_f) * scale * s["n"] + torch.exp(z_i)
+    log_f = torch.log(squash(z_f)) + s["m"]
+    m = torch.where(s["n"] == 0, z_i, torch.where(log_f > z_i, log_f, z_i))
+    n, c = count * torch.exp(-m), cell * torch.exp(-m)
+    return {"h": squash(z_o) * cell / count, "c": c, "n": n, "m": m}
+
+
+def gated(z: Tensor, old: Tensor, new: Tensor) -> States:
+    return {"h": z * old + (1 - z) * new}
+
+
+def layer_norm_gru(x, u, s: States, p: States):
+    (x_r, x_z), (u_r, u_z), (x_n,), (u_n,) = norm(*x[:2]), norm(*u[:2]), norm(x[2]), norm(u[2])
+    r = squash(p["x_r"] * x_r + p["u_r"] * u_r + p["b_r"])
+    z = squash(p["x_z"] * x_z + p["u_z"] * u_z + p["b_z"])
+    new = torch.tanh(p["x_n"] * x_n + p["b_n"] + r * (p["u_n"] * u_n + p["u_b"]))
+    return gated(z, s["h"], new)
+
+
+def dreamer(x, u, s: States, p: States):
+    H = x[0].size(-1)
+    gain, bias = (torch.cat([p[f"{k}_{gate}"] for gate in "rnz"]) for k in "wb")
+    whole = torch.cat([a + b for a, b in zip(x, u, strict=True)], -1)
+    r, n, z = F.layer_norm(whole, (3 * H,), gain, bias, eps=1e-3).split(H, -1)
+    z = squash(z - 1)
+    return gated(1 - z, s["h"], torch.tanh(squash(r) * n))
+
+
+def li_gru(x, u, s: States, p: States):
+    return gated(squash(x[0] + u[0]), s["h"], (x[1] + u[1]).clamp_min(0))
+
+
+def ugrnn(x, u, s: States, p: States):
+    return gated(squash(x[0] + u[0]), s["h"], torch.tanh(x[1] + u[1]))
+
+
+def mgu(x, u, s: States, p: States):
+    f = squash(x[0] + u[0])
+    return gated(1 - f, s["h"], torch.tanh(x[1] + f * u[1]))
+
+
+def gru_d(x, u, s: States, p: States):
+    r, z = squash(x[0] + u[0]), squash(x[1] + u[1])
+    (h,) = gated(1 - z, s["d"], torch.tanh(x[2] + r * u[2])).values()
+    return {"h": h, "d": p["decay"] * h}
+
+
+def cfc(x, u, s: States, p: States):
+    f1, f2, a, b = (i + j for i, j in zip(x, u, strict=True))
+    return gated(squash(-(a * p["dt"] + b)), torch.tanh(f1), torch.tanh(f2))
+
+
+def ind_rnn(x, u, s: States, p: States):
+    return {"h": (x[0] + p["u"] * s["h"]).clamp_min(0)}
+
+
+def lif(x, u, s: States, p: States):
+    k = squash(p["leak"])
+    v = (1 - k) * s["v"] + k * (x[0] + u[0])
+    spikes = Spike.apply(v - 1)
+    return {"h": spikes, "v": v - spikes * v}
+
+
+FORMULAS: dict[str, Callable[..., States]] = {
+    "CIFG": cifg,
+    "CfC": cfc,
+    "DreamerGRU": dreamer,
+    "GRUD": gru_d,
+    "IndRNN": ind_rnn,
+    "LIF": lif,
+    "LayerNormGRU": layer_norm_gru,
+    "LayerNormLSTM": layer_norm_lstm,
+    "LiGRU": li_gru,
+    "MGU": mgu,
+    "PeepholeLSTM": peephole,
+    "RecurrentDropoutLSTM": lambda x, u, s, p: lstm(x, u, s, p["mask"]),
+    "SLSTM": s_lstm,
+    "UGRNN": ugrnn,
+    "ZoneoutLSTM": zoneout,
+}
+
+
+@dataclass
+class Layer:
+    """A layer of the zoo in float64, with what a call of it takes."""
+
+    name: str
+    T: int
+    N: int
+    H: int
+    bias: bool = True
+    heads: int = 1
+    inputs: States = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.cell, I = CELLS[self.name], 3
+        # Gains of one and biases of zero would hide which is which.
+        options = {"bias": self.bias, "heads": self.heads, "dtype": torch.float64}
+        self.module = Recurrent(self.cell, I, self.H, **options)
+        for name in self.cell.params:
+            torch.nn.init.uniform_(getattr(self.module, f"{name}_l0"), 0.2, 1.2)
+        self.x = torch.randn(self.T, self.N, I, dtype=torch.float64, requires_grad=True)
+        self.state = {
+            k: torch.rand(1, self.N, self.H, dtype=torch.float64, requires_grad=True)
+            for k in self.cell.states
+        }
+        for k in self.cell.inputs:
+            values = torch.rand(self.T, self.N, self.H, dtype=torch.float64)
+            self.inputs[k] = values.round() if "keep" in k or k == "mask" else values
+            self.inputs[k].requires_grad_()
+
+    def leaves(self) -> dict[str, Tensor]:
+        return {
+            "x": self.x,
+            **self.state,
+            **self.inputs,
+            **dict(self.module.named_parameters()),
+        }
+
+    def call(self, **features) -> list[Tensor]:
+        """The output and the final states."""
+        hx = tuple(self.state.values())
+        hx = hx if len(hx) > 1 else hx[0]
+        output, state = self.module(self.x, hx, inputs=self.inputs or None, **features)
+        return [output, *(state if isinstance(state, tuple) else [state])]
+
+    def loop(self, lengths: Tensor | None = None, reset: Tensor | None = None) -> list[Tensor]:
+        """What `call` should give."""
+        module, cell, formula = self.module, self.cell, FORMULAS[self.name]
+        W, U = module.weight_ih_l0, getattr(module, "weight_hh_l0", None)
+        learned = {k: getattr(module, f"{k}_l0") for k in cell.params}
+        states, outputs = {k: v[0] for k, v in self.state.items()}, []
+        for t in range(self.T):
+            if reset is not None:
+                states = {k: v * ~reset[t].unsqueeze(-1) for k, v in states.items()}
+            x = self.x[t] @ W.T + getattr(module, "bias_ih_l0", 0)
+            u = ()
+            if U is not None:
+                # Of each gate, head k has U's rows of its own units and sees these alone.
+                U = U.view(-1, self.heads, self.H // self.heads, self.H // self.heads)
+                h = states[cell.recurrent].view(self.N, self.heads, -1)
+                u = torch.einsum("gkij,nkj->ngki", U, h).flatten(1)
+                u = (u + getattr(module, "bias_hh_l0", 0)).split(self.H, -1)
+            now = learned | {k: v[t] for k, v in self.inputs.items()}
+            new = formula(x.split(self.H, -1), u, states, now)
+            runs = torch.ones(self.N) if lengths is None else t < lengths
+            runs = runs.bool().unsqueeze(-1)
+            states = {k: torch.where(runs, new[k], states[k]) for k in cell.states}
+            outputs.append(states[cell.output] * runs)
+        return [torch.stack(outputs), *(v.unsqueeze(0) for v in states.values())]
+
+    def check(self, **features) -> None:
+        """Results and all gradients are those of the loop."""
+        leaves = self.leaves()
+        actual, expected = self.call(**features), self.loop(**features)
+        weights = [torch.randn_like(each) for each in expected]
+        grads = []
+        for results in (actual, expected):
+            loss = sum((r * w).sum() for r, w in zip(results, weights, strict=True))
+            grads.append(torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True))
+        for name, a, e in zip(("output", *self.cell.states), actual, expected, strict=True):
+            assert_matches(a, e, name)
+        for name, a, e in zip(leaves, *grads, strict=True):
+            assert_matches(a, e, f"gradient of {name}")
+
+
+def test_every_cell_has_a_formula_and_a_docstring():
+    assert FORMULAS.keys() == CELLS.keys()
+    for name, cell in CELLS.items():
+        assert cell.name == name
+        step = getattr(zoo, cell.step.__name__)
+        assert step is cell.step
+        text = inspect.getdoc(step)
+        assert "arXiv" in text and "h' = " in text, name
+        lines = inspect.getsource(step).partition(text.splitlines()[-1].strip())[2].splitlines()
+        assert len(lines) < 16, f"{name} is long"
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", CELLS)
+def test_results_and_gradients(name, bias):
+    for T, N, H in ((6, 3, 13), (5, 1, 40), (2, 9, 1)):
+        Layer(name, T, N, H, bias).check()
+
+
+@pytest.mark.parametrize(("H", "heads"), [(12, 3), (128, 2)])
+def test_heads_of_s_lstm(H, heads):
+    Layer("SLSTM", 5, 3, H, heads=heads).check()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_lengths(name):
+    lengths = torch.tensor([6, 0, 3, 1, 6])
+    Layer(name, 6, 5, 10).check(lengths=lengths)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_reset(name):
+    Layer(name, 7, 5, 10).check(reset=torch.rand(7, 5) < 0.3)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cells_are_pickled_and_called_without_a_state(name):
+    cell = CELLS[name]
+    assert pickle.loads(pickle.dumps(cell)) == cell
+    layer = Layer(name, 4, 2, 5)
+    module = pickle.loads(pickle.dumps(layer.module))
+    inputs = {k: v.detach() for k, v in layer.inputs.items()}
+    for state in layer.state.values():
+        state.detach().zero_()
+    assert_matches(module(layer.x, inputs=inputs or None)[0], layer.loop()[0])
+
+
+def test_gru_d_decays_by_the_gap_before_a_step():
+    """With decays moved by a step, the cell is the paper's, which decays before each step."""
+    layer = Layer("GRUD", 6, 4, 9)
+    rate = torch.nn.Linear(3, 9, dtype=torch.float64)
+    gaps = torch.rand(6, 4, 3, dtype=torch.float64)
+    gamma = torch.exp(-torch.relu(rate(gaps)))
+    decay = torch.cat([gamma[1:], torch.ones_like(gamma[:1])])
+    output, _ = layer.module(layer.x, inputs={"decay": decay})
+    h, outputs, module = torch.zeros(4, 9, dtype=torch.float64), [], layer.module
+    for t in range(6):
+        h = gamma[t] * h
+        x = (layer.x[t] @ module.weight_ih_l0.T + module.bias_ih_l0).split(9, -1)
+        u = (h @ module.weight_hh_l0.T + module.bias_hh_l0).split(9, -1)
+        z = squash(x[1] + u[1])
+        h = (1 - z) * h + z * torch.tanh(x[2] + squash(x[0] + u[0]) * u[2])
+        outputs.append(h)
+    expected = torch.stack(outputs)
+    assert_matches(output, expected)
+    learned = [*rate.parameters(), *module.parameters()]
+    grads = [
+        torch.autograd.grad(y.sin().sum(), learned, retain_graph=True) for y in (output, expected)
+    ]
+    for a, e in zip(*grads, strict=True):
+        assert_matches(a, e)
+
+
+SHAPES = {"plain": (50, 8, 3), "batch_first": (8, 50, 3), "unbatched": (50, 3)}
+
+
+@pytest.mark.parametrize("form", [*SHAPES, "packed"])
+@pytest.mark.parametrize("per", ["step", "sequence"])
+def test_masks_of_recurrent_dropout(form, per):
+    layer = Recurrent(zoo.RecurrentDropoutLSTM, 3, 20, batch_first=form == "batch_first").double()
+    if form == "packed":
+        lengths = [50, 7, 1, 30, 50, 50, 20, 9]
+        x = pack_padded_sequence(torch.randn(50, 8, 3).double(), lengths, enforce_sorted=False)
+    else:
+        x = torch.randn(SHAPES[form], dtype=torch.float64)
+    inputs = zoo.recurrent_dropout(layer, x, 0.2, per)
+    mask = inputs["mask"]
+    assert mask.dtype == torch.float64 and set(mask.unique().tolist()) == {0, 1 / (1 - 0.2)}
+    assert abs(mask.mean() - 1) < (0.05 if per == "step" else 0.35)
+    output, _ = layer(x, inputs=inputs)
+    if form == "packed":
+        assert mask.shape == (len(x.data), 20)
+        output, mask = (pad_packed_sequence(x._replace(data=d))[0] for d in (output.data, mask))
+        time = 0
+    else:
+        time = 1 if form == "batch_first" else 0
+        mask = mask.expand(output.shape)
+    differs = (mask != mask.narrow(time, 0, 1)) & (output != 0)
+    assert differs.any() == (per == "step")
+    layer.eval()
+    assert zoo.recurrent_dropout(layer, x, 0.2, per)["mask"] == 1
+
+
+def test_masks_of_zoneout():
+    """A unit that keeps h and c has those of the step before."""
+    layer = Recurrent(zoo.ZoneoutLSTM, 3, 16, batch_first=True)
+    x = torch.randn(5, 40, 3)
+    inputs = zoo.zoneout(layer, x, h=0.3, c=0.7)
+    assert {k: v.shape for k, v in inputs.items()} == dict.fromkeys(inputs, (5, 40, 16))
+    for k, rate in (("h", 0.3), ("c", 0.7)):
+        assert abs(inputs[f"keep_{k}"].mean() - rate) < 0.05
+    *_, states = layer(x, inputs=inputs, return_states=True)
+    for k in "hc":
+        (all_steps,) = states[k]
+        kept = all_steps[:, 1:, 0] == all_steps[:, :-1, 0]
+        assert torch.equal(kept, inputs[f"keep_{k}"][:, 1:] == 1)
+    layer.eval()
+    assert torch.equal(zoo.zoneout(layer, x, 0.3, 0.7)["keep_c"], torch.tensor(0.7))
+    packed = pack_padded_sequence(x, [40, 3, 9, 40, 1], batch_first=True, enforce_sorted=False)
+    assert zoo.zoneout(layer.train(), packed)["keep_h"].shape == (93, 16)
+
+
+def test_masks_refuse_what_is_no_probability():
+    layer, x = Recurrent(zoo.RecurrentDropoutLSTM, 3, 4), torch.randn(2, 1, 3)
+    with pytest.raises(ValueError, match=r"p must be in \[0, 1\), got 1"):
+        zoo.recurrent_dropout(layer, x, 1)
+    with pytest.raises(ValueError, match=r"c must be in \[0, 1\), got -0.1"):
+        zoo.zoneout(layer, x, c=-0.1)
+    with pytest.raises(ValueError, match="per must be 'sequence' or 'step', got 'row'"):
+        zoo.recurrent_dropout(layer, x, per="row")
+    layer(x, inputs=zoo.recurrent_dropout(layer, x, 0))
