@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 import torch
-from cells import ncps, torchrecurrent
 from comparison import compare
 from reinforcement import sb3_contrib, torchrl
 from torch import nn
 
 import fastrnn
+from cells import ncps, torchrecurrent
 
 
 def transformers():
