@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_alike, check_shape, two_devices, wrong_shape
+from .checks import check_alike, check_param, check_shape, two_devices, wrong_shape
 from .table import PARAMETERS, Cell, cell_named, weight_shapes
 
 
@@ -177,7 +177,7 @@ class Call(NamedTuple):
         self.check_weights(I)
         for k, weight in enumerate(self.weights):
             if (name := names[k % len(names)]).startswith("p_"):
-                self._check_param(name, weight, H)
+                check_param(name, weight, input, H)
         if self.reset is not None and D == 2:
             raise RuntimeError("reset needs a single direction, got 2")
         if packed:
@@ -194,14 +194,6 @@ class Call(NamedTuple):
                 if tensor.dtype != dtype:
                     raise RuntimeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
         return Sizes(T, N, I, H, P, D, T * N)
-
-    def _check_param(self, name: str, param: Tensor, H: int) -> None:
-        rows = tuple(self.input.shape[:-1])
-        if tuple(param.shape) not in ((H,), (*rows, H), (*rows, 1)):
-            raise RuntimeError(
-                f"{name} must have shape {(H,)}, {(*rows, H)} or {(*rows, 1)}, "
-                f"got {tuple(param.shape)}"
-            )
 
     def _check_packed(self) -> None:
         if self.reset is not None or self.lengths is not None:

@@ -20,6 +20,15 @@ def wrong_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> RuntimeErr
     return RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
+def check_param(name: str, param: Tensor, input: Tensor, H: int) -> None:
+    """RuntimeError if it is not (H,), and has not the rows of the input and H columns or one."""
+    rows = tuple(input.shape[:-1])
+    if tuple(param.shape) not in ((H,), (*rows, H), (*rows, 1)):
+        raise RuntimeError(
+            f"{name} must have shape {(H,)}, {(*rows, H)} or {(*rows, 1)}, got {tuple(param.shape)}"
+        )
+
+
 def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:
     """RuntimeError if the tensors are not dense, or not of the input's dtype and device."""
     if input.layout is not torch.strided or input.is_nested:

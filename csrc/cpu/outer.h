@@ -2,7 +2,7 @@
 // another, the gradient of a weight, and of columns, the gradient of a bias.
 #pragma once
 
-#include "cpu/gemm.h"
+#include "cpu/panels.h"
 
 namespace FASTRNN_NAMESPACE {
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "cpu/denormals.h"
-#include "cpu/gemm.h"
+#include "cpu/panels.h"
 #include "cpu/live.h"
 #include "cpu/split.h"
 #include "cpu/tasks.h"

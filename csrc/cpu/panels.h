@@ -1,0 +1,157 @@
+// A weight matrix, and the panels that products go through.
+#pragma once
+
+#include "cpu/gemm.h"
+
+namespace FASTRNN_NAMESPACE {
+
+// A number of a matrix in memory as an operand.
+template <class O, class S>
+FASTRNN_INLINE O as_operand(const S* p) {
+  if constexpr (std::is_same_v<S, O>)
+    return *p;
+  else
+    return load<O>(p);
+}
+// A register's worth of a row, operands of one lane beside each other.
+template <class O, class S>
+FASTRNN_INLINE Operands<O> from_row(const S* p) {
+  if constexpr (std::is_same_v<S, O>)
+    return load_operands<O>(p);
+  else
+    return load<Vec<O>>(p);
+}
+// A register's worth of columns, from kTerms rows, `column` on.
+template <class O, class S>
+FASTRNN_INLINE Operands<O> from_columns(const S* const (&row)[kTerms<O>], int64_t column) {
+  if constexpr (kTerms<O> == 1)
+    return from_row<O>(row[0] + column);
+  else
+    return pairs(row[0] + column, row[1] + column);
+}
+
+// A right-hand matrix of type S and its panels. `Transposed` says how it lies: the columns of the
+// product are rows of w [columns, k] (a weight in a forward product), or columns of w [k, columns].
+// Groups > 1 interleaves: a panel takes NV / Groups registers from each of Groups blocks of
+// `columns` columns, so that all gates of the same units meet in one tile. Groups = 0 leaves their
+// number to the constructor: the registers of a row are then those of each group in turn, for
+// kLanes columns after the other, whichever panels they fall into.
+// Without `keep`, for a matrix that is used for a few rows only, panels are read as they lie, which
+// takes k-major columns of single operands; others, and a last one that is not full, are packed,
+// each time one is asked for, into the caller's scratch.
+template <class S, class O, int NV, int Groups, bool Transposed>
+struct Panels {
+  static constexpr int kLane = kLanes<O>, kStep = kTerms<O>;
+  static constexpr bool kMixed = Groups == 0;
+  static constexpr int kPerGroup = kMixed ? 1 : NV / max(1, Groups);
+  static constexpr int64_t kUnits = kPerGroup * kLane;  // columns of each group in a panel
+  static constexpr bool kAsItLies = std::is_same_v<S, O> && kStep == 1;
+
+  const S* const w;
+  const int64_t k, columns;  // rows of w are `ld` apart
+  const int64_t ld;
+  const int64_t groups;
+  Buffer<O> packed;  // [count(), k, kWidth], or null
+
+  Panels(const S* weight, int64_t depth, int64_t width, bool keep, int64_t number = Groups)
+      : w(weight),
+        k(depth),
+        columns(width),
+        ld(Transposed ? depth : width),
+        groups(number),
+        packed(keep ? count() * stride() : 0) {}
+
+  int64_t registers() const { return groups * ceil_div(columns, kLane); }
+  int64_t count() const {
+    return kMixed ? ceil_div(registers(), NV) : w ? ceil_div(columns, kUnits) : 0;
+  }
+  int64_t stride() const { return round_up(k, kGrain<O>) * kWidth<O, NV>; }
+  int64_t scratch() const {
+    return packed || !w || (kAsItLies && columns % kUnits == 0) ? 0 : stride();
+  }
+
+  // Where a panel begins, if it is kept and far.
+  const O* far(int64_t panel) const {
+    const bool near = count() * stride() * int64_t{sizeof(O)} <= kNearBytes;
+    return near || !packed ? nullptr : packed + panel * stride();
+  }
+  Panel<O> get(int64_t panel) const { return of_packed(panel, packed + panel * stride()); }
+  Panel<O> get(int64_t panel, O* scratch) const {
+    static_assert(!Transposed, "panels of a transposed matrix are kept");
+    if (packed) return get(panel);
+    if constexpr (kAsItLies)
+      if ((panel + 1) * kUnits <= columns) return {{w + panel * kUnits, ld}};
+    pack(panel, scratch);
+    return of_packed(panel, scratch);
+  }
+  void keep(int64_t panel) { pack(panel, packed + panel * stride()); }
+
+  // Zero where there are no columns.
+  void pack(int64_t panel, O* out) const {
+    if constexpr (kMixed) return pack_mixed(panel, out);
+    const bool full = w && (panel + 1) * kUnits <= columns;
+    const Panel<O> to = of_packed(panel, out);
+    const int64_t end = full ? round_up(k, kStep) * to.ld : 0;
+    memset(out + end, 0, (stride() - end) * sizeof(O));
+    for (int g = 0; g < Groups && w; ++g)
+      for (int u = 0; u < kPerGroup; ++u) {
+        const int64_t column = panel * kUnits + u * kLane;
+        const int64_t valid = min(kLane, columns - column);
+        if (valid > 0)
+          pack_register(g * columns + column, valid, out + (g * kPerGroup + u) * kLane * kStep,
+                        to.ld);
+      }
+  }
+
+ private:
+  void pack_mixed(int64_t panel, O* out) const {
+    const Panel<O> to = of_packed(panel, out);
+    const int64_t valid = w ? min(NV, registers() - panel * NV) : 0;
+    const int64_t end = valid == NV ? round_up(k, kStep) * to.ld : 0;
+    memset(out + end, 0, (stride() - end) * sizeof(O));
+    for (int64_t v = 0; v < valid; ++v) {
+      const int64_t at = panel * NV + v, column = at / groups * kLane;
+      pack_register(at % groups * columns + column, min(kLane, columns - column),
+                    out + v * kLane * kStep, to.ld);
+    }
+  }
+  Panel<O> of_packed(int64_t panel, const O* data) const {
+    const bool half =
+        NV == kWide && (kMixed ? registers() - panel * NV <= NV / 2
+                               : Groups == 1 && columns - panel * kUnits <= kUnits / 2);
+    return {{data, half ? kWidth<O, NV> / 2 : kWidth<O, NV>}, half};
+  }
+  // One register's worth of columns, all k, zero beyond the valid ones.
+  void pack_register(int64_t column, int64_t valid, O* out, int64_t ld_out) const {
+    constexpr int64_t kBlock = kLane * kStep;
+    int64_t i = 0;
+    if (valid == kLane) {
+      if constexpr (Transposed) {
+        const S* const from = w + column * ld;
+        for (; i + kBlock <= k; i += kBlock) {
+          Operands<O> block[kLane];
+          FASTRNN_UNROLL
+          for (int l = 0; l < kLane; ++l) block[l] = from_row<O>(from + l * ld + i);
+          transpose<Scalar<Operands<O>>>(block);
+          FASTRNN_UNROLL
+          for (int l = 0; l < kLane; ++l)
+            store_operands<O>(out + (i + l * kStep) * ld_out, block[l]);
+        }
+      } else {
+        for (; i + kStep <= k; i += kStep) {
+          const S* row[kStep];
+          for (int t = 0; t < kStep; ++t) row[t] = w + (i + t) * ld;
+          store_operands<O>(out + i * ld_out, from_columns<O>(row, column));
+        }
+      }
+    }
+    for (; i < k; i += kStep)
+      for (int64_t l = 0; l < kLane; ++l)
+        for (int t = 0; t < kStep; ++t) {
+          const int64_t at = Transposed ? (column + l) * ld + i + t : (i + t) * ld + column + l;
+          out[i * ld_out + l * kStep + t] = l < valid && i + t < k ? as_operand<O>(w + at) : O{};
+        }
+  }
+};
+
+}  // namespace FASTRNN_NAMESPACE
