@@ -90,14 +90,10 @@ class Recurrent(RNNBase):
         if not 0 <= proj_size < hidden_size:
             raise ValueError(f"proj_size must be in [0, hidden_size), got {proj_size}")
         if heads < 1 or hidden_size % heads or (heads > 1 and proj_size):
-            raise ValueError(
-                f"heads must divide hidden_size, and have no projection; got {heads} of "
-                f"{hidden_size} and proj_size={proj_size}"
-            )
+            sizes = f"{heads} of {hidden_size} and proj_size={proj_size}"
+            raise ValueError(f"heads must divide hidden_size, without a projection; got {sizes}")
         if dropout and num_layers == 1:
-            warnings.warn(
-                "dropout is applied between layers, and there is one", UserWarning, stacklevel=2
-            )
+            warnings.warn("dropout is applied between layers, and there is one", stacklevel=2)
         self.cell = cell
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -209,9 +205,8 @@ class Recurrent(RNNBase):
 
     def permute_hidden(self, hx: State, permutation: Tensor | None) -> State:
         """The states with their batch in the order of `permutation`."""
-        if permutation is None:
-            return hx
-        return map_tensors(lambda each: each.index_select(1, permutation), hx)
+        change = None if permutation is None else lambda each: each.index_select(1, permutation)
+        return hx if change is None else map_tensors(change, hx)
 
     def _unsqueeze_state(self, hx: State) -> State:
         return map_tensors(lambda each: each.unsqueeze(1), hx)
