@@ -1,11 +1,11 @@
 // Included by an isa_*.cpp of CPUs with AVX-512 and its products of bfloat16, which has defined
 // FASTRNN_NAMESPACE: their kernels of Bf16. Nothing after it is compiled for these CPUs.
-#include <immintrin.h>
 #if !defined(__clang__)
 // GCC 12 warns of the undefined register that its own intrinsic functions begin with.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+#include <immintrin.h>
 
 #include <cstdint>
 #include <cstdlib>

@@ -14,12 +14,12 @@
 #include "cpu/team.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
-#include <immintrin.h>
 #if !defined(__clang__)
 // GCC 12 warns of the undefined register that its own intrinsic functions begin with.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
+#include <immintrin.h>
 #if defined(__clang__)
 #pragma clang attribute push( \
     __attribute__((target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), apply_to = function)
