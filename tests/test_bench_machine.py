@@ -71,3 +71,17 @@ def test_tf32_is_allowed_where_the_dtype_says_so():
 def test_a_question_to_a_driver_that_is_not_there(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert cuda.query("driver_version") == ""
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "arm64"])
+def test_the_ceilings_of_arm_are_compiled_for_any_arm(monkeypatch, machine):
+    """Not every compiler there takes `-march=native`, and each one knows NEON without it."""
+    commands, run = [], ceilings.subprocess.run
+    monkeypatch.setattr(ceilings.platform, "machine", lambda: machine)
+    monkeypatch.setattr(
+        ceilings.subprocess,
+        "run",
+        lambda command, **o: commands.append(command) or run(command, **o),
+    )
+    assert ceilings.compiled.__wrapped__("float").operations() > 0
+    assert ("-march=native" in commands[0]) == (machine == "x86_64")

@@ -195,6 +195,10 @@ void test(const char* name, int position, const Tables& tables) {
   if (Cell::kKeepsC)
     all.insert(all.end(), std::begin(sparse_projected), std::end(sparse_projected));
 
+#if defined(FASTRNN_OFFERED_ONLY)  // for an emulated processor, on which two of them take minutes
+  std::erase_if(all, [](const Shape& s) { return s.T * s.N * s.H * s.H > 1'000'000; });
+#endif
+
   for (const Shape& s : all) {
     Tensors<double> expected = make<Cell>(s);
     by_definition<Cell>(s, expected);
