@@ -11,7 +11,6 @@ from torch import nn
 from zoo import ncps, torchrecurrent
 
 import fastrnn
-from cells import ncps, torchrecurrent
 
 
 def transformers():
