@@ -147,6 +147,14 @@ def positions(g, s, p):
     return g.a * torch.arange(7)  # here
 
 
+def layer_norm_weight(g, s, p):
+    return F.layer_norm(g.a, g.a.shape[-1:], s.h)  # here
+
+
+def layer_norm_bias(g, s, p):
+    return F.layer_norm(g.a, g.a.shape[-1:], None, s.h)  # here
+
+
 def atan(g, s, p):
     return torch.atan(g.a)  # here
 
@@ -195,6 +203,8 @@ ERRORS = {
     learned: r"a learned tensor of shape \(1\) comes from outside.*params=",
     made_inside: r"a tensor of shape \(H\) comes from outside.*params=.*inputs=",
     positions: r"arange mixes units",
+    layer_norm_weight: r"the weight and the bias of layer_norm have the shape \(H\).*\* p\.weight",
+    layer_norm_bias: r"the weight and the bias of layer_norm",
     atan: r"programs have no instruction for atan",
     power: r"programs have no instruction for pow",
     whole: r"a conversion to torch\.int64, which rounds.*torch\.trunc",
@@ -266,6 +276,54 @@ def test_what_a_step_returns(step):
     message = str(raised.value)
     assert re.search(RETURNED[step], message), message
     assert message.startswith(f"{__file__}:{step.__code__.co_firstlineno}: in the step")
+
+
+def rows_in_a_number(g, s, p):
+    return g.a / g.a.shape[0]
+
+
+def rows_in_a_sum(g, s, p):
+    return g.a + len(s.h)
+
+
+class MeanOverRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / grad.size(0)
+
+
+def rows_in_the_derivative(g, s, p):
+    return MeanOverRows.apply(g.a)
+
+
+def smallest_number(g, s, p):
+    return g.a / (s.h.abs() + torch.finfo(s.h.dtype).eps)
+
+
+def norm_without_eps(g, s, p):
+    return F.rms_norm(g.a, g.a.shape[-1:])
+
+
+VARYING = (
+    rows_in_a_number,
+    rows_in_a_sum,
+    rows_in_the_derivative,
+    smallest_number,
+    norm_without_eps,
+)
+
+
+@pytest.mark.parametrize("step", VARYING)
+@pytest.mark.parametrize("H", [3, 5, 7, 11])
+def test_rows_and_dtype_give_no_constant(step, H):
+    with pytest.raises(StepError, match=f"in the step {step.__name__}: a number in it depends on"):
+        Cell(step, "a").program(H)
+    Cell(lambda g, s, p: F.rms_norm(g.a, g.a.shape[-1:], eps=1e-6) + 1e-6, "a").program(H)
+    Cell(lambda g, s, p: g.a / g.a.shape[1], "a").program(H)
 
 
 class Backward(torch.autograd.Function):

@@ -14,18 +14,16 @@ def var(x: Tensor, dim: Sequence[int] | None = None, correction: float = 1, keep
     return (centred * centred).sum(dim, keepdim) / max(0.0, count)
 
 
-def layer_norm(x: Tensor, shape: Sequence[int], weight, bias, eps: float):
+def layer_norm(x: Tensor, shape: Sequence[int], weight: None, bias: None, eps: float):
     """(output, mean, 1 / standard deviation), the latter two of shape (N, 1)."""
     mean = x.mean(-1, True)
     centred = x - mean
     rstd = torch.rsqrt((centred * centred).mean(-1, True) + eps)
-    y = centred * rstd
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias, mean, rstd
+    return centred * rstd, mean, rstd
 
 
 def layer_norm_backward(grad: Tensor, x: Tensor, shape, mean, rstd, weight, bias, wanted):
-    """The gradient of x. No plane can be the weight or the bias, which have the shape (H,)."""
+    """The gradient of x, where there is no weight and no bias."""
     normed = (x - mean) * rstd
     across = (grad * normed).mean(-1, True)
     return (grad - grad.mean(-1, True) - normed * across) * rstd, None, None

@@ -90,8 +90,9 @@ class Cell:
         Raises:
             StepError: the step cannot be a program. The message names its line and the remedy: an
                 operation that mixes units, control flow that depends on numbers, a write in
-                place, random numbers, a tensor from outside, a wrong number or shape of states,
-                an operation that programs do not have.
+                place, random numbers, a tensor from outside, a number that depends on the rows or
+                the dtype, a wrong number or shape of states, an operation that programs do not
+                have.
             ValueError: H is not positive.
             Exception: what the step itself raises.
         """

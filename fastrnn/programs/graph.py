@@ -73,6 +73,21 @@ class Graph:
         # nothing * x is nothing, also where x is infinite and zeros * x would be NaN.
         self.nothing = self._make("nothing")
 
+    def is_like(self, other: Graph) -> bool:
+        """Whether the same was made, up to the rounding of constants."""
+        numbered: dict[tuple, int] = {}
+
+        def numbers(graph: Graph) -> set[int]:
+            own: list[int] = []  # of each value, in the order of their indices
+            for v in graph._known.values():
+                args = [own[a.index] for a in v.args]
+                args = sorted(args) if v.op in COMMUTATIVE else args
+                number = None if v.number is None else f"{v.number:.6g}"
+                own.append(numbered.setdefault((v.op, *args, v.name, number), len(numbered)))
+            return set(own)
+
+        return numbers(self) == numbers(other)
+
     def input(self, name: str) -> Value:
         return self._make("input", name=name)
 

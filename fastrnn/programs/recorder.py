@@ -26,11 +26,11 @@ def _mapped(function: Callable[[Tensor], object], args: Iterable) -> list:
 class Recorder(_Mode):
     """While it is on, tensors of planes (N, H) and of rows (N, 1) have values in `graph`."""
 
-    def __init__(self, step: Callable, H: int, until: CodeType):
+    def __init__(self, step: Callable, N: int, H: int, dtype: torch.dtype, until: CodeType):
         super().__init__()
         self.step, self.until = step, until  # for messages: `step_error`
-        self.H = H
-        self.N = 5 if H != 5 else 7  # no other size is mistaken for it
+        self.N, self.H = N, H  # which differ
+        self.dtype = dtype  # of planes
         self.graph = Graph()
         self.read_only: set[int] = set()  # addresses of what the step may not write to
         self.in_backward = False
@@ -44,7 +44,8 @@ class Recorder(_Mode):
 
     def leaf(self, value: Value) -> Tensor:
         """A new plane that has this value. Its numbers are never looked at."""
-        plane = torch.linspace(0.25, 0.75, self.N * self.H).view(self.N, self.H)
+        numbers = torch.linspace(0.25, 0.75, self.N * self.H, dtype=self.dtype)
+        plane = numbers.view(self.N, self.H)
         self._set(plane, value)
         return plane
 
@@ -75,7 +76,7 @@ class Recorder(_Mode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__
-        self._refuse(name, func)
+        self._refuse(name, func, args)
         if "out" in kwargs or (name.endswith("_") and not name.endswith("__")):
             self._check_write(name, args, kwargs)
             name = name[:-1]
@@ -190,12 +191,17 @@ class Recorder(_Mode):
             does, name = "mixes units or rows", self._decomposing
         return self.error(f"{name.strip('_')} {does}. {MIXES}")
 
-    def _refuse(self, name: str, func) -> None:
+    def _refuse(self, name: str, func, args: Sequence) -> None:
         reads = name in ("any", "all", "equal", "is_nonzero")
         if reads or torch.Tag.data_dependent_output in func.tags:
             raise self.error(
                 "Python reads the numbers of a plane here (if, while, any(), item()). A "
                 "step is traced once, for all numbers: use torch.where(condition, a, b)"
+            )
+        if name == "native_layer_norm" and any(isinstance(a, Tensor) for a in args[2:4]):
+            raise self.error(
+                "the weight and the bias of layer_norm have the shape (H), which no plane has: "
+                "F.layer_norm(x, x.shape[-1:]) * p.weight + p.bias"
             )
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise self.error(

@@ -8,9 +8,9 @@ import torch
 from comparison import compare
 from reinforcement import sb3_contrib, torchrl
 from torch import nn
+from zoo import ncps, torchrecurrent
 
 import fastrnn
-from cells import ncps, torchrecurrent
 
 
 def transformers():
