@@ -107,7 +107,10 @@ def parameter_shapes(
 
 
 def given(cell: Cell, inputs: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """The inputs of a call in the cell's order. ValueError if they are not those of the cell."""
+    """The inputs of a call in the cell's order. TypeError if they have no names, ValueError if they
+    are not those of the cell."""
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise TypeError(f"inputs should be a dict of tensors by name, got {type(inputs).__name__}")
     if not (cell.inputs or inputs):
         return None
     names = set(inputs or ())

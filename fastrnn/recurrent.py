@@ -294,7 +294,7 @@ class Recurrent(RNNBase):
         inputs: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Any]:
         """One time step of all layers, as `LSTM.step`; `inputs` broadcast to (N, H)."""
-        if inputs is not None:
+        if isinstance(inputs, Mapping):
             time = 1 if self.batch_first else 0
             inputs = {k: v.unsqueeze(time) if v.dim() == 2 else v for k, v in inputs.items()}
         return self._step(input, state, reset, reset_state, inputs)

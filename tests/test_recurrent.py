@@ -171,6 +171,17 @@ def test_masks_and_whole_numbers_are_inputs():
             example.module(example.x, inputs={k: v.float() for k, v in given.items()})
 
 
+def test_inputs_have_names():
+    example = Example("cfc", 4, 3, 5, 6)
+    with pytest.raises(TypeError, match="inputs should be a dict of tensors by name, got Tensor"):
+        example.module(example.x, inputs=example.inputs["dt"])
+    with pytest.raises(TypeError, match="got Tensor"):
+        example.module.step(example.x[0], inputs=example.inputs["dt"][0])
+    with pytest.raises(ValueError, match="cfc needs inputs={'dt'}, got 'time'"):
+        example.module(example.x, inputs={"time": example.inputs["dt"]})
+    example()
+
+
 def test_steps_and_unbatched_input():
     """Step by step as at once; input without a batch as with a batch of one."""
     for name in ("decaying_lstm", "zoneout_lstm", "peephole", "layer_norm_lstm"):
