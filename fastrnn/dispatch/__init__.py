@@ -218,11 +218,12 @@ _PLAIN = (torch.float32, torch.float64)
 def is_torch_step(input: Tensor, h: Tensor, weights: list[Tensor]) -> bool:
     """The same of an RNN that is trained and that nothing watches, in less time. That step has
     checks of its own, but takes weights and states that are not dense."""
+    dtype = input.dtype
     for tensor in (h, *weights):
-        if tensor.layout is not torch.strided:
+        if tensor.layout is not torch.strided or tensor.dtype is not dtype:
             return False
     return (
-        input.dtype in _PLAIN
+        dtype in _PLAIN
         and input.is_cpu
         and input.layout is torch.strided
         and input.dim() == h.dim() == 2
