@@ -92,8 +92,9 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   static constexpr int64_t kTileBytes = 32 * 1024;  // of sums that wait for their code
 
   const fastrnn::Program& program_;
-  const int64_t cut_;   // panels that hold whole units, all gates
-  const int64_t most_;  // panels whose sums wait together
+  const int64_t cut_;        // panels that hold whole units, all gates
+  const int64_t most_;       // panels whose sums wait together
+  const int64_t registers_;  // of the units
 
   ProgramStep(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : Base(forward, threads, kind_of(*forward.program)),
@@ -103,7 +104,8 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
                   ? direction_[0].hh.count()
                   : round_up(max(1, kTileBytes /
                                         (max(1, N / this->split.rows) * kLd * int64_t{sizeof(T)})),
-                             cut_)) {}
+                             cut_)),
+        registers_(ceil_div(H, kLanes<T>)) {}
 
   // Panels between which a step can be cut.
   int64_t cut() const { return cut_; }
@@ -141,16 +143,20 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   // u = W_hh h_{t-1} + bias for the units of some panels, and their cells.
   void recurrent_product(Worker& worker, const Step& now, int64_t step, Range panels) {
     if (now.rows == 0) return;
-    if (kind.gates_u == 0) return cells(worker, now, panels, {0, ceil_div(H, kLanes<T>)});
+    if (kind.gates_u == 0) return cells(worker, now, panels, {0, registers_});
+    const int64_t all = direction_[0].hh.count();
+    if (panels.count() == all && all <= most_) {  // without a division, which a short step notices
+      product(worker, now, step, panels);
+      return cells(worker, now, panels, {0, registers_});
+    }
     const Range blocks{0, ceil_div(panels.count(), most_)};
     this->each_panel(step, blocks, [&](int64_t block, int64_t) {
       const int64_t first = panels.first + block * most_;
       const Range some{first, min(panels.last, first + most_)};
       product(worker, now, step, some);
-      const int64_t all = direction_[0].hh.count(), registers = ceil_div(H, kLanes<T>);
       cells(worker, now, some,
             {some.first * kWide / kind.gates_u,
-             some.last == all ? registers : some.last * kWide / kind.gates_u});
+             some.last == all ? registers_ : some.last * kWide / kind.gates_u});
     });
   }
 
@@ -158,13 +164,15 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   void product(Worker& worker, const Step& now, int64_t step, Range panels) {
     const auto& w = direction_[now.d];
     const int64_t ld = panels.count() * kLd, ld_init = kind.split ? 0 : this->ld_x();
-    const int64_t depth = P / s.heads;
+    const int64_t depth = s.heads > 1 ? P / s.heads : P;
     this->each_panel(step, panels, [&](int64_t p, int64_t next) {
       const T* const init = kind.split ? w.b_hh + p * kLd : x_part(now.d, p, now.chunk_row);
       T* const out = worker.tile + (p - panels.first) * kLd;
-      // The first unit of a panel is of the same head as the others.
-      const int64_t unit = p * kWide / kind.gates_u * kLanes<T>;
-      const O* const left = now.left + unit / depth * depth * (s.heads > 1);
+      const O* left = now.left;
+      if (s.heads > 1) {  // the first unit of a panel is of the same head as the others
+        const int64_t unit = p * kWide / kind.gates_u * kLanes<T>;
+        left += unit / depth * depth;
+      }
       const Panel<O> panel = w.hh.get(p);
       if (now.rows == 1)
         micro_of<O, kWide>(1, panel)(left, ld_state, panel, depth, init, ld_init, out, ld, {});
