@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import table
-from .dispatch import cpu
+from .dispatch import cpu, triton
 from .dispatch.reference.definition import block_diagonal
 from .features import Asked
 from .programs import Cell
@@ -28,18 +28,19 @@ def register(cell: Cell, H: int, projected: bool) -> str:
     program = cell.program(H)
     if program.gates_x == 0:
         raise ValueError(f"{cell.name}: no gate sees the input")
-    if projected and (cell.output != cell.recurrent or _reads_h(program)):
+    if projected and (cell.output != cell.recurrent or program.carries_h):
         raise ValueError(
             f"{cell.name} cannot be projected: its step reads the state {cell.recurrent}, or "
             "another one is the output"
         )
     cpu.register(program)
+    triton.register(program)
     table.add(
         table.Cell(
             name=program.name,
             gates=program.gates_x,
             saved=program.saved,
-            keeps="c" if program.own else "",
+            keeps="h" * program.carries_h + "c" * (program.own > 0),
             split=program.split,
             hidden_gates=program.gates_u,
             own=program.own,
@@ -51,11 +52,6 @@ def register(cell: Cell, H: int, projected: bool) -> str:
     return program.name
 
 
-def _reads_h(program) -> bool:
-    gates = (program.gates_x if program.split else 0) + program.gates_u
-    return bool(program.forward.reads[gates] or program.backward.reads[program.saved])
-
-
 class _Step:
     """The step of a cell as the reference calls it: `step(x, u, h, c, *params) -> (h, c)`."""
 
@@ -64,6 +60,9 @@ class _Step:
         names = cell.names
         self._gates, self._params = names.gates, names.params
         self._order = [cell.recurrent, *(s for s in cell.states if s != cell.recurrent)]
+
+    def __str__(self) -> str:
+        return f"the cell {self._cell.name}"
 
     def __call__(
         self, x: Tensor, u: Tensor, h: Tensor, c: Tensor | None, *params: Tensor

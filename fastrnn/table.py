@@ -17,7 +17,7 @@ class Cell(NamedTuple):
     name: str
     gates: int  # G, planes of the weights, in the order of `torch.nn`
     saved: int  # S, planes that forward saves for backward
-    keeps: str  # what a unit keeps for itself, unrounded, from step to step: "c", "h" or ""
+    keeps: str  # what a unit keeps for itself, unrounded, from step to step: "c", "h", both or ""
     split: bool  # whether the gradients of the input part and of the hidden part differ
     hidden_gates: int  # planes of w_hh; G is those of w_ih
     own: int = 0  # K, planes of c, which lie one after the other

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import pytest
 import torch
 from conftest import KERNELS
+from program_cells import CELLS
 from torch._subclasses import FakeTensorMode
 
 from bench import results
-from fastrnn import diagnosis, dispatch
+from fastrnn import Recurrent, diagnosis, dispatch
 from fastrnn.call import Call
 from fastrnn.dispatch import choice, cuda, cudnn, gpu, reference, triton
 from fastrnn.dispatch.choice import Question
@@ -161,6 +163,34 @@ def test_more_steps_than_cudnn_takes(steps, packed, monkeypatch):
         wide = call("lstm", input=torch.empty(2, 70_000, 4, device=device))
         wide = wide._replace(h0=torch.empty(1, 70_000, 8, device=device))
         assert dispatch.choose(wide) is cudnn
+
+
+def test_cells_that_are_functions(monkeypatch):
+    """Triton takes them where it was tried and CUDA nowhere; the reference says why, once."""
+    monkeypatch.setattr(reference, "_warned", set())
+
+    def choices(name: str, capability: tuple[int, int], dtype=torch.float32) -> list:
+        mode = Recurrent(CELLS[name], 4, 8).mode
+        with device_of(monkeypatch, capability, None) as device:
+            input = torch.empty(5, 2, 4, device=device, dtype=dtype)
+            asked = call(mode, input=input, h0=torch.empty(1, 2, 8, device=device, dtype=dtype))
+            assert "no cells made of functions" in cuda.obstacle(asked)
+            return [dispatch.choose(asked) for _ in range(2)]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert choices("rnn", (9, 0)) == [triton] * 2
+    for name, reason, *where in (
+        ("rnn", "not tried on such a GPU", (8, 0)),
+        ("lstm", "dtype is torch.float64", (9, 0), torch.float64),
+        ("layer_norm_lstm", "sums over units", (9, 0)),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert choices(name, *where) == [reference] * 2
+        (warning,) = caught
+        assert f"the cell {name} runs as a loop" in str(warning.message)
+        assert reason in str(warning.message)
 
 
 def test_other_kernels_have_rows_of_their_own(monkeypatch, hopper):

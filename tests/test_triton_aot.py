@@ -99,3 +99,35 @@ for kernel in ("forward", "backward"):
 
 def test_programs_meet_in_memory(tmp_path):
     assert run("-c", MEETING, cache=tmp_path) == "True True True False\n" * 2
+
+
+# Cells that are functions: their steps are printed, and compiled with the loops.
+PRINTED = """
+import sys
+import torch
+sys.path.insert(0, "tests")
+from program_cells import CELLS
+from fastrnn.made import register
+from tools import aot
+
+for target in ("sm_90", "gfx942"):
+    for name, kinds, N in (
+        ("by hand", "", 16), ("lstm", "", 16), ("peephole", "uuu", 512), ("decaying_lstm", "un", 16)
+    ):
+        cell = "lstm" if name == "by hand" else register(CELLS[name], 40, False)
+        for kernel in ("forward", "backward"):
+            case = aot.Case(kernel, cell, 40, N, torch.bfloat16, "ieee", target, kinds=kinds)
+            found = aot.report(case)
+            print(target, name, kernel, found.registers, found.local, found.fits, sep=",")
+"""
+
+
+def test_printed_cells(tmp_path):
+    """None spills or is too large, and an LSTM takes the registers of the one by hand."""
+    lines = run("-c", PRINTED, cache=tmp_path).splitlines()
+    found = {tuple(cells[:3]): cells[3:] for cells in (line.split(",") for line in lines)}
+    assert len(found) == 2 * 4 * 2
+    for (target, name, kernel), (registers, local, fits) in found.items():
+        assert fits == "True" and (local == "0" or target == "gfx942"), (target, name, kernel)
+        if name == "lstm":
+            assert int(registers) <= 1.1 * int(found[target, "by hand", kernel][0])

@@ -28,7 +28,7 @@ from fastrnn.dispatch.triton.backward import backward
 from fastrnn.dispatch.triton.choose import Device
 from fastrnn.dispatch.triton.forward import forward
 from fastrnn.dispatch.triton.launch import constants, options, plan_for
-from fastrnn.table import CELLS
+from fastrnn.table import cell_named
 
 # Processors and shared memory of A100, H100, B200 and MI300X.
 TARGETS = {
@@ -38,7 +38,7 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), Device(304, 64 << 10, 64)),
 }
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-FLOAT32 = ("kept", "d_kept")
+FLOAT32 = ("kept", "d_kept", "d_units")
 INT64 = ("lengths", "offsets")
 
 
@@ -55,6 +55,7 @@ class Case(NamedTuple):
     projection: int = 0
     D: int = 1
     ragged: bool = False  # lengths and reset
+    kinds: str = ""  # of the parameters of a cell that is a function, see `tiles.parameters`
 
 
 class Report(NamedTuple):
@@ -70,11 +71,20 @@ class Report(NamedTuple):
 
 def _types(case: Case, names: list[str], part: int) -> dict[str, str | None]:
     """The type of each argument that is not constant; None where it is not given."""
-    kind = CELLS[case.cell]
+    kind = cell_named(case.cell)
     absent = {"reset", "offsets", "lengths"} - ({"reset", "lengths"} if case.ragged else set())
     if not case.projection:
-        absent |= {"w_hr", "m", "hidden", "d_state"}
-    if kind.keeps != "c":
+        absent |= {"w_hr", "m", "d_state"}
+    hands_back = case.kernel == "forward" or kind.step is not None
+    if not (kind.keeps_hidden(case.projection > 0) and hands_back):
+        absent |= {"hidden"}
+    if not case.kinds:
+        absent |= {"params"}
+    if "u" not in case.kinds:
+        absent |= {"d_units"}
+    if not set(case.kinds) - {"u"}:
+        absent |= {"d_rows"}
+    if not kind.has_c:
         absent |= {"cells", "c0", "d_cells"}
     if not kind.keeps:
         absent |= {"kept", "d_kept"}
@@ -121,11 +131,11 @@ def build(case: Case, part: int = 0):
     target, device = TARGETS[case.target]
     P = case.projection or case.H
     size = Sizes(T=1, N=case.N, I=case.H, H=case.H, P=P, D=case.D, rows=case.N)
-    cell = CELLS[case.cell]
+    cell = cell_named(case.cell)
     plan = plan_for(kernel, cell, size, P != case.H, case.dtype, case.how, device)
     if P != case.H and not plan.persistent:
         part = part or 1
-    fixed = constants(kernel, cell, size, plan, case.how) | {"PART": part}
+    fixed = constants(kernel, cell, size, plan, case.how, case.kinds) | {"PART": part}
     if kernel is backward:
         fixed["CLIP"] = False
     names = [name for name in kernel.arg_names if name not in fixed]

@@ -187,7 +187,12 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
         # compiled graphs run PyTorch's own forward twice
         first = torch.compiler.is_compiling() or _faster(kernels, call, layers)
         order.insert(0 if first else 1, kernels)
-    return next((b for b in order if obstacle(b, call, traced) is None), reference)
+    found = next((b for b in order if obstacle(b, call, traced) is None), reference)
+    if on_gpu and found is reference and call.kind.step:
+        reference.warn_of_loop(
+            call, obstacle(triton, call) or "the Triton kernels were not tried on such a GPU"
+        )
+    return found
 
 
 def _is_recorded() -> bool:

@@ -43,6 +43,19 @@ class Program(NamedTuple):
     forward: Code
     backward: Code
 
+    @property
+    def carries_h(self) -> bool:
+        """Whether the recurrent state passes from step to step also outside of the product: the
+        step reads it, or its gradient does not come from the product alone."""
+        gates = (self.gates_x if self.split else 0) + self.gates_u
+        if self.forward.reads[gates] or self.backward.reads[self.saved]:
+            return True
+        code = self.backward
+        written = code.planes - self.params - self.own - 1
+        zero = [k for k, c in enumerate(code.constants, code.planes) if c == 0]
+        writes = [tuple(line) for line in code.unpacked() if line[1] == written]
+        return [line[0] for line in writes] != [OPS.index("copy")] or writes[0][2] not in zero
+
 
 def build(traced: Traced, names: Names, recurrent: str, output: str) -> Program:
     """The program of a step."""

@@ -17,6 +17,8 @@ from ...call import Call, Sizes
 from ...checks import check_lengths
 from ...results import Cotangents, Gradients, Needs, Results, Saved
 from ...table import Cell
+from ..reference.definition import block_diagonal
+from .gradients import part, shaped, state_gradient, weight_gradients
 from .packing import packing
 
 Tensors = dict[str, Tensor | None]
@@ -27,31 +29,35 @@ class Loops(Protocol):
     Shapes say how the numbers lie; a tensor may fold some of its dimensions into one.
 
     Of the input's dtype, or, `kept` and `d_kept`, float32, float64 where that is the input's. None
-    stands for what the cell or the call does not have. T, N, D, H, P, rows: `call.Sizes`.
+    stands for what the cell or the call does not have. T, N, D, H, P, rows: `call.Sizes`; G, U, S,
+    K: gates, hidden_gates, saved and own of the cell; B: planes that it keeps, h and then those of
+    c. Only where cells are functions U is not G, K and B can be above 1, and there is more:
+    `params`, a list of [D, H], [D, rows, H] or [D, rows, 1], and backward, where y is not what the
+    cell calls h, `hidden`.
     """
 
     @staticmethod
     def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
-        """Reads x [rows, D, G, H], the input part of the pre-activations with b_ih; w_hh [D, G, H,
-        P]; b_hh [D, G, H]; w_hr [D, P, H]; h0 [D, N, P]; lengths [N] int64, offsets [T] int64, the
+        """Reads x [rows, D, G, H], the input part of the pre-activations with b_ih; w_hh [D, U, H,
+        P]; b_hh [D, U, H]; w_hr [D, P, H]; h0 [D, N, P]; lengths [N] int64, offsets [T] int64, the
         first row of each step of packed input, and reset [T, N] bool.
 
-        Writes y [rows, D, P]; h_n [D, N, P]; kept [D, N, H], the initial state that the cell keeps
-        and then the final one; where they are wanted gates [D, rows, S, H], cells [D, rows, H] and
-        hidden [D, rows, H]. Rows without a step stay as they were.
+        Writes y [rows, D, P]; h_n [D, N, P]; kept [D, N, B, H], the initial states that the cell
+        keeps and then the final ones; where they are wanted gates [D, rows, S, H], cells [D, rows,
+        K, H] and hidden [D, rows, H]. Rows without a step stay as they were.
         """
 
     @staticmethod
     def backward(
         cell: Cell, size: Sizes, tensors: Tensors, detach_every: int, grad_clip: float
-    ) -> None:
-        """Reads dy [rows, D, P], dh_n [D, N, P] and d_cells [D, rows, H], None if zero; w_hh, w_hr,
-        lengths, offsets, reset; h0, c0, y, gates and cells of the forward call.
+    ) -> list[Tensor] | None:
+        """Reads dy [rows, D, P], dh_n [D, N, P] and d_cells [D, rows, K, H], None if zero; w_hh,
+        w_hr, lengths, offsets, reset; h0, c0, y, gates and cells of the forward call.
 
-        Writes du [rows, D, G, H], dx [rows, D, G, H] if `cell.split`, d_state [rows, D, P], the
-        complete gradient of each h of a projected layer; and d_kept [D, N, H], in which the
-        gradient of the final state stands before and that of the initial one, without what goes
-        through w_hh, after.
+        Writes du [rows, D, U, H], dx [rows, D, G, H] if `cell.split`, d_state [rows, D, P], the
+        complete gradient of each h of a projected layer; and d_kept [D, N, B, H], in which
+        the gradients of the final states stand before and those of the initial ones, without what
+        goes through w_hh, after. Returns the gradients of `params`, if there are any.
         """
 
 
@@ -105,17 +111,20 @@ def _form(call: Call) -> _Form:
     return form
 
 
-class _Layer:
+class Layer:
     """A call: checked and dense. Matrices of two directions are one below the other."""
 
     def __init__(self, call: Call):
         self.form = form = _form(call)
-        self.size, self.cell = size, _ = form[:2]
+        self.size, self.cell = size, cell = form[:2]
         if call.lengths is not None and call.lengths.is_cpu:
             check_lengths(call.lengths, size.T)
         input, weights = _dense(call.input), call.weights
         self.input = input.view(size.rows, size.I) if call.batch_sizes is None else input
         self.h0, self.c0 = _dense(call.h0), _dense(call.c0)
+        self.params: list[Tensor] = []
+        if cell.step is not None:
+            weights = self._apart(call)
         if size.D == 1:
             self.w_ih, self.w_hh, *others = map(_dense, weights)
         else:
@@ -130,6 +139,17 @@ class _Layer:
             device = input.device
             self.lengths, self.offsets, self.earlier = packing(call.steps(size), device)
 
+    def _apart(self, call: Call) -> list[Tensor]:
+        """The weights without the parameters of a cell that is a function; heads as one matrix."""
+        names = [name for name in call.names.split() if not name.startswith("p_")]
+        directions = call.by_name()
+        for name in call.names.split()[len(names) :]:
+            each = [w[name] if w[name].dim() == 1 else w[name].flatten(0, -2) for w in directions]
+            self.params.append(torch.stack(each))
+        for w in directions:
+            w["w_hh"] = block_diagonal(w["w_hh"], self.size.P)
+        return [w[name] for w in directions for name in names]
+
     def matrix(self, *shape: int) -> Tensor:
         """For results of the loop, which leaves what is past the end of a padded row: zero."""
         return (self.input.new_zeros if self.ragged else self.input.new_empty)(shape)
@@ -138,6 +158,20 @@ class _Layer:
         """A state as a loop may overwrite it."""
         dtype = self.form.wide if wide else state.dtype
         return state.clone() if state.dtype is dtype else state.to(dtype)
+
+    def kept(self, h: Tensor, c: Tensor | None) -> Tensor | None:
+        """What the cell keeps of a state, as a loop may overwrite it."""
+        states = [h] * ("h" in self.cell.keeps) + [c] * self.cell.has_c
+        if len(states) == 2:
+            return torch.cat(states, -1).to(self.form.wide)
+        return self.initial(states[0], wide=True) if states else None
+
+    def own(self, kept: Tensor | None) -> Tensor:
+        """c of what was kept; (0,) of a cell that has none."""
+        if not self.cell.has_c:
+            return self.input.new_empty(0)
+        c = kept[..., self.size.H :] if "h" in self.cell.keeps else kept
+        return c.to(self.input.dtype).contiguous()
 
     def first(self, d: int, matrix: Tensor) -> Tensor:
         """What a (rows, ...) matrix holds of the first step of each batch row; 0 without one."""
@@ -160,19 +194,18 @@ class _Layer:
 
 def run(loops: Loops, call: Call, save: bool) -> Results:
     """As `dispatch.Backend.run`, without gradients, on a backend's loops."""
-    layer = _Layer(call)
+    layer = Layer(call)
     size, cell, h0 = layer.size, layer.cell, layer.h0
     D, H, rows = size.D, size.H, size.rows
-    kept = gates = cells = hidden = None
-    if cell.keeps:
-        kept = layer.initial(layer.c0 if cell.has_c else h0, wide=True)
+    gates = cells = hidden = None
+    kept = layer.kept(h0, layer.c0)
     # Where every row has a step, each element is written.
     h_n = layer.initial(h0, wide=False) if layer.ragged else torch.empty_like(h0)
     y = layer.matrix(*layer.form.output)
     if save:
         gates = layer.matrix(D, rows, cell.saved, H) if cell.saved else None
-        cells = layer.matrix(D, rows, H) if cell.has_c else None
-        hidden = layer.matrix(D, rows, H) if call.projected else None
+        cells = layer.matrix(D, rows, cell.own * H) if cell.has_c else None
+        hidden = layer.matrix(D, rows, H) if cell.keeps_hidden(call.projected) else None
     tensors = {
         "x": F.linear(layer.input, layer.w_ih, layer.b_ih),
         "w_hh": layer.w_hh,
@@ -189,8 +222,10 @@ def run(loops: Loops, call: Call, save: bool) -> Results:
         "offsets": layer.offsets,
         "reset": layer.reset,
     }
+    if layer.params:
+        tensors["params"] = layer.params
     loops.forward(cell, size, tensors)
-    c_n = kept.to(y.dtype) if cell.has_c else y.new_empty(0)
+    c_n = layer.own(kept)
     if not save:
         return Results(y, h_n, c_n)
     if gates is None:
@@ -203,16 +238,18 @@ def run_backward(
     loops: Loops, call: Call, cotangents: Cotangents, saved: Saved, needs: Needs
 ) -> Gradients:
     """As `dispatch.Backend.run_backward`, on a backend's loops."""
-    layer = _Layer(call)
+    layer = Layer(call)
     input, size, cell = call.input, layer.size, layer.cell
-    D, N, H, P, rows, width = size.D, size.N, size.H, size.P, size.rows, cell.gates * size.H
+    D, N, H, P, rows = size.D, size.N, size.H, size.P, size.rows
     d_kept = None
     if cell.has_c and cotangents.c_n is not None:
-        d_kept = layer.initial(_dense(cotangents.c_n), wide=True)
+        zero = torch.zeros_like(layer.h0) if "h" in cell.keeps else layer.h0
+        d_kept = layer.kept(zero, _dense(cotangents.c_n))
     elif cell.keeps:
-        d_kept = input.new_zeros((D, N, H), dtype=layer.form.wide)
-    du = layer.matrix(rows, D * width)
-    dx = layer.matrix(rows, D * width) if cell.split else du
+        planes = ("h" in cell.keeps) + cell.own
+        d_kept = input.new_zeros((D, N, planes * H), dtype=layer.form.wide)
+    du = layer.matrix(rows, D * cell.hidden_gates * H)
+    dx = layer.matrix(rows, D * cell.gates * H) if cell.split else du
     d_state = layer.matrix(rows, D * P) if call.projected else None
     saved = saved.filled()
     y = _dense(saved.output)
@@ -235,63 +272,28 @@ def run_backward(
         "offsets": layer.offsets,
         "reset": layer.reset,
     }
-    loops.backward(cell, size, tensors, call.detach_every, call.grad_clip)
+    if cell.step is not None and cell.keeps_hidden(call.projected):
+        tensors["hidden"] = _dense(saved.hidden)
+    if layer.params:
+        tensors["params"] = layer.params
+    d_params = loops.backward(cell, size, tensors, call.detach_every, call.grad_clip)
     grad_input = grad_h0 = grad_c0 = input.new_empty(0)
     grad_weights: list[Tensor] = []
     if needs.input:
         grad_input = torch.mm(dx, layer.w_ih).view(input.shape)
     if needs.state:
-        grad_h0 = _state_gradient(layer, du, d_kept, cotangents.h_n, call.grad_clip)
-        grad_c0 = d_kept.to(input.dtype) if cell.has_c else grad_c0
+        grad_h0 = state_gradient(layer, du, d_kept, cotangents.h_n, call.grad_clip)
+        grad_c0 = layer.own(d_kept)
     if needs.weights:
         y = y.view(rows, D * P)
         for d in range(D):
-            grads = _weight_gradients(layer, d, *(_part(m, d, D) for m in (dx, du, y)))
+            h = saved.hidden[d] if cell.output else part(y, d, D)
+            grads = weight_gradients(layer, d, part(dx, d, D), part(du, d, D), h)
             if call.projected:
-                grads.append(torch.mm(_part(d_state, d, D).t(), saved.hidden[d]))
+                grads.append(torch.mm(part(d_state, d, D).t(), saved.hidden[d]))
+            if layer.params:
+                grads += [g[d] for g in d_params]
             grad_weights += grads
+        if cell.step is not None:
+            grad_weights = list(map(shaped, grad_weights, call.weights))
     return Gradients(grad_input, grad_h0, grad_c0, grad_weights)
-
-
-def _part(matrix: Tensor, d: int, D: int) -> Tensor:
-    """The columns of direction d."""
-    return matrix if D == 1 else matrix.chunk(D, 1)[d]
-
-
-def _state_gradient(
-    layer: _Layer, du: Tensor, d_kept: Tensor | None, grad_h_n: Tensor | None, grad_clip: float
-) -> Tensor:
-    """Gradient of h0 (D, N, P): what the first step of each row sends back."""
-    D, N, P = layer.size.D, layer.size.N, layer.size.P
-    weights = layer.w_hh.chunk(D)
-    grads = [torch.mm(layer.first(d, _part(du, d, D)), weights[d]) for d in range(D)]
-    grad = grads[0].view(D, N, P) if D == 1 else torch.stack(grads)
-    if layer.cell.keeps == "h":
-        grad = grad + d_kept
-    if grad_clip:
-        grad = grad.clamp(-grad_clip, grad_clip)
-    if layer.lengths is not None and grad_h_n is not None:
-        grad = torch.where((layer.lengths == 0)[:, None], grad_h_n, grad)
-    return grad.to(du.dtype)
-
-
-def _weight_gradients(layer: _Layer, d: int, dx: Tensor, du: Tensor, y: Tensor) -> list[Tensor]:
-    """Gradients of w_ih, w_hh and the biases of direction d; dx, du (rows, G*H), y (rows, P)."""
-
-    def pick(matrix: Tensor) -> Tensor:
-        if isinstance(layer.earlier, slice):
-            return matrix[layer.earlier]
-        return matrix.index_select(0, layer.earlier)
-
-    # Rows after the first step of padded or packed input, against the rows one step before.
-    N = layer.size.N
-    after, before = (du[N:], pick(y)) if d == 0 else (pick(du), y[N:])
-    if layer.reset is not None:
-        before = before.masked_fill(layer.reset.flatten()[N:, None], 0)
-    # The short sum, of the first steps, is rounded once more than the long one that is added to it.
-    w_hh = torch.mm(layer.first(d, du).t(), layer.h0[d])
-    grads = [torch.mm(dx.t(), layer.input), w_hh.addmm_(after.t(), before)]
-    if layer.b_ih is not None:
-        b_hh = du.sum(0)
-        grads += [dx.sum(0) if layer.cell.split else b_hh.clone(), b_hh]
-    return grads

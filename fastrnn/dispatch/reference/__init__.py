@@ -7,6 +7,7 @@ see into.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -113,3 +114,17 @@ def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
     grads = vjp(tuple(grad for grad in cotangents if grad is not None))
     found = call.with_tensors(grads)
     return Gradients(found.input, found.h0, found.c0, found.weights)
+
+
+_warned: set[str] = set()  # names of cells
+
+
+def warn_of_loop(call: Call, reason: str) -> None:
+    """Says once of each cell made of a function why it runs here on a GPU."""
+    if call.cell in _warned or torch.compiler.is_compiling():
+        return
+    _warned.add(call.cell)
+    warnings.warn(
+        f"{call.kind.step} runs as a loop of PyTorch's operations, which is slow: {reason}",
+        stacklevel=2,
+    )

@@ -16,6 +16,7 @@ from importlib import metadata
 import torch
 
 from ...call import Call
+from ...programs.program import Program
 from ...results import Cotangents, Gradients, Needs, Results, Saved
 from .. import gpu
 from ..gpu import layer
@@ -24,6 +25,14 @@ NAME = "triton"
 MINIMUM = (3, 6)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 DEVICE = "cpu" if INTERPRETED else "cuda"
+
+
+PROGRAMS: dict[str, Program] = {}  # cells that are functions, by name
+
+
+def register(program: Program) -> None:
+    """Has the kernels know a cell made of a function, under the program's name."""
+    PROGRAMS.setdefault(program.name, program)
 
 
 def missing(version: str | None) -> str | None:
@@ -58,8 +67,8 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     input = call.input
     if _missing is not None:
         return _missing
-    if call.kind.step:
-        return "the kernels for GPUs take no cells made of functions"
+    if call.kind.step and PROGRAMS[call.cell].row_sums:
+        return "the step sums over units, which are in several programs of Triton"
     if input.device.type != DEVICE:
         return f"tensors are on {input.device}; move them and the module to 'cuda'"
     if input.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling():

@@ -10,7 +10,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import first_row, hold, load, meet, place, product, span, step, store, widen
+from .tiles import (
+    first_row,
+    hold,
+    load,
+    meet,
+    parameters,
+    place,
+    product,
+    span,
+    step,
+    store,
+    widen,
+)
 
 
 @triton.jit
@@ -35,74 +47,116 @@ def _either(p, at, mask, first_p, first_at, first_mask):
 
 @triton.jit
 def _given(
-    dy, d_cells, h0, c0, y, gates, cells, reset, offsets, t, active, row, T, N, rows, d, n, length,
-    j, S: tl.constexpr, KEEPS: tl.constexpr, D: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
+    dy, d_cells, h0, c0, y, gates, cells, hidden, reset, offsets, t, active, row, T, N, rows, d, n,
+    length, j, S: tl.constexpr, OWN: tl.constexpr, OLD: tl.constexpr, NEW: tl.constexpr,
+    D: tl.constexpr, H: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """All that a step is given and the steps after it do not make: (dy, saved, h_prev, h, c_prev,
-    c, dc). What the cell does not need is zero."""
+    """All that a step is given and the steps after it do not make: (dy, saved, old, new, d_own),
+    where old and new are all states before and after it, and d_own has gradients of the planes of
+    c. What the cell does not need is zero."""
     mask = active[:, None] & (j < H)[None, :]
     zero = tl.zeros(mask.shape, y.dtype.element_ty)
     dy_t = zero
-    h_prev = zero
-    h = zero
-    c_prev = zero
-    c = zero
-    dc = zero
-    at_y = (row * D + d)[:, None] * P + j[None, :]
     at_row = (d.to(tl.int64) * rows + row)[:, None]
     saved = load(gates + at_row * (S * H) + j[None, :], mask, S, H)
     if dy is not None:
+        at_y = (row * D + d)[:, None] * P + j[None, :]
         dy_t = tl.load(dy + at_y, mask=active[:, None] & (j < P)[None, :], other=0.0)
-    if KEEPS == "":
-        h = tl.load(y + at_y, mask=mask, other=0.0)
-    if KEEPS == "c":
-        c = tl.load(cells + at_row * H + j[None, :], mask=mask, other=0.0)
-        if d_cells is not None:
-            dc = tl.load(d_cells + at_row * H + j[None, :], mask=mask, other=0.0)
-    if KEEPS != "":
-        before = active
-        if reset is not None:
-            at_t = reset + t.to(tl.int64) * N + n
-            before = (tl.load(at_t, mask=active, other=1) == 0) & active
-        initial = t == tl.where(d == 0, 0, length - 1)
-        first = (before & initial)[:, None] & (j < H)[None, :]
-        later = (before & (initial == 0))[:, None] & (j < H)[None, :]
-        row_before = first_row(tl.where(d == 0, t - 1, t + 1), T, N, offsets) + n
-        at = (d * N + n)[:, None] * H + j[None, :]
-        if KEEPS == "h":
+
+    before = active
+    if (OLD != 0) and (reset is not None):
+        at_t = reset + t.to(tl.int64) * N + n
+        before = (tl.load(at_t, mask=active, other=1) == 0) & active
+    initial = t == tl.where(d == 0, 0, length - 1)
+    first = (before & initial)[:, None] & (j < H)[None, :]
+    later = (before & (initial == 0))[:, None] & (j < H)[None, :]
+    row_before = first_row(tl.where(d == 0, t - 1, t + 1), T, N, offsets) + n
+    at_row_before = (d.to(tl.int64) * rows + row_before)[:, None]
+    state = (d * N + n)[:, None]
+    at = state * H + j[None, :]
+    h = zero
+    h_prev = zero
+    if hidden is None:
+        if NEW & 1:
+            h = tl.load(y + (row * D + d)[:, None] * P + j[None, :], mask=mask, other=0.0)
+        if OLD & 1:
             at_before = (row_before * D + d)[:, None] * P + j[None, :]
             h_prev = _either(y, at_before, later, h0, at, first)
+    else:
+        if NEW & 1:
+            h = tl.load(hidden + at_row * H + j[None, :], mask=mask, other=0.0)
+        if OLD & 1:
+            h_prev = _either(hidden, at_row_before * H + j[None, :], later, h0, at, first)
+    old = (h_prev,)
+    new = (h,)
+    d_own = ()
+    for k in tl.static_range(OWN):
+        c = zero
+        c_prev = zero
+        dc = zero
+        plane = k * H + j[None, :]
+        if (NEW >> (k + 1)) & 1:
+            c = tl.load(cells + at_row * (OWN * H) + plane, mask=mask, other=0.0)
+        if (OLD >> (k + 1)) & 1:
+            at_before = at_row_before * (OWN * H) + plane
+            c_prev = _either(cells, at_before, later, c0, state * (OWN * H) + plane, first)
+        if d_cells is not None:
+            dc = tl.load(d_cells + at_row * (OWN * H) + plane, mask=mask, other=0.0)
+        old = old + (c_prev,)
+        new = new + (c,)
+        d_own = d_own + (dc,)
+    return dy_t, saved, old, new, d_own
+
+
+@triton.jit
+def _store_parameters(
+    d_units, d_rows, dp, d, n, row, mask, j, N, rows, KINDS: tl.constexpr, D: tl.constexpr,
+    H: tl.constexpr,
+):  # fmt: skip
+    """Adds gradients of parameters of units to the sums of their rows; stores those of others."""
+    for k in tl.static_range(len(KINDS)):
+        if KINDS[k] == "u":
+            at = d_units + (d * N + n)[:, None] * H + j[None, :]
+            store(at, (tl.load(at, mask=mask, other=0.0) + dp[k],), mask, 1, 0)
+            d_units += N.to(tl.int64) * (D * H)
         else:
-            at_before = (d.to(tl.int64) * rows + row_before)[:, None] * H + j[None, :]
-            c_prev = _either(cells, at_before, later, c0, at, first)
-    return dy_t, saved, h_prev, h, c_prev, c, dc
+            at = d_rows + (d.to(tl.int64) * rows + row)[:, None] * H + j[None, :]
+            store(at, (dp[k],), mask, 1, 0)
+            d_rows += rows.to(tl.int64) * (D * H)
 
 
 @triton.jit(do_not_specialize=["T", "N", "rows", "first", "last", "detach_every", "grad_clip"])
 def backward(
     dy,  # [rows, D, P] given gradients, like the two that follow; None: zero
     dh_n,  # [D, N, P]
-    d_cells,  # [D, rows, H]
-    d_kept,  # [D, N, H] float32, or None: the gradient of what the last step kept (cells.py), in
-    #          the end that of the initial one, without what goes through w_hh
-    w_hh,  # [D, G, H, P]
+    d_cells,  # [D, rows, OWN, H]
+    d_kept,  # [D, N, planes, H] float32, or None: the gradient of what the last step kept
+    #          (cells.py), in the end that of the initial one, without what goes through w_hh
+    w_hh,  # [D, U, H, P]
     w_hr,  # [D, P, H] or None
+    params,  # as in `forward`
     h0,  # [D, N, P]
-    c0,  # [D, N, H] or None
+    c0,  # [D, N, OWN, H] or None
     y,  # [rows, D, P]
     gates,  # [D, rows, S, H]
-    cells,  # [D, rows, H] or None
+    cells,  # [D, rows, OWN, H] or None
+    hidden,  # [D, rows, H]: h, where y is not what the cell calls h; or None
     dx,  # [rows, D, G, H] gradient of the input part, or None where it equals du
-    du,  # [rows, D, G, H] gradient of the hidden part
+    du,  # [rows, D, U, H] gradient of the hidden part
+    d_units,  # [parameters of units, D, N, H] float32 zeros, for their gradients; or None
+    d_rows,  # [other parameters, D, rows, H] for theirs, or None
     d_state,  # [rows, D, P] complete gradient of each h of a projected layer, or None
     lengths, offsets, reset, meetings,  # as in `forward`
     T, N, rows, first, last,
     detach_every,  # no gradient crosses a time that is a multiple of it; 0: all do
     grad_clip,  # if CLIP, limit of the gradient that each step sends to h of the step before
     CELL: tl.constexpr,
-    G: tl.constexpr, S: tl.constexpr, KEEPS: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
-    P: tl.constexpr, UNIT_TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
-    BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, PRECISION: tl.constexpr,
+    G: tl.constexpr, U: tl.constexpr, S: tl.constexpr,  # these and the next four as in `forward`
+    KEEPS_H: tl.constexpr, OWN: tl.constexpr, OUTPUT: tl.constexpr, KINDS: tl.constexpr,
+    OLD: tl.constexpr, NEW: tl.constexpr,  # bit k: whether the cell reads state k before, after
+    D: tl.constexpr, H: tl.constexpr, P: tl.constexpr, UNIT_TILES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
+    PRECISION: tl.constexpr,
     PART: tl.constexpr,  # for the step schedule of a projected layer: 1 d_state, 2 cell; 0 all
     CLIP: tl.constexpr,
 ):  # fmt: skip
@@ -110,9 +164,9 @@ def backward(
     first, last = span(T, d, length, first, last, PERSISTENT)
     state = d * N + n
     unit = (j < H)[None, :]
-    at = state[:, None] * H + j[None, :]
-    w_hh += d.to(tl.int64) * (G * H * P)
-    held = hold(w_hh, j, G, H, P, False, BLOCK_K, PERSISTENT)
+    at = state[:, None] * ((KEEPS_H + OWN) * H) + j[None, :]
+    w_hh += d.to(tl.int64) * (U * H * P)
+    held = hold(w_hh, j, U, H, P, False, BLOCK_K, PERSISTENT)
     held_hr = ()
     if w_hr is not None:
         w_hr += d.to(tl.int64) * (P * H)
@@ -121,13 +175,13 @@ def backward(
 
     t, active, row = step(last - 1, T, N, d, n, length, offsets, first < last)
     given = _given(
-        dy, d_cells, h0, c0, y, gates, cells, reset, offsets, t, active, row, T, N, rows, d, n,
-        length, j, S, KEEPS, D, H, P,
+        dy, d_cells, h0, c0, y, gates, cells, hidden, reset, offsets, t, active, row, T, N, rows, d,
+        n, length, j, S, OWN, OLD, NEW, D, H, P,
     )  # fmt: skip
 
     for q in tl.range(first, last, num_stages=1):
         i = first + last - 1 - q
-        dy_t, saved, h_prev, h, c_prev, c, dc = given
+        dy_t, saved, old, new, d_own = given
         first_step = tl.where(d == 0, 0, length - 1)
         last_step = tl.where(d == 0, length - 1, 0)
         t_after = tl.where(d == 0, t + 1, t - 1)
@@ -144,18 +198,21 @@ def backward(
 
         if PART != 2:
             row_after = first_row(t_after, T, N, offsets) + n
-            sums = product(
-                du + (row_after * D + d) * (G * H), comes, w_hh, held, j, G, H, P, False, BLOCK_N,
-                BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
-            )  # fmt: skip
-            dh = sums[0]
-            for g in tl.static_range(1, G):
-                dh += sums[g]
-            if KEEPS == "h":
+            dh = tl.zeros((BLOCK_N, BLOCK_U), tl.float32)
+            if U > 0:
+                sums = product(
+                    du + (row_after * D + d) * (U * H), comes, w_hh, held, j, U, H, P, False,
+                    BLOCK_N, BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
+                )  # fmt: skip
+                dh = sums[0]
+                for g in tl.static_range(1, U):
+                    dh += sums[g]
+            if KEEPS_H:
                 dh += tl.load(d_kept + at, mask=mask, other=0.0)
             if CLIP:
                 dh = _clip(dh, grad_clip)
-            dh += dy_t.to(tl.float32)
+            if OUTPUT == 0:
+                dh += dy_t.to(tl.float32)
             if dh_n is not None:
                 ends = mask_p & (t == last_step)[:, None]
                 at_end = state[:, None] * P + j[None, :]
@@ -172,21 +229,29 @@ def backward(
                     BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
                 )  # fmt: skip
         if (w_hr is None) or (PART != 1):
-            h_prev, h, c_prev, c, dc = widen((h_prev, h, c_prev, c, dc), 5)
-            if KEEPS == "c":
-                dc += tl.load(d_kept + at, mask=mask, other=0.0)
-            d_old, dx_t, du_t = CELL(widen(saved, S), h_prev, h, c_prev, c, dh, dc)
-            if KEEPS != "":
-                tl.store(d_kept + at, tl.where(goes[:, None], d_old, 0.0), mask=mask)
-            at_u = (row * D + d)[:, None] * (G * H) + j[None, :]
-            store(du + at_u, du_t, mask, G, H)
+            grads = (dh,)
+            for k in tl.static_range(OWN):
+                dc = d_own[k].to(tl.float32)
+                dc += tl.load(d_kept + at + (KEEPS_H + k) * H, mask=mask, other=0.0)
+                if k + 1 == OUTPUT:
+                    dc += dy_t.to(tl.float32)
+                grads = grads + (dc,)
+            p = parameters(params, d, row, active, j, rows, KINDS, D, H)
+            d_old, dx_t, du_t, dp = CELL(
+                widen(saved, S), widen(old, OWN + 1), widen(new, OWN + 1), p, grads, unit
+            )
+            for k in tl.static_range(KEEPS_H + OWN):
+                sent = tl.where(goes[:, None], d_old[k], 0.0)
+                tl.store(d_kept + at + k * H, sent, mask=mask)
+            store(du + (row * D + d)[:, None] * (U * H) + j[None, :], du_t, mask, U, H)
             if dx is not None:
-                store(dx + at_u, dx_t, mask, G, H)
+                store(dx + (row * D + d)[:, None] * (G * H) + j[None, :], dx_t, mask, G, H)
+            _store_parameters(d_units, d_rows, dp, d, n, row, mask, j, N, rows, KINDS, D, H)
         if PERSISTENT:
             t, active, row = step(i - 1, T, N, d, n, length, offsets, first < i)
             given = _given(
-                dy, d_cells, h0, c0, y, gates, cells, reset, offsets, t, active, row, T, N, rows,
-                d, n, length, j, S, KEEPS, D, H, P,
+                dy, d_cells, h0, c0, y, gates, cells, hidden, reset, offsets, t, active, row, T, N,
+                rows, d, n, length, j, S, OWN, OLD, NEW, D, H, P,
             )  # fmt: skip
             arrivals += UNIT_TILES
             meet(meetings + group, arrivals, UNIT_TILES == 1)

@@ -1,19 +1,26 @@
 """The arithmetic of one time step of one hidden unit in Triton, as `csrc/cells.h` is in C++.
 
-forward   x, u   tuples of the G input and hidden parts of the pre-activations; u comes apart from
-                 x because a GRU scales it alone
-          kept   what the unit keeps for itself in float32 from step to step: c of an lstm, h of a
-                 gru, which enters h_t directly and unrounded; nothing else is kept
+forward   x, u   tuples of the input and hidden parts of the pre-activations; u comes apart from x
+                 because a GRU scales it alone
+          kept   what the unit keeps for itself in float32 from step to step: h where it enters the
+                 step other than by W_hh, and then the planes of c
+          p      parameters of the unit and inputs of the row, of cells that are functions
+          unit   whether a column is a unit at all
           -> (h, kept, saved), saved being the planes for backward
-backward  saved, h_prev, h, c_prev, c   states as forward saw and left them
-          dh     gradient of h_t, complete      dc   gradient of c_t from later steps
-          -> (kept, dx, du): the gradient of what was kept, and those of x and u. For a gru the
-             first is the part of the gradient of h_{t-1} that does not go through W_hh
+backward  saved, p, unit
+          old, new   the states before and after the step: h, and then the planes of c
+          d          their gradients after the step: complete of h, of c from later steps
+          -> (kept, dx, du, dp): the gradients of what was kept, without what goes through W_hh, of
+             x, of u and of p
 
-All values are float32 blocks. A cell uses what it needs and ignores the rest.
+All values are float32 blocks. A cell uses what it needs and ignores the rest, which may be zero.
+Cells that are functions have such steps printed: see `printed.py`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -39,74 +46,117 @@ def sigmoid(x):
 
 
 @triton.jit
-def lstm_forward(x, u, kept):
+def expm1(x):
+    """e^x - 1, of small x by tanh(x / 2), which does not cancel."""
+    t = tanh(0.5 * x)
+    return tl.where(tl.abs(x) < 1, 2 * t / (1 - t), tl.exp(x) - 1)
+
+
+@triton.jit
+def log1p(x):
+    """log(1 + x): what 1 + x was rounded to has a known logarithm, of which x takes its share."""
+    u = 1 + x
+    y = tl.log(u) * (x / (u - 1))
+    return tl.where(u == 1, x, tl.where(x == float("inf"), x, y))
+
+
+@triton.jit
+def nearest(x):
+    """x rounded to an integer, to the even one of two. Above 2^23 all numbers are integers."""
+    y = (tl.abs(x) + 8388608.0) - 8388608.0
+    return tl.where(tl.abs(x) < 8388608.0, tl.where(x < 0, -y, y), x)
+
+
+@triton.jit
+def maximum(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def minimum(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def lstm_forward(x, u, kept, p, unit):
     i = sigmoid(x[0] + u[0])
     f = sigmoid(x[1] + u[1])
     g = tanh(x[2] + u[2])
     o = sigmoid(x[3] + u[3])
-    c = f * kept + i * g
-    return o * tanh(c), c, (i, f, g, o)
+    c = f * kept[0] + i * g
+    return o * tanh(c), (c,), (i, f, g, o)
 
 
 @triton.jit
-def lstm_backward(saved, h_prev, h, c_prev, c, dh, dc):
+def lstm_backward(saved, old, new, p, d, unit):
     i, f, g, o = saved
-    tanh_c = tanh(c)
+    dh, dc = d
+    tanh_c = tanh(new[1])
     dc += dh * o * (1 - tanh_c * tanh_c)
     du = (
         dc * g * i * (1 - i),
-        dc * c_prev * f * (1 - f),
+        dc * old[1] * f * (1 - f),
         dc * i * (1 - g * g),
         dh * tanh_c * o * (1 - o),
     )
-    return dc * f, du, du
+    return (dc * f,), du, du, ()
 
 
 @triton.jit
-def gru_forward(x, u, kept):
+def gru_forward(x, u, kept, p, unit):
     r = sigmoid(x[0] + u[0])
     z = sigmoid(x[1] + u[1])
     n = tanh(x[2] + r * u[2])
-    h = n + z * (kept - n)
-    return h, h, (r, z, n, u[2])
+    h = n + z * (kept[0] - n)
+    return h, (h,), (r, z, n, u[2])
 
 
 @triton.jit
-def gru_backward(saved, h_prev, h, c_prev, c, dh, dc):
+def gru_backward(saved, old, new, p, d, unit):
     r, z, n, u_n = saved
+    (dh,) = d
     dn = dh * (1 - z) * (1 - n * n)
     dr = dn * u_n * r * (1 - r)
-    dz = dh * (h_prev - n) * z * (1 - z)
-    return dh * z, (dr, dz, dn), (dr, dz, dn * r)
+    dz = dh * (old[0] - n) * z * (1 - z)
+    return (dh * z,), (dr, dz, dn), (dr, dz, dn * r), ()
 
 
 @triton.jit
-def rnn_tanh_forward(x, u, kept):
-    return tanh(x[0] + u[0]), kept, ()
+def rnn_tanh_forward(x, u, kept, p, unit):
+    return tanh(x[0] + u[0]), (), ()
 
 
 @triton.jit
-def rnn_tanh_backward(saved, h_prev, h, c_prev, c, dh, dc):
-    du = (dh * (1 - h * h),)
-    return dc, du, du
+def rnn_tanh_backward(saved, old, new, p, d, unit):
+    du = (d[0] * (1 - new[0] * new[0]),)
+    return (), du, du, ()
 
 
 @triton.jit
-def rnn_relu_forward(x, u, kept):
+def rnn_relu_forward(x, u, kept, p, unit):
     a = x[0] + u[0]
-    return tl.where(a < 0, 0.0, a), kept, ()
+    return tl.where(a < 0, 0.0, a), (), ()
 
 
 @triton.jit
-def rnn_relu_backward(saved, h_prev, h, c_prev, c, dh, dc):
-    du = (tl.where(h <= 0, 0.0, dh),)
-    return dc, du, du
+def rnn_relu_backward(saved, old, new, p, d, unit):
+    du = (tl.where(new[0] <= 0, 0.0, d[0]),)
+    return (), du, du, ()
 
 
-# By the names of `gpu.CELLS`. A NaN passes through every forward.
+class Steps(NamedTuple):
+    """The two functions of a cell. Of old and new bit k says whether backward reads state k."""
+
+    forward: Callable
+    backward: Callable
+    old: int = 0
+    new: int = 0
+
+
+# By the names of `table.CELLS`. A NaN passes through every forward.
 STEPS = {
-    "lstm": (lstm_forward, lstm_backward),
-    "gru": (gru_forward, gru_backward),
-    "rnn_tanh": (rnn_tanh_forward, rnn_tanh_backward),
-    "rnn_relu": (rnn_relu_forward, rnn_relu_backward),
+    "lstm": Steps(lstm_forward, lstm_backward, old=0b10, new=0b10),
+    "gru": Steps(gru_forward, gru_backward, old=0b1),
+    "rnn_tanh": Steps(rnn_tanh_forward, rnn_tanh_backward, new=0b1),
+    "rnn_relu": Steps(rnn_relu_forward, rnn_relu_backward, new=0b1),
 }

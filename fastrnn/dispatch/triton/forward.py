@@ -17,22 +17,24 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import hold, load, meet, place, product, span, step, store, widen
+from .tiles import hold, load, meet, parameters, place, product, span, step, store, widen
 
 
 @triton.jit(do_not_specialize=["T", "N", "rows", "first", "last"])
 def forward(
     x,  # [rows, D, G, H] input part of the pre-activations
-    w_hh,  # [D, G, H, P]
-    b_hh,  # [D, G, H] or None
+    w_hh,  # [D, U, H, P]
+    b_hh,  # [D, U, H] or None
     w_hr,  # [D, P, H] or None
+    params,  # what `p` of cells.py is made of, see `parameters`; or None
     h,  # [2, D, N, P] h_{t-1} and h_t in turn; both begin as h0
-    kept,  # [D, N, H] float32, see cells.py: the initial one, in the end the final one; or None
+    kept,  # [D, N, planes, H] float32, see cells.py: initial ones, in the end the final ones; or
+    #        None
     y,  # [rows, D, P]
     h_n,  # [D, N, P] begins as h0, for rows without a step
     m,  # [D, N, H] room for o tanh(c) of a projected layer, or None
     gates,  # [D, rows, S, H] or None, like the two that follow, where not wanted
-    cells,  # [D, rows, H]
+    cells,  # [D, rows, OWN, H]
     hidden,  # [D, rows, H]
     lengths,  # [N] int64: row n has the steps t < lengths[n]; None: all T
     offsets,  # [T] int64 first row of each step of packed input, or None: t N
@@ -41,9 +43,13 @@ def forward(
     T, N, rows,  # not specialised, like all run-time numbers: one compilation serves all
     first, last,  # steps to do, in the direction's own order, for the step schedule
     CELL: tl.constexpr,  # of cells.py
-    G: tl.constexpr, S: tl.constexpr, KEEPS: tl.constexpr, D: tl.constexpr, H: tl.constexpr,
-    P: tl.constexpr, UNIT_TILES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr,
-    BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr, PRECISION: tl.constexpr,
+    G: tl.constexpr, U: tl.constexpr, S: tl.constexpr,  # planes of x, of w_hh and of gates
+    KEEPS_H: tl.constexpr,  # whether h is what `kept` begins with; its other planes are OWN of c
+    OWN: tl.constexpr, OUTPUT: tl.constexpr,  # the state that y has: 0 for h, k for plane k - 1
+    KINDS: tl.constexpr,  # of `params`
+    D: tl.constexpr, H: tl.constexpr, P: tl.constexpr, UNIT_TILES: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
+    PRECISION: tl.constexpr,
     PART: tl.constexpr,  # for the step schedule of a projected layer: 1 cell, 2 projection; 0 all
 ):  # fmt: skip
     group, d, n, length, j = place(T, N, lengths, D, UNIT_TILES, BLOCK_N, BLOCK_U)
@@ -51,15 +57,16 @@ def forward(
     state = d * N + n
     unit = (j < H)[None, :]
     at = state[:, None] * H + j[None, :]
-    w_hh += d.to(tl.int64) * (G * H * P)
-    held = hold(w_hh, j, G, P, H, True, BLOCK_K, PERSISTENT)
+    at_kept = state[:, None] * ((KEEPS_H + OWN) * H) + j[None, :]
+    w_hh += d.to(tl.int64) * (U * H * P)
+    held = hold(w_hh, j, U, P, H, True, BLOCK_K, PERSISTENT)
     held_hr = ()
     if w_hr is not None:
         w_hr += d.to(tl.int64) * (P * H)
         held_hr = hold(w_hr, j, 1, H, P, True, BLOCK_K, PERSISTENT)
     bias = ()
     if b_hh is not None:
-        bias = load(b_hh + d * (G * H) + j, j < H, G, H)
+        bias = load(b_hh + d * (U * H) + j, j < H, U, H)
     arrivals = 0
 
     t, active, row = step(first, T, N, d, n, length, offsets, first < last)
@@ -79,30 +86,35 @@ def forward(
         y_t = (y + (row * D + d) * P)[:, None] + j[None, :]
 
         if PART != 2:
-            u = product(
-                h_old, before, w_hh, held, j, G, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K, PERSISTENT,
-                PRECISION,
-            )  # fmt: skip
+            u = ()
+            if U > 0:
+                u = product(
+                    h_old, before, w_hh, held, j, U, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K,
+                    PERSISTENT, PRECISION,
+                )  # fmt: skip
             if b_hh is not None:
                 sums = u
                 u = ()
-                for g in tl.static_range(G):
+                for g in tl.static_range(U):
                     u = u + (sums[g] + bias[g].to(tl.float32)[None, :],)
-            old = u[0]
-            if KEEPS != "":
-                old = tl.load(kept + at, mask=before[:, None] & unit, other=0.0)
-            value, new, saved = CELL(widen(x_t, G), u, old)
+            old = ()
+            if kept is not None:
+                old = load(kept + at_kept, before[:, None] & unit, KEEPS_H + OWN, H)
+            p = parameters(params, d, row, active, j, rows, KINDS, D, H)
+            value, new, saved = CELL(widen(x_t, G), u, old, p, unit)
             at_row = (d.to(tl.int64) * rows + row)[:, None]
-            if KEEPS != "":
-                tl.store(kept + at, new, mask=mask)
+            if kept is not None:
+                store(kept + at_kept, new, mask, KEEPS_H + OWN, H)
             if cells is not None:
-                store(cells + at_row * H + j[None, :], (new,), mask, 1, 0)
+                at_cells = at_row * (OWN * H) + j[None, :]
+                for k in tl.static_range(OWN):
+                    store(cells + at_cells + k * H, (new[KEEPS_H + k],), mask, 1, 0)
             if gates is not None:
                 store(gates + at_row * (S * H) + j[None, :], saved, mask, S, H)
+            if hidden is not None:
+                store(hidden + at_row * H + j[None, :], (value,), mask, 1, 0)
             if w_hr is not None:
                 store(m + at, (value,), mask, 1, 0)
-                if hidden is not None:
-                    store(hidden + at_row * H + j[None, :], (value,), mask, 1, 0)
         if w_hr is not None:
             if PART == 0:
                 arrivals += UNIT_TILES
@@ -115,7 +127,10 @@ def forward(
         if (w_hr is None) or (PART != 1):
             mask_p = active[:, None] & (j < P)[None, :]
             store(h_new, (value,), mask_p, 1, 0)
-            store(y_t, (value,), mask_p, 1, 0)
+            if OUTPUT > 0:
+                store(y_t, (new[KEEPS_H + OUTPUT - 1],), mask_p, 1, 0)
+            else:
+                store(y_t, (value,), mask_p, 1, 0)
             store(h_n + state[:, None] * P + j[None, :], (value,), mask_p & ends[:, None], 1, 0)
         if PERSISTENT:
             # what the next step needs beside h is on its way while the group meets

@@ -12,9 +12,9 @@ from ...table import Cell
 from .. import gpu
 from ..gpu import graphs
 from ..gpu.layer import Tensors
-from . import INTERPRETED
+from . import INTERPRETED, PROGRAMS, printed
 from .backward import backward as backward_kernel
-from .cells import STEPS
+from .cells import STEPS, Steps
 from .choose import Device, Plan, choose
 from .forward import forward as forward_kernel
 
@@ -26,15 +26,38 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     memory["h"] = torch.stack((h0, h0))
     projected = tensors["w_hr"] is not None
     memory["m"] = h0.new_empty(size.D, size.N, size.H) if projected else None
-    launch(forward_kernel, cell, size, memory, {})
+    launch(forward_kernel, cell, size, memory, {}, _kinds(memory, size))
 
 
 def backward(
     cell: Cell, size: Sizes, tensors: Tensors, detach_every: int, grad_clip: float
-) -> None:
+) -> list[Tensor]:
     """As `gpu.layer.Loops` says."""
+    memory = tensors | {"hidden": tensors.get("hidden"), "d_units": None, "d_rows": None}
+    kinds = _kinds(memory, size)
+    units, (D, N, H) = kinds.count("u"), (size.D, size.N, size.H)
+    if units:
+        shape = units, D, N, H
+        memory["d_units"] = memory["y"].new_zeros(shape, dtype=torch.float32)
+    if units < len(kinds):
+        memory["d_rows"] = memory["y"].new_zeros(len(kinds) - units, D, size.rows, H)
     limits = {"detach_every": detach_every, "grad_clip": float(grad_clip), "CLIP": grad_clip > 0}
-    launch(backward_kernel, cell, size, tensors, limits)
+    launch(backward_kernel, cell, size, memory, limits, kinds)
+    of_units, of_rows = (iter([] if (d := memory[n]) is None else d) for n in ("d_units", "d_rows"))
+    found = []
+    for kind in kinds:
+        d = next(of_units).sum(1) if kind == "u" else next(of_rows)
+        found.append(d.sum(-1, keepdim=True, dtype=torch.float32) if kind == "n" else d)
+    return [d.to(memory["y"].dtype) for d in found]
+
+
+def _kinds(memory: dict, size: Sizes) -> str:
+    """The kind of each parameter, see `tiles.parameters`; they become one tensor, or None."""
+    params = memory.get("params", ())
+    memory["params"] = torch.cat([param.flatten() for param in params]) if params else None
+    return "".join(
+        "u" if param.dim() == 2 else "n" if param.size(-1) < size.H else "w" for param in params
+    )
 
 
 def device_of(tensor: Tensor) -> Device:
@@ -67,20 +90,34 @@ def plan_for(
     kernel, cell: Cell, size: Sizes, projected: bool, dtype: torch.dtype, how: str, device: Device
 ) -> Plan:
     """The plan for `kernel`; `how` is its `precision`."""
-    depth = cell.gates * (size.H if kernel is backward_kernel else size.P)
+    depth = cell.hidden_gates * (size.H if kernel is backward_kernel else size.P)
     if projected:
         depth += size.P if kernel is backward_kernel else size.H
     ieee = how == "ieee" and dtype == torch.float32
     return choose(max(size.H, size.P), depth, size.N, size.D, dtype.itemsize, ieee, device)
 
 
-def constants(kernel, cell: Cell, size: Sizes, plan: Plan, how: str) -> dict[str, object]:
+@functools.cache
+def steps(name: str) -> Steps:
+    """The arithmetic of a cell."""
+    return STEPS[name] if name in STEPS else printed.steps(PROGRAMS[name])
+
+
+def constants(
+    kernel, cell: Cell, size: Sizes, plan: Plan, how: str, kinds: str = ""
+) -> dict[str, object]:
     """The compile-time arguments of `kernel` that do not belong to one launch."""
+    step, is_backward = steps(cell.name), kernel is backward_kernel
     return {
-        "CELL": STEPS[cell.name][kernel is backward_kernel],
+        "CELL": step[is_backward],
         "G": cell.gates,
+        "U": cell.hidden_gates,
         "S": cell.saved,
-        "KEEPS": cell.keeps,
+        "KEEPS_H": int("h" in cell.keeps),
+        "OWN": cell.own,
+        "OUTPUT": cell.output,
+        "KINDS": kinds,
+        **({"OLD": step.old, "NEW": step.new} if is_backward else {}),
         "D": size.D,
         "H": size.H,
         "P": size.P,
@@ -109,12 +146,14 @@ def launch(
     size: Sizes,
     tensors: Tensors,
     numbers: dict[str, int | float],
+    kinds: str,
 ) -> None:
     """Launches `kernel`, one of the two.
 
     Args:
         tensors: its pointers by name, but for `meetings`.
         numbers: its arguments besides, which differ between the two.
+        kinds: of the cell's parameters, see `tiles.parameters`.
     """
     w_hh, projected = tensors["w_hh"], tensors["w_hr"] is not None
     how = precision(w_hh)
@@ -122,7 +161,7 @@ def launch(
     units = max(size.H, size.P)
     groups = plan.row_blocks(size.N) * size.D
     meetings = torch.zeros(groups, dtype=torch.int32, device=w_hh.device)
-    fixed = constants(kernel, cell, size, plan, how) | options(plan, units)
+    fixed = constants(kernel, cell, size, plan, how, kinds) | options(plan, units)
 
     def run(first: int, last: int, part: int) -> None:
         kernel[(groups * plan.unit_tiles(units),)](

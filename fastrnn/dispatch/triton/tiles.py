@@ -81,6 +81,31 @@ def store(p, planes, mask, PLANES: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
+def parameters(
+    params, d, row, active, j, rows, KINDS: tl.constexpr, D: tl.constexpr, H: tl.constexpr
+):
+    """A tuple of float32 blocks, one for each of KINDS, which broadcast to rows and units.
+
+    params: all tensors one after the other; each is of the kind "u" [D, H], of units, "w" [D, rows,
+    H] or "n" [D, rows, 1].
+    """
+    out = ()
+    for k in tl.static_range(len(KINDS)):
+        if KINDS[k] == "u":
+            block = tl.load(params + d * H + j, mask=j < H, other=0.0)[None, :]
+            params += D * H
+        elif KINDS[k] == "w":
+            at = (d.to(tl.int64) * rows + row)[:, None] * H + j[None, :]
+            block = tl.load(params + at, mask=active[:, None] & (j < H)[None, :], other=0.0)
+            params += rows.to(tl.int64) * (D * H)
+        else:
+            block = tl.load(params + d.to(tl.int64) * rows + row, mask=active, other=0.0)[:, None]
+            params += rows.to(tl.int64) * D
+        out = out + (block.to(tl.float32),)
+    return out
+
+
+@triton.jit
 def weights(
     w, k0, plane, column, K: tl.constexpr, COLUMNS: tl.constexpr, K_LAST: tl.constexpr,
     BLOCK_K: tl.constexpr,

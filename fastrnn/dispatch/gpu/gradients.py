@@ -1,0 +1,65 @@
+"""What backward makes of what its loop over time gave: gradients of states and weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .layer import Layer
+
+
+def shaped(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a weight in its shape; of w_hh with heads the blocks of the diagonal."""
+    if grad.numel() == weight.numel():
+        return grad.view(weight.shape)
+    width = weight.size(-1)
+    blocks = grad.unflatten(0, (-1, grad.size(-1) // width, width)).unflatten(-1, (-1, width))
+    return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).reshape(weight.shape)
+
+
+def part(matrix: Tensor, d: int, D: int) -> Tensor:
+    """The columns of direction d."""
+    return matrix if D == 1 else matrix.chunk(D, 1)[d]
+
+
+def state_gradient(
+    layer: Layer, du: Tensor, d_kept: Tensor | None, grad_h_n: Tensor | None, grad_clip: float
+) -> Tensor:
+    """Gradient of h0 (D, N, P): what the first step of each row sends back."""
+    D, N, P = layer.size.D, layer.size.N, layer.size.P
+    weights = layer.w_hh.chunk(D)
+    grads = [torch.mm(layer.first(d, part(du, d, D)), weights[d]) for d in range(D)]
+    grad = grads[0].view(D, N, P) if D == 1 else torch.stack(grads)
+    if "h" in layer.cell.keeps:
+        grad = grad + d_kept[..., : layer.size.H]
+    if grad_clip:
+        grad = grad.clamp(-grad_clip, grad_clip)
+    if layer.lengths is not None and grad_h_n is not None:
+        grad = torch.where((layer.lengths == 0)[:, None], grad_h_n, grad)
+    return grad.to(du.dtype)
+
+
+def weight_gradients(layer: Layer, d: int, dx: Tensor, du: Tensor, y: Tensor) -> list[Tensor]:
+    """Gradients of w_ih, w_hh and the biases of direction d; dx (rows, G*H), du (rows, U*H), y
+    (rows, P), every h."""
+
+    def pick(matrix: Tensor) -> Tensor:
+        if isinstance(layer.earlier, slice):
+            return matrix[layer.earlier]
+        return matrix.index_select(0, layer.earlier)
+
+    # Rows after the first step of padded or packed input, against the rows one step before.
+    N = layer.size.N
+    after, before = (du[N:], pick(y)) if d == 0 else (pick(du), y[N:])
+    if layer.reset is not None:
+        before = before.masked_fill(layer.reset.flatten()[N:, None], 0)
+    # The short sum, of the first steps, is rounded once more than the long one that is added to it.
+    w_hh = torch.mm(layer.first(d, du).t(), layer.h0[d])
+    grads = [torch.mm(dx.t(), layer.input), w_hh.addmm_(after.t(), before)]
+    if layer.b_ih is not None:
+        b_hh = du.sum(0)
+        grads += [dx.sum(0) if layer.cell.split else b_hh.clone(), b_hh]
+    return grads
