@@ -169,21 +169,22 @@ def test_cells_that_are_functions(monkeypatch):
     """Triton takes them where it was tried and CUDA nowhere; the reference says why, once."""
     monkeypatch.setattr(reference, "_warned", set())
 
-    def choices(name: str, capability: tuple[int, int], dtype=torch.float32) -> list:
-        mode = Recurrent(CELLS[name], 4, 8).mode
+    def choices(name: str, capability: tuple[int, int], dtype=torch.float32, H=8) -> list:
+        module = Recurrent(CELLS[name], 4, H)
         with device_of(monkeypatch, capability, None) as device:
             input = torch.empty(5, 2, 4, device=device, dtype=dtype)
-            asked = call(mode, input=input, h0=torch.empty(1, 2, 8, device=device, dtype=dtype))
+            h0 = torch.empty(1, 2, H, device=device, dtype=dtype)
+            asked = call(module.mode, input=input, h0=h0, weights=module._flat_weights)
             assert "no cells made of functions" in cuda.obstacle(asked)
             return [dispatch.choose(asked) for _ in range(2)]
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choices("rnn", (9, 0)) == [triton] * 2
+        assert choices("rnn", (9, 0)) == choices("layer_norm_lstm", (9, 0)) == [triton] * 2
     for name, reason, *where in (
         ("rnn", "not tried on such a GPU", (8, 0)),
         ("lstm", "dtype is torch.float64", (9, 0), torch.float64),
-        ("layer_norm_lstm", "sums over units", (9, 0)),
+        ("layer_norm_lstm", "sums over units", (9, 0), torch.float32, 129),
     ):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

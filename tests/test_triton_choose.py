@@ -58,6 +58,11 @@ def test_schedules():
     # full float32 has no room for weights, the interpreter no way to meet
     assert not lstm(64, 1, itemsize=4, ieee=True).persistent
     assert lstm(64, 1, INTERPRETER).persistent and not lstm(512, 1, INTERPRETER).persistent
+    # a step that sums over units has them all in one program
+    for ieee in (False, True):
+        for units in (1, 40, 128):
+            plan = choose(units, 4 * units, 64, 1, 4, ieee, H100, whole=True)
+            assert plan.unit_tiles(units) == 1
 
 
 @pytest.mark.parametrize("persistent", [False, True])

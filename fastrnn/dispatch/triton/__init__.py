@@ -20,6 +20,7 @@ from ...programs.program import Program
 from ...results import Cotangents, Gradients, Needs, Results, Saved
 from .. import gpu
 from ..gpu import layer
+from .choose import SUMMED
 
 NAME = "triton"
 MINIMUM = (3, 6)
@@ -67,8 +68,8 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     input = call.input
     if _missing is not None:
         return _missing
-    if call.kind.step and PROGRAMS[call.cell].row_sums:
-        return "the step sums over units, which are in several programs of Triton"
+    if call.kind.step and PROGRAMS[call.cell].row_sums and call.hidden_size > SUMMED:
+        return f"the step sums over units; the Triton kernels do over {SUMMED} at most"
     if input.device.type != DEVICE:
         return f"tensors are on {input.device}; move them and the module to 'cuda'"
     if input.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling():

@@ -40,6 +40,8 @@ class Plan(NamedTuple):
 
 # Beside the weights a program needs room for a block of h and for changes of register layout.
 RESERVED = 44 << 10
+# Units over which a step may sum: all are in one program, in its registers.
+SUMMED = 128
 # Products with weights that are held are unrolled. Matrix instructions of one warp at which both
 # kernels together take about ten seconds to compile, on one core of a server.
 UNROLLED = 400
@@ -51,7 +53,14 @@ def power_of_two(n: int) -> int:
 
 
 def choose(
-    units: int, depth: int, N: int, D: int, itemsize: int, ieee: bool, device: Device
+    units: int,
+    depth: int,
+    N: int,
+    D: int,
+    itemsize: int,
+    ieee: bool,
+    device: Device,
+    whole: bool = False,
 ) -> Plan:
     """The plan for a layer of N rows and D directions.
 
@@ -62,18 +71,23 @@ def choose(
         ieee: whether products are float32 without TF32. No tensor core computes those; they go
             through registers, which hold no weights besides.
         device: see `Device`.
+        whole: whether one program must own all units of a row, as the step sums over them.
 
     Tiles of tensor cores have fewer rows than units, but for `tall` instructions: the compiler
     (Triton 3.9) then gives each warp units of its own; otherwise all repeat each other's work.
     """
+    alone = power_of_two(units)
+    if ieee and whole:
+        return _plan(False, 16, alone, 16, device)
     if ieee:
         return _plan(False, 16 if N <= 16 else 32, 16, 16, device)
     room = device.shared - RESERVED
-    alone = power_of_two(units)
     if alone <= 128 and depth * alone * itemsize <= room:
         # One program owns all units, so there is nothing to exchange.
         crowded = alone >= 64 and device.processors < (N + 15) // 16 * D
         return _plan(True, 32 if crowded else 16, alone, min(256 // itemsize, alone), device)
+    if whole:
+        return _plan(False, 16, alone, 128 // itemsize, device)
     for block_u, repeated in ((32, 1), (16, 2)):
         plan = _plan(True, 16, block_u, 256 // itemsize, device)
         programs = plan.unit_tiles(units) * plan.row_blocks(N) * D

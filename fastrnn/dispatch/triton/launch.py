@@ -94,7 +94,9 @@ def plan_for(
     if projected:
         depth += size.P if kernel is backward_kernel else size.H
     ieee = how == "ieee" and dtype == torch.float32
-    return choose(max(size.H, size.P), depth, size.N, size.D, dtype.itemsize, ieee, device)
+    whole = cell.name in PROGRAMS and PROGRAMS[cell.name].row_sums
+    units = max(size.H, size.P)
+    return choose(units, depth, size.N, size.D, dtype.itemsize, ieee, device, whole)
 
 
 @functools.cache
@@ -146,7 +148,7 @@ def launch(
     size: Sizes,
     tensors: Tensors,
     numbers: dict[str, int | float],
-    kinds: str,
+    kinds: str = "",
 ) -> None:
     """Launches `kernel`, one of the two.
 
