@@ -178,11 +178,13 @@ def test_cells_that_are_functions(monkeypatch):
             assert "no cells made of functions" in cuda.obstacle(asked)
             return [dispatch.choose(asked) for _ in range(2)]
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), monkeypatch.context() as patch:
         warnings.simplefilter("error")
+        patch.setattr(choice, "TRIED_FUNCTIONS", choice.TRIED)
         assert choices("rnn", (9, 0)) == choices("layer_norm_lstm", (9, 0)) == [triton] * 2
     for name, reason, *where in (
         ("rnn", "not tried on such a GPU", (8, 0)),
+        ("gru", "not tried on such a GPU", (9, 0)),
         ("lstm", "dtype is torch.float64", (9, 0), torch.float64),
         ("layer_norm_lstm", "sums over units", (9, 0), torch.float32, 129),
     ):

@@ -190,7 +190,9 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
     found = next((b for b in order if obstacle(b, call, traced) is None), reference)
     if on_gpu and found is reference and call.kind.step:
         reference.warn_of_loop(
-            call, obstacle(triton, call) or "the Triton kernels were not tried on such a GPU"
+            call,
+            obstacle(triton, call)
+            or "the Triton kernels for it were not tried on such a GPU; backend('triton') takes them",
         )
     return found
 
@@ -264,7 +266,8 @@ def loops_for(call: Call) -> ModuleType | None:
 def _tried(call: Call) -> ModuleType | None:
     """The kernels for GPUs that "auto" may take for a call, if any."""
     kernels = loops_for(call)
-    tried = kernels and (kernels.NAME, gpu.nvidia(call.input.device)) in choice.TRIED
+    table = choice.TRIED_FUNCTIONS if call.kind.step else choice.TRIED
+    tried = kernels and (kernels.NAME, gpu.nvidia(call.input.device)) in table
     return kernels if tried else None
 
 

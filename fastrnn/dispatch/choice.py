@@ -12,6 +12,8 @@ from typing import NamedTuple
 # Backends whose every test has passed on a GPU of this major compute capability (`make gpu`). No
 # other is taken unless forced.
 TRIED: frozenset[tuple[str, int]] = frozenset({("cuda", 9), ("triton", 9)})
+# The same of cells that are functions. Their kernels have run in Triton's interpreter alone.
+TRIED_FUNCTIONS: frozenset[tuple[str, int]] = frozenset()
 
 
 class Row(NamedTuple):
