@@ -53,7 +53,7 @@ class Parameters {
         units_(count_ * ld),
         rows_(f.size.place ? count_ * f.size.batch : 0),
         most_(f.size.batch) {
-    memset(units_, 0, count_ * ld * sizeof(T));
+    if (count_ > 0) memset(units_, 0, count_ * ld * sizeof(T));
     for (int i = 0; i < count_; ++i)
       if (f.forms[i] == fastrnn::Form::kUnit) copy(units_ + i * ld, f.weights[d].params[i], H_);
   }
@@ -71,7 +71,7 @@ class Parameters {
       auto* const data = const_cast<Stored*>(f_.weights[d_].params[i]);
       const auto kind =
           each ? (kNarrow ? L::kNarrow : L::kExact) : (kNarrow ? L::kNarrowSplat : L::kSplat);
-      void** const begin = rows_ + i * most_;
+      void** const begin = f_.size.place ? rows_ + i * most_ : nullptr;
       for (int64_t n = 0; n < rows && f_.size.place; ++n)
         begin[n] = data + f_.size.place[first + n] * width;
       lies[i] = {data + first * width, width, kLanes<T>, kind, f_.size.place ? begin : nullptr};
@@ -230,7 +230,7 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   L saved(Worker& worker, const Step& now, int64_t i) const {
     if (!f.save) return {nullptr, 0, 0, L::kAbsent, nullptr};
     constexpr auto kind_of_memory = std::is_same_v<Stored, T> ? L::kExact : L::kNarrow;
-    void** const begin = worker.rows + i * N;
+    void** const begin = s.place ? worker.rows + i * N : nullptr;
     for (int64_t n = 0; n < now.rows && s.place; ++n)
       begin[n] = this->gates(now.d, place(now.row + n)) + i * H;
     return {this->gates(now.d, now.row) + i * H, kind.saved * H, kLanes<T>, kind_of_memory,

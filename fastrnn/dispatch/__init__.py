@@ -189,11 +189,8 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
         order.insert(0 if first else 1, kernels)
     found = next((b for b in order if obstacle(b, call, traced) is None), reference)
     if on_gpu and found is reference and call.kind.step:
-        reference.warn_of_loop(
-            call,
-            obstacle(triton, call)
-            or "the Triton kernels for it were not tried on such a GPU; backend('triton') takes them",
-        )
+        untried = "its Triton kernels were not tried on such a GPU; backend('triton') takes them"
+        reference.warn_of_loop(call, obstacle(triton, call) or untried)
     return found
 
 
