@@ -46,7 +46,7 @@ def run(stack: Stack, step: bool = False) -> Returned:
             layer = layer._replace(input=below)
         layers.append(ops.layer(layer, backend, traced))
     graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if graph and torch.is_grad_enabled() and backend is not reference:
+    if graph and torch.is_grad_enabled() and backend not in (reference, cudnn):
         layers = [ops.handed_out(results) for results in layers]
     output = layers[-1].output
     _, h_n, c_n, *_ = layers[0]
