@@ -20,6 +20,7 @@ from op_cases import Case, arguments, assert_state_in_float32, backward, cotange
 
 from fastrnn.dispatch import cuda, gpu
 from fastrnn.dispatch.cuda import launch
+from fastrnn.table import CELLS
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,10 +103,10 @@ def test_reasons(monkeypatch):
     monkeypatch.setattr(cuda, "_missing", None)
     if not torch.cuda.is_available():
         assert cuda.status() == "there is no GPU that torch can use"
-    on_cpu = SimpleNamespace(input=torch.empty(0))
+    on_cpu = SimpleNamespace(input=torch.empty(0), kind=CELLS["lstm"])
     assert cuda.obstacle(on_cpu) == "tensors are on cpu; move them and the module to 'cuda'"
     gpu_tensor = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.float32)
-    call = SimpleNamespace(input=gpu_tensor)
+    call = SimpleNamespace(input=gpu_tensor, kind=CELLS["lstm"])
     capability = (7, 5)
     monkeypatch.setattr(gpu, "capability", lambda _: capability)
     assert "the GPU has compute capability (7, 5), the kernels need (8, 0)" in cuda.obstacle(call)
