@@ -79,7 +79,7 @@ def _types(case: Case, names: list[str], part: int) -> dict[str, str | None]:
     if not (kind.keeps_hidden(case.projection > 0) and hands_back):
         absent |= {"hidden"}
     if not case.kinds:
-        absent |= {"params"}
+        absent |= {"step_params"}
     if "u" not in case.kinds:
         absent |= {"d_units"}
     if not set(case.kinds) - {"u"}:

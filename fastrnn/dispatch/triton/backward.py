@@ -134,7 +134,7 @@ def backward(
     #          (cells.py), in the end that of the initial one, without what goes through w_hh
     w_hh,  # [D, U, H, P]
     w_hr,  # [D, P, H] or None
-    params,  # as in `forward`
+    step_params,  # as in `forward`
     h0,  # [D, N, P]
     c0,  # [D, N, OWN, H] or None
     y,  # [rows, D, P]
@@ -236,7 +236,7 @@ def backward(
                 if k + 1 == OUTPUT:
                     dc += dy_t.to(tl.float32)
                 grads = grads + (dc,)
-            p = parameters(params, d, row, active, j, rows, KINDS, D, H)
+            p = parameters(step_params, d, row, active, j, rows, KINDS, D, H)
             d_old, dx_t, du_t, dp = CELL(
                 widen(saved, S), widen(old, OWN + 1), widen(new, OWN + 1), p, grads, unit
             )

@@ -26,7 +26,8 @@ def forward(
     w_hh,  # [D, U, H, P]
     b_hh,  # [D, U, H] or None
     w_hr,  # [D, P, H] or None
-    params,  # what `p` of cells.py is made of, see `parameters`; or None
+    step_params,  # what `p` of cells.py is made of, see `parameters`; or None. Not named `params`,
+    #               which is a variable of Triton's launcher
     h,  # [2, D, N, P] h_{t-1} and h_t in turn; both begin as h0
     kept,  # [D, N, planes, H] float32, see cells.py: initial ones, in the end the final ones; or
     #        None
@@ -46,7 +47,7 @@ def forward(
     G: tl.constexpr, U: tl.constexpr, S: tl.constexpr,  # planes of x, of w_hh and of gates
     KEEPS_H: tl.constexpr,  # whether h is what `kept` begins with; its other planes are OWN of c
     OWN: tl.constexpr, OUTPUT: tl.constexpr,  # the state that y has: 0 for h, k for plane k - 1
-    KINDS: tl.constexpr,  # of `params`
+    KINDS: tl.constexpr,  # of `step_params`
     D: tl.constexpr, H: tl.constexpr, P: tl.constexpr, UNIT_TILES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -100,7 +101,7 @@ def forward(
             old = ()
             if kept is not None:
                 old = load(kept + at_kept, before[:, None] & unit, KEEPS_H + OWN, H)
-            p = parameters(params, d, row, active, j, rows, KINDS, D, H)
+            p = parameters(step_params, d, row, active, j, rows, KINDS, D, H)
             value, new, saved = CELL(widen(x_t, G), u, old, p, unit)
             at_row = (d.to(tl.int64) * rows + row)[:, None]
             if kept is not None:

@@ -53,8 +53,8 @@ def backward(
 
 def _kinds(memory: dict, size: Sizes) -> str:
     """The kind of each parameter, see `tiles.parameters`; they become one tensor, or None."""
-    params = memory.get("params", ())
-    memory["params"] = torch.cat([param.flatten() for param in params]) if params else None
+    params = memory.pop("params", ())
+    memory["step_params"] = torch.cat([param.flatten() for param in params]) if params else None
     return "".join(
         "u" if param.dim() == 2 else "n" if param.size(-1) < size.H else "w" for param in params
     )
