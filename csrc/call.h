@@ -192,9 +192,12 @@ class Call {
   void check_weights() const;
   // A program whose w_hh is narrower than h has that many heads.
   void check_heads() {
+    FASTRNN_CHECK(!info.program || info.program->gates_w == 0 || !size.projected,
+                  "a cell with a second product cannot be projected");
     const int64_t width = given.weights[names.w_hh].last();
     if (!info.program || width <= 0 || width == size.state) return;
     size.heads = size.state / width;
+    FASTRNN_CHECK(info.program->gates_w == 0, "heads do not go with a second product");
     FASTRNN_CHECK(size.heads * width == size.state && width % kHeadUnits == 0 && !size.projected,
                   "heads must be equal parts of h of a multiple of ", kHeadUnits, " units, got ",
                   width, " of ", size.state);

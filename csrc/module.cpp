@@ -79,15 +79,18 @@ std::vector<CellTuple> cells() {
 // A code as (instructions, constants, planes, row_temps, temps, reads).
 using CodeTuple = std::tuple<py::bytes, std::vector<double>, int64_t, int64_t, int64_t, py::bytes>;
 
-void register_program(const std::string& name, int64_t gates_x, int64_t gates_u, int64_t own,
-                      int64_t params, int64_t saved, int64_t output, bool split, bool row_sums,
-                      const CodeTuple& forward, const CodeTuple& backward) {
+void register_program(const std::string& name, int64_t gates_x, int64_t gates_u, int64_t gates_w,
+                      int64_t own, int64_t params, int64_t saved, int64_t saved_first,
+                      int64_t output, bool split, bool row_sums, const CodeTuple& forward,
+                      const CodeTuple& backward, const CodeTuple& first_forward,
+                      const CodeTuple& first_backward) {
   const auto code = [](const CodeTuple& c) {
     const auto& [instructions, constants, planes, row_temps, temps, reads] = c;
     return fastrnn::GivenCode{instructions, constants, planes, row_temps, temps, reads};
   };
-  fastrnn::register_program({name, gates_x, gates_u, own, params, saved, output, split, row_sums,
-                             code(forward), code(backward)});
+  fastrnn::register_program({name, gates_x, gates_u, gates_w, own, params, saved, saved_first,
+                             output, split, row_sums, code(forward), code(backward),
+                             code(first_forward), code(first_backward)});
 }
 
 std::array<int64_t, 3> split_step(int64_t batch, int64_t outputs, int64_t depth, int64_t itemsize,
@@ -148,8 +151,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cells", &cells,
         "(name, gates, saved, keeps, split, hidden_gates, own) of each cell: fastrnn/table.py.");
   m.def("register_program", &register_program, py::arg("name"), py::arg("gates_x"),
-        py::arg("gates_u"), py::arg("own"), py::arg("params"), py::arg("saved"), py::arg("output"),
-        py::arg("split"), py::arg("row_sums"), py::arg("forward"), py::arg("backward"),
+        py::arg("gates_u"), py::arg("gates_w"), py::arg("own"), py::arg("params"), py::arg("saved"),
+        py::arg("saved_first"), py::arg("output"), py::arg("split"), py::arg("row_sums"),
+        py::arg("forward"), py::arg("backward"), py::arg("first_forward"),
+        py::arg("first_backward"),
         "Makes a program of fastrnn/programs/program.py a cell that calls can name, for as long as "
         "the process lasts. Raises ValueError if it does not hold together.");
   m.def("program_ops", &fastrnn::program_ops, "The operations of programs, by position.");

@@ -49,6 +49,12 @@ struct Program {
   int64_t output;  // the state that is the output: 0 for h, k for plane k - 1 of c
   bool row_sums;   // whether units of a row meet
   Code forward, backward;
+  // Of a step with a second product: its last hidden gates are not products of h, but of v, a
+  // plane that `first_forward` makes; and `first_backward` makes their gradients, of which that of
+  // v is a product. Both run before the codes above.
+  int64_t gates_w = 0;      // hidden gates of v
+  int64_t saved_first = 0;  // saved planes that first_forward writes; the first of them is v
+  Code first_forward{}, first_backward{};
 };
 
 }  // namespace fastrnn

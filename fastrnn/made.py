@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import table
+from . import autocast, table
 from .dispatch import cpu, triton
 from .dispatch.reference.definition import block_diagonal
 from .features import Asked
@@ -42,9 +44,10 @@ def register(cell: Cell, H: int, projected: bool) -> str:
             saved=program.saved,
             keeps="h" * program.carries_h + "c" * (program.own > 0),
             split=program.split,
-            hidden_gates=program.gates_u,
+            hidden_gates=program.gates_u + program.gates_w,
             own=program.own,
             params=program.params,
+            second=program.gates_w,
             output=program.output,
             step=_Step(cell),
         )
@@ -53,7 +56,7 @@ def register(cell: Cell, H: int, projected: bool) -> str:
 
 
 class _Step:
-    """The step of a cell as the reference calls it: `step(x, u, h, c, *params) -> (h, c)`."""
+    """The step of a cell as the reference calls it, see `table.Cell`."""
 
     def __init__(self, cell: Cell):
         self._cell = cell
@@ -65,19 +68,31 @@ class _Step:
         return f"the cell {self._cell.name}"
 
     def __call__(
-        self, x: Tensor, u: Tensor, h: Tensor, c: Tensor | None, *params: Tensor
+        self,
+        x: Tensor,
+        u: Tensor,
+        h: Tensor,
+        c: Tensor | None,
+        *params: Tensor,
+        product: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor | None]:
-        X, U = (sum(getattr(g, side) for g in self._gates) for side in ("of_x", "of_u"))
-        xs, us = iter(x.chunk(X, -1)), iter(u.chunk(U, -1) if U else ())
-        gates = {}
+        X, U, W = (sum(getattr(g, of) for g in self._gates) for of in ("of_x", "of_u", "of_w"))
+        xs, us, ws = iter(x.chunk(X, -1)), iter(u.chunk(U, -1) if U else ()), iter(range(W))
+
+        def of_second(k: int, plane: Tensor) -> Tensor:
+            return product(plane).chunk(W, -1)[k]
+
+        gates: dict[str, Tensor | Callable[[Tensor], Tensor]] = {}
         for gate in self._gates:
-            if gate.of_x and gate.of_u:
+            if gate.of_w:
+                gates[gate.name] = partial(of_second, next(ws))
+            elif gate.of_x and gate.of_u:
                 gates[gate.name] = next(xs) + next(us)
             else:
                 gates[gate.name] = next(xs if gate.of_x else us)
         own = () if c is None else c.chunk(len(self._order) - 1, -1)
         states = dict(zip(self._order, (h, *own), strict=True))
-        shape = next(iter(gates.values())).shape
+        shape = *x.shape[:-1], x.size(-1) // X
         planes = {k: p.expand(shape) for k, p in zip(self._params, params, strict=True)}
         new = self._cell.step(
             Planes("gate", gates), Planes("state", states), Planes("parameter", planes)
@@ -92,7 +107,7 @@ def parameter_shapes(
 ) -> dict[str, tuple[int | None, ...]]:
     """The shape of each parameter of a direction; None stands for the features of its input."""
     program = cell.program(H)
-    X, U = program.gates_x * H, program.gates_u * H
+    X, U = program.gates_x * H, (program.gates_u + program.gates_w) * H
     shapes: dict[str, tuple[int | None, ...]] = {"weight_ih": (X, None)}
     if U:
         shapes["weight_hh"] = (U, (P or H) // heads)
@@ -128,8 +143,6 @@ def check_asked(cell: Cell, asked: Asked) -> None:
             f"return_states needs a cell whose output is its recurrent state; {cell.name} gives "
             f"{cell.output}: return {cell.recurrent} as another state to see it"
         )
-    if asked.reset_state is not None and asked.inputs:
-        raise ValueError("reset_state does not go with inputs: write it into the step")
 
 
 def names_of(module) -> str:
@@ -189,10 +202,17 @@ def _spread(
     """An input of a call as a parameter of a `Call`: (H,), or with the rows of the input."""
     if isinstance(each, PackedSequence):
         each = each.data
+    if isinstance(each, Real):
+        each = input.new_full((), float(each))
     if not isinstance(each, Tensor):
         raise ValueError(f"input {name}: expected a tensor, got {type(each).__name__}")
     if not (each.is_floating_point() or each.is_complex()):
         each = each.to(input.dtype)  # a mask, or whole numbers
+    if each.dtype != input.dtype and not autocast.is_on(input):
+        raise RuntimeError(
+            f"input {name} must have the same dtype as the layer's input, {input.dtype}, "
+            f"got {each.dtype}"
+        )
     rows = input.shape[:-1]
     width = 1 if each.dim() and each.size(-1) == 1 else H
     try:

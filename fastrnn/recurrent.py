@@ -151,13 +151,13 @@ class Recurrent(RNNBase):
         self.mode = made.register(self.cell, self.hidden_size, projected=self.proj_size > 0)
         self._names = made.names_of(self)
         self._as_they_are = made.as_they_are(self)
+        self._takes_inputs = bool(self.cell.inputs)
+        self._is_pair = self.cell.states[:-1] == (self.cell.recurrent,)
 
     def extra_repr(self) -> str:
         """The arguments, those that are not the default."""
         heads = f", heads={self.heads}" if self.heads > 1 else ""
         return f"{self.cell.name}, {super().extra_repr()}{heads}"
-
-    # States, in the order of the user's.
 
     @property
     def _several(self) -> bool:
@@ -224,12 +224,10 @@ class Recurrent(RNNBase):
         """The states of (h, c)."""
         if c is None:
             return h
-        if self.cell.states[0] == self.cell.recurrent and c.size(-1) == self.hidden_size:
+        if self._is_pair:
             return h, c
         others = iter(c.split(self.hidden_size, -1))
         return tuple(h if s == self.cell.recurrent else next(others) for s in self.cell.states)
-
-    # The call.
 
     def forward(  # type: ignore[override]
         self,
@@ -263,8 +261,9 @@ class Recurrent(RNNBase):
         Raises:
             ValueError, RuntimeError: as of `LSTM`; an input is missing or does not broadcast.
         """
-        given = made.given(self.cell, inputs)
-        asked = None
+        given = asked = None
+        if inputs is not None or self._takes_inputs:
+            given = made.given(self.cell, inputs)
         plain = given is reset is lengths is detach_every is grad_clip is reset_state is None
         if not plain or return_states:
             asked = Asked(

@@ -82,7 +82,8 @@ def _piece(stack: Stack, start: int, length: int, state: tuple[Tensor, ...]) -> 
     """The stack of so many steps, from `state` or where the first of them resets it."""
     call, given = stack.call, stack.reset_state
     input = call.input.narrow(1 if stack.transposed else 0, start, length)
-    call = _with_state(call, state)._replace(input=input, detach_every=0)
+    weights = _by_row(call, lambda each: each.narrow(0, start, length))
+    call = _with_state(call, state)._replace(input=input, detach_every=0, weights=weights)
     if call.lengths is not None:
         call = call._replace(lengths=(call.lengths - start).clamp(0, length))
     if length == 0:
@@ -98,6 +99,13 @@ def _piece(stack: Stack, start: int, length: int, state: tuple[Tensor, ...]) -> 
     if length == 1:
         return stack._replace(call=call._replace(reset=None), reset_state=None)
     return stack._replace(call=call._replace(reset=reset), reset_state=given)
+
+
+def _by_row(call: Call, change: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """The weights, where those are changed that have numbers for each row, (T, N, ...): what a call
+    gives a cell that is a function. The same tensor stands there for each layer."""
+    changed = {id(w): change(w) for w in call.weights if w.dim() == 3}
+    return [changed.get(id(w), w) for w in call.weights]
 
 
 class _Parts(NamedTuple):
@@ -160,7 +168,9 @@ def _in_parts(stack: Stack, layers: Callable[[Stack], Returned]) -> Returned:
         torch.where(first, old.index_select(1, row), _at(new, start, row))
         for old, new in zip(_state(call), stack.reset_state, strict=True)
     )
+    by_time = rows if time_first else rows % T * N + rows // T
     packed = _with_state(call, state)._replace(
+        weights=_by_row(call, lambda each: each.flatten(0, 1).index_select(0, by_time)),
         input=call.input.flatten(0, 1).index_select(0, rows),
         batch_sizes=parts.batch_sizes,
         reset=None,

@@ -22,8 +22,10 @@ class Cell(NamedTuple):
     hidden_gates: int  # planes of w_hh; G is those of w_ih
     own: int = 0  # K, planes of c, which lie one after the other
     params: int = 0  # what a unit has besides weights of products and states
+    second: int = 0  # of hidden_gates, the last ones: products of what the step makes, not of h
     output: int = 0  # which state is the output: 0 for h, k for plane k - 1 of c
-    # step(x, u, h, c, *params) -> (h, c): the definition of a cell that a user made; see `programs`
+    # step(x, u, h, c, *params, product) -> (h, c): the definition of a cell that a user made, where
+    # product(v) is that of the last hidden gates; see `programs`
     step: Callable | None = None
 
     @property

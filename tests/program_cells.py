@@ -94,6 +94,22 @@ def mgu(g, s, p):
     return (1 - f) * s.h + f * tanh(g.x_n + f * g.u_n)
 
 
+def original_gru(g, s, p):
+    r, z = sigmoid(g.r), sigmoid(g.z)
+    return z * s.h + (1 - z) * tanh(g.x_n + g.w_n(r * s.h))
+
+
+def multiplicative_lstm(g, s, p):
+    m = g.x_m * g.u_m
+    c = sigmoid(g.x_f + g.w_f(m)) * s.c + sigmoid(g.x_i + g.w_i(m)) * tanh(g.w_z(m))
+    return sigmoid(g.x_o + p.w_o * c) * tanh(c), c
+
+
+def normed_gates_of_a_norm(g, s, p):
+    v = norm(g.a) * p.w + s.h
+    return tanh(norm(g.w_n(v)) + g.w_m(v) * p.dt) + 0.5 * s.c, s.h * sigmoid(v)
+
+
 def mc_lstm(g, s, p):
     c = sigmoid(g.f) * s.c + sigmoid(g.i) * tanh(g.g)
     return sigmoid(g.v) * tanh(c), c, sigmoid(g.o) * tanh(c)
@@ -156,6 +172,9 @@ CELLS = {
         Cell(hard_lstm, "i f g o", "h c"),
         Cell(lif, "i", "h v", "decay", init={"decay": 1.0}),
         Cell(mgu, "f x:n u:n"),
+        Cell(original_gru, "r z x:n w:n"),
+        Cell(multiplicative_lstm, "x:m u:m x:i w:i x:f w:f x:o w:z", "h c", "w_o"),
+        Cell(normed_gates_of_a_norm, "a w:n w:m", "h c", "w", "dt", output="c"),
         Cell(mc_lstm, "f i o v g", "y c h", recurrent="h", output="y"),
         Cell(decaying_lstm, "i f g o", "h c", "rate", "dt"),
         Cell(layer_norm_lstm, "i f g o", "h c", "w_i w_f w_g w_o b_i b_f b_g b_o w_c b_c"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import program_machine as machine
@@ -22,20 +23,28 @@ def draw(cell: Cell, N: int, H: int, seed: int = 0) -> dict[str, dict[str, Tenso
         "p": names.params,
         "d": names.states,
     }
-    return {
+    planes = {
         kind: {n: torch.randn(N, H, generator=generator, dtype=torch.float64) for n in each}
         for kind, each in kinds.items()
     }
+    second = [gate.name for gate in names.gates if gate.of_w]  # a matrix each
+    planes["w"] = {
+        n: torch.randn(H, H, generator=generator, dtype=torch.float64) / H**0.5 for n in second
+    }
+    return planes
 
 
 def eager(cell: Cell, planes: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """New states as `n`, and gradients by kind and name, by PyTorch."""
     leaves = {
-        kind: {name: plane.clone().requires_grad_() for name, plane in planes[kind].items()}
-        for kind in "xusp"
+        kind: {n: plane.clone().requires_grad_() for n, plane in planes.get(kind, {}).items()}
+        for kind in "xuspw"
     }
     gates = {}
     for gate in cell.names.gates:
+        if gate.of_w:
+            gates[gate.name] = partial(torch.nn.functional.linear, weight=leaves["w"][gate.name])
+            continue
         parts = [leaves[k][gate.name] for k in "xu" if gate.name in leaves[k]]
         gates[gate.name] = sum(parts[1:], parts[0])
     given = (gates, leaves["s"], leaves["p"])
@@ -63,9 +72,13 @@ def by_program(cell: Cell, planes: dict[str, dict[str, Tensor]]) -> dict[str, di
     program = cell.program(next(iter(planes["s"].values())).size(1))
     x, u, params = (list(planes[kind].values()) for kind in "xup")
     states = [planes["s"][name] for name in order]
-    new, saved = machine.forward(program, x, u, states, params)
+    matrices = planes.get("w", {})
+    second = list(matrices.values())
+    new, saved = machine.forward(program, x, u, states, params, second)
     d = [planes["d"][name] for name in order]
-    dx, du, d_states, d_params = machine.backward(program, saved, states, new, params, d)
+    dx, du, d_states, d_params, d_second = machine.backward(
+        program, saved, states, new, params, d, second
+    )
     assert order[program.output] == cell.output
     return {
         "n": dict(zip(order, new, strict=True)),
@@ -73,6 +86,7 @@ def by_program(cell: Cell, planes: dict[str, dict[str, Tensor]]) -> dict[str, di
         "u": dict(zip(planes["u"], du, strict=True)),
         "s": dict(zip(order, d_states, strict=True)),
         "p": dict(zip(planes["p"], d_params, strict=True)),
+        "w": dict(zip(matrices, d_second, strict=True)),
     }
 
 

@@ -93,24 +93,38 @@ def run(code: Code, given: Sequence[Tensor], replaced: dict[int, int]) -> list[T
     return [planes[j] for j in written]
 
 
-def forward(program: Program, x: Sequence[Tensor], u: Sequence[Tensor], states, params):
-    """(new states, saved planes) of a step: x and u are gates, canonical order of states."""
+def forward(program: Program, x: Sequence[Tensor], u: Sequence[Tensor], states, params, second=()):
+    """(new states, saved planes) of a step: x and u are gates, canonical order of states. `second`
+    has the matrix (H, H) of each gate of a second product."""
     gates = [*x, *u] if program.split else [a + b for a, b in zip(x, u, strict=True)]
+    first = []
+    if program.gates_w:
+        v, *first = run(program.first_forward, [*gates, *states, *params], {})
+        assert torch.equal(v, first[0])
+        gates += [v @ W.T for W in second]
+    assert (len(first), len(second)) == (program.saved_first, program.gates_w)
     given = [*gates, *states, *params]
-    first = len(given)
-    replaced = {first + k: len(gates) + k for k in range(1, program.own + 1)}
+    at = len(given)
+    replaced = {at + k: len(gates) + k for k in range(1, program.own + 1)}
     results = run(program.forward, given, replaced)
-    assert len(results) == program.own + 1 + program.saved
-    return results[: program.own + 1], results[program.own + 1 :]
+    saved = [*first, *results[program.own + 1 :]]
+    assert len(saved) == program.saved
+    return results[: program.own + 1], saved
 
 
-def backward(program: Program, saved, states, new, params, d):
-    """(gradients of x gates, of u gates, of states, of params)."""
+def backward(program: Program, saved, states, new, params, d, second=()):
+    """(gradients of x gates, of u gates, of states, of params, of the matrices of `second`)."""
     given = [*saved, *states, *new, *params, *d]
     gates = program.gates_x + program.gates_u if program.split else program.gates_x
-    first, d_at = len(given), len(given) - len(d)
+    d_at = len(given) - len(d)
+    of_second = []
+    if program.gates_w:
+        d_w = run(program.first_backward, given, {})
+        of_second = [each.T @ saved[0] for each in d_w]
+        given.append(sum(each @ W for each, W in zip(d_w, second, strict=True)))
+    first = len(given)
     replaced = {first + gates + k: d_at + k for k in range(len(d))}
     results = run(program.backward, given, replaced)
     dx = results[: program.gates_x]
     du = results[program.gates_x : gates] if program.split else dx
-    return dx, du, results[gates : gates + len(d)], results[gates + len(d) :]
+    return dx, du, results[gates : gates + len(d)], results[gates + len(d) :], of_second

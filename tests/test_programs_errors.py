@@ -278,6 +278,50 @@ def test_what_a_step_returns(step):
     assert message.startswith(f"{__file__}:{step.__code__.co_firstlineno}: in the step")
 
 
+def product_of_a_number(g, s, p):
+    return g.a + g.w_n(0.5)  # here
+
+
+def product_of_a_row(g, s, p):
+    return g.a + g.w_n(s.h.mean(-1, keepdim=True))  # here
+
+
+def product_twice(g, s, p):
+    n = g.w_n(s.h)
+    return n * g.w_m(s.h) + g.w_n(s.h)  # here
+
+
+def products_of_two_planes(g, s, p):
+    n = g.w_n(s.h)
+    return n + g.w_m(g.a * s.h)  # here
+
+
+def product_of_a_product(g, s, p):
+    n = g.w_n(s.h)
+    return g.w_m(n * s.h)  # here
+
+
+SECOND = {
+    product_of_a_number: r"g.w_n takes a plane \(N, H\), got float",
+    product_of_a_row: r"g.w_n takes a plane \(N, H\), got \(N, 1\)",
+    product_twice: "g.w_n is called twice. Keep its result",
+    products_of_two_planes: "g.w_m is given another plane than a gate before it",
+    product_of_a_product: "g.w_m is given what another product of the step has made",
+}
+
+
+@pytest.mark.parametrize("step", SECOND, ids=lambda step: step.__name__)
+def test_second_products(step):
+    with pytest.raises(StepError, match=SECOND[step]) as raised:
+        Cell(step, "a w:n w:m").program(7)
+    assert str(raised.value).startswith(f"{__file__}:{line_of(step)}: ")
+
+
+def test_a_second_product_that_is_not_used():
+    with pytest.raises(StepError, match=r"the step does not call g.w_n\(plane\)"):
+        Cell(lambda g, s, p: g.a, "a w:n").program(7)
+
+
 def rows_in_a_number(g, s, p):
     return g.a / g.a.shape[0]
 
@@ -368,7 +412,7 @@ def test_errors_of_the_step_itself_are_its_own():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"gates": "y:a"}, "n, x:n or u:n, got 'y:a'"),
+        ({"gates": "y:a"}, "n, x:n, u:n or w:n, got 'y:a'"),
         ({"gates": "x:a:b"}, "a gate cannot be named"),
         ({"gates": "a a"}, "the gate 'a' is there twice"),
         ({"gates": "x:a x_a"}, "the gate 'x_a' is there twice"),

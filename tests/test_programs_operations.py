@@ -56,6 +56,7 @@ OPERATIONS = {
     "masked_fill": lambda a, b: a.masked_fill(b > 0, 0.25),
     "abs": lambda a, b: abs(a) + torch.sign(b) * a,
     "square": lambda a, b: a.square() + b**2,
+    "remainder": lambda a, b: a % 0.75 + torch.remainder(b, -0.4),
     "cube": lambda a, b: a**3 - b**5,
     "inverse_square": lambda a, b: a**-2 + b,
     "power_of": lambda a, b: 1.5**a * b,

@@ -191,6 +191,11 @@ def mean_and_var(g, s, p):
     return (g.a - mean) / torch.sqrt(var + 1e-3) + s.h
 
 
+def var_and_mean(g, s, p):
+    var, mean = torch.var_mean(g.a, -1, keepdim=True)
+    return (g.a - mean) * torch.rsqrt(var + 1e-3) + s.h
+
+
 def std(g, s, p):
     return g.a / (1 + g.a.std(dim=1, keepdim=True)) + s.h
 
@@ -234,7 +239,17 @@ def saved_row(g, s, p):
     return torch.exp(total * 0.5).expand_as(s.h)
 
 
-ROWS = [saved_row, mean_and_var, std, rms, norm_of_norm, without_keepdim, of_rows, attention]
+ROWS = [
+    saved_row,
+    mean_and_var,
+    var_and_mean,
+    std,
+    rms,
+    norm_of_norm,
+    without_keepdim,
+    of_rows,
+    attention,
+]
 
 
 @pytest.mark.parametrize("step", [*ROWS, of_constants, only_rows])

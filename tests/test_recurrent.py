@@ -146,6 +146,9 @@ def test_inputs_broadcast(batch_first):
     """Every shape that broadcasts to the rows and units, in the user's order of dimensions."""
     example = Example("cfc", 4, 3, 5, 6, batch_first=batch_first)
     sizes = example.x.shape[:2]
+    number, _ = example.module(example.x, inputs={"dt": 2})
+    same, _ = example.module(example.x, inputs={"dt": torch.full((), 2.0, dtype=torch.float64)})
+    assert torch.equal(number, same)
     for shape in ((), (1,), (6,), (1, 1, 6), (sizes[0], 1, 1), (1, sizes[1], 1), (*sizes, 6)):
         dt = torch.rand(shape, dtype=torch.float64, requires_grad=True)
         whole = dt.detach().expand(*sizes, 6).clone().requires_grad_()
@@ -158,6 +161,40 @@ def test_inputs_broadcast(batch_first):
         torch.testing.assert_close(grad, wanted_grad.sum_to_size(shape))
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", ["decaying_lstm", "zoneout_lstm", "original_gru"])
+def test_reset_to_given_states(name, batch_first):
+    """As a loop of steps has it, inputs of each row among what is laid out anew."""
+    T, N = 7, 4
+    example = Example(name, T, N, 3, 9, num_layers=2, batch_first=batch_first)
+    module, time = example.module, 1 if batch_first else 0
+    reset = mask(T, N)
+    begin = tuple(torch.rand_like(each) for each in example.hx)
+    given = begin if len(begin) > 1 else begin[0]
+    leaves = [*example.leaves(), *begin]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    state = example.hx if len(begin) > 1 else example.hx[0]
+    outputs = []
+    for t in range(T):
+        inputs = {k: v.select(time, t) if v.dim() == 3 else v for k, v in example.inputs.items()}
+        where = reset[t].view(1, -1, 1)
+        old = state if isinstance(state, tuple) else (state,)
+        state = tuple(torch.where(where, b, s) for b, s in zip(begin, old, strict=True))
+        state = state if len(state) > 1 else state[0]
+        y, state = module.step(example.x.select(time, t), state, inputs=inputs or None)
+        outputs.append(y)
+    wanted = torch.stack(outputs, time)
+    (output, *_) = example(reset=reset.t() if batch_first else reset, reset_state=given)
+    torch.testing.assert_close(output, wanted)
+    grads, wanted_grads = (
+        torch.autograd.grad(y.sin().sum(), leaves, allow_unused=True, materialize_grads=True)
+        for y in (output, wanted)
+    )
+    for a, e in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(a, e)
+
+
 def test_masks_and_whole_numbers_are_inputs():
     for name, values in (("zoneout_lstm", mask(4, 3, 6)), ("cfc", torch.randint(9, (4, 3, 1)))):
         example = Example(name, 4, 3, 5, 6)
@@ -167,7 +204,7 @@ def test_masks_and_whole_numbers_are_inputs():
         assert torch.equal(output, wanted)
         y, _ = example.module.step(example.x[0], inputs={k: v[0] for k, v in given.items()})
         torch.testing.assert_close(y, output[0])
-        with pytest.raises(RuntimeError, match="must have the same dtype"):
+        with pytest.raises(RuntimeError, match="input (dt|keep_h) must have the same dtype"):
             example.module(example.x, inputs={k: v.float() for k, v in given.items()})
 
 

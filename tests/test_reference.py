@@ -12,6 +12,7 @@ from layers import names_of, reference, reference_ops
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+import fastrnn
 from fastrnn.dispatch.reference import definition
 from fastrnn.table import CELLS
 
@@ -134,7 +135,8 @@ def test_cells_are_described():
     for name, cell in CELLS.items():
         x, h = torch.randn(2, cell.gates * H), torch.randn(2, H)
         c = torch.randn(2, H) if cell.has_c else None
-        h_next, c_next, saved = definition.STEPS[name](x, x, h, c)
+        u = x if cell.split else None
+        h_next, c_next, saved = definition.STEPS[name](x, u, h, c)
         assert h_next.shape == h.shape, name
         assert (c_next is not None) == cell.has_c
         assert [plane.shape for plane in saved] == [h.shape] * cell.saved
@@ -156,3 +158,25 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(
         layer, (input, h0, *weights), check_forward_ad=True, fast_mode=True
     )
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_second_derivatives_where_one_input_is_made_of_another(name):
+    """The initial state is made of the input, and one weight serves twice: no way counts double."""
+    ours, theirs = (
+        getattr(library, name)(5, 5, bias=False).double() for library in (fastrnn, torch.nn)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    found = []
+    for module in (ours, theirs):
+        h = x.mean(0, keepdim=True).tanh()
+        hx = (h, h * 2) if name == "LSTM" else h
+        weights = dict(module.named_parameters())
+        weights["weight_hh_l0"] = weights["weight_ih_l0"] * 1
+        y, _ = torch.func.functional_call(module, weights, (x, hx))
+        (grad,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        penalty = grad.square().sum() + y.sum()
+        found.append(torch.autograd.grad(penalty, (x, module.weight_ih_l0)))
+    for a, e in zip(*found, strict=True):
+        torch.testing.assert_close(a, e)

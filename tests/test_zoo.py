@@ -122,12 +122,23 @@ def ugrnn(x, u, s: States, p: States):
 
 def mgu(x, u, s: States, p: States):
     f = squash(x[0] + u[0])
-    return gated(1 - f, s["h"], torch.tanh(x[1] + f * u[1]))
+    return gated(1 - f, s["h"], torch.tanh(x[1] + p["product"](f * s["h"])[0]))
+
+
+def original_gru(x, u, s: States, p: States):
+    r, z = squash(x[0] + u[0]), squash(x[1] + u[1])
+    return gated(z, s["h"], torch.tanh(x[2] + p["product"](r * s["h"])[0]))
+
+
+def multiplicative_lstm(x, u, s: States, p: States):
+    z_i, z_f, z_o, z = (a + b for a, b in zip(x[1:], p["product"](x[0] * u[0]), strict=True))
+    cell = squash(z_f) * s["c"] + squash(z_i) * z
+    return {"h": torch.tanh(cell * squash(z_o)), "c": cell}
 
 
 def gru_d(x, u, s: States, p: States):
     r, z = squash(x[0] + u[0]), squash(x[1] + u[1])
-    (h,) = gated(1 - z, s["d"], torch.tanh(x[2] + r * u[2])).values()
+    (h,) = gated(1 - z, s["d"], torch.tanh(x[2] + p["product"](r * s["d"])[0])).values()
     return {"h": h, "d": p["decay"] * h}
 
 
@@ -158,6 +169,8 @@ FORMULAS: dict[str, Callable[..., States]] = {
     "LayerNormLSTM": layer_norm_lstm,
     "LiGRU": li_gru,
     "MGU": mgu,
+    "MultiplicativeLSTM": multiplicative_lstm,
+    "OriginalGRU": original_gru,
     "PeepholeLSTM": peephole,
     "RecurrentDropoutLSTM": lambda x, u, s, p: lstm(x, u, s, p["mask"]),
     "SLSTM": s_lstm,
@@ -210,6 +223,13 @@ class Layer:
         output, state = self.module(self.x, hx, inputs=self.inputs or None, **features)
         return [output, *(state if isinstance(state, tuple) else [state])]
 
+    def product(self, h: Tensor) -> tuple[Tensor, ...]:
+        """That of weight_hh with a plane, for each gate."""
+        # Of each gate, head k has the rows of its own units and sees these alone.
+        U = self.module.weight_hh_l0.view(-1, self.heads, *[self.H // self.heads] * 2)
+        u = torch.einsum("gkij,nkj->ngki", U, h.view(self.N, self.heads, -1)).flatten(1)
+        return (u + getattr(self.module, "bias_hh_l0", 0)).split(self.H, -1)
+
     def loop(self, lengths: Tensor | None = None, reset: Tensor | None = None) -> list[Tensor]:
         """What `call` should give."""
         module, cell, formula = self.module, self.cell, FORMULAS[self.name]
@@ -220,14 +240,12 @@ class Layer:
             if reset is not None:
                 states = {k: v * ~reset[t].unsqueeze(-1) for k, v in states.items()}
             x = self.x[t] @ W.T + getattr(module, "bias_ih_l0", 0)
+            now = learned | {k: v[t] for k, v in self.inputs.items()}
             u = ()
             if U is not None:
-                # Of each gate, head k has U's rows of its own units and sees these alone.
-                U = U.view(-1, self.heads, self.H // self.heads, self.H // self.heads)
-                h = states[cell.recurrent].view(self.N, self.heads, -1)
-                u = torch.einsum("gkij,nkj->ngki", U, h).flatten(1)
-                u = (u + getattr(module, "bias_hh_l0", 0)).split(self.H, -1)
-            now = learned | {k: v[t] for k, v in self.inputs.items()}
+                u = self.product(states[cell.recurrent])
+                first = len(u) - sum(gate.of_w for gate in cell.names.gates)
+                u, now["product"] = u[:first], lambda v, first=first: self.product(v)[first:]
             new = formula(x.split(self.H, -1), u, states, now)
             runs = torch.ones(self.N) if lengths is None else t < lengths
             runs = runs.bool().unsqueeze(-1)
@@ -310,8 +328,9 @@ def test_gru_d_decays_by_the_gap_before_a_step():
         h = gamma[t] * h
         x = (layer.x[t] @ module.weight_ih_l0.T + module.bias_ih_l0).split(9, -1)
         u = (h @ module.weight_hh_l0.T + module.bias_hh_l0).split(9, -1)
-        z = squash(x[1] + u[1])
-        h = (1 - z) * h + z * torch.tanh(x[2] + squash(x[0] + u[0]) * u[2])
+        z, reset = squash(x[1] + u[1]), squash(x[0] + u[0]) * h
+        n = (reset @ module.weight_hh_l0.T + module.bias_hh_l0)[:, 18:]
+        h = (1 - z) * h + z * torch.tanh(x[2] + n)
         outputs.append(h)
     expected = torch.stack(outputs)
     assert_matches(output, expected)

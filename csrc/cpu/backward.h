@@ -13,7 +13,7 @@ namespace FASTRNN_NAMESPACE {
 template <class Base, class Stored>
 class BackwardPass : Base {
   using Base::active, Base::b_, Base::C, Base::chunk_, Base::D, Base::direction_, Base::entry,
-      Base::f, Base::GU, Base::GX, Base::H, Base::head_, Base::I, Base::kind, Base::kNone,
+      Base::f, Base::GU, Base::GW, Base::GX, Base::H, Base::head_, Base::I, Base::kind, Base::kNone,
       Base::ld_cell, Base::ld_gates, Base::ld_state, Base::ld_y_, Base::N, Base::note_live, Base::P,
       Base::parallel, Base::params_, Base::place, Base::row, Base::rows_of, Base::s, Base::split,
       Base::zero_, Base::zero_state_;
@@ -68,7 +68,7 @@ class BackwardPass : Base {
     memset(zero_state_, 0, max(ld_state, max(ld_cell, C)) * sizeof(Stored));
     if (b_.dx)
       this->each_padding_row([&](int64_t to) { memset(b_.dx + to * I, 0, I * sizeof(Stored)); });
-    this->pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
+    this->pack(direction_, &Direction::ih, &Direction::hh, &Direction::hw, &Direction::hr);
     for (int64_t d = 0; d < D; ++d) {
       for (int i = 0; i < params_ && b_.need_weights; ++i)  // zero where there is no step
         if (f.forms[i] != fastrnn::Form::kUnit)
@@ -79,6 +79,7 @@ class BackwardPass : Base {
         const auto beyond = [](int64_t n) { return (round_up(n, kGrain<O>) - n) * sizeof(O); };
         memset(w.d_x + row * ld_gates + GX, 0, beyond(GX));
         if (w.d_u) memset(w.d_u + row * ld_gates + GU, 0, beyond(GU));
+        if (w.d_w) memset(w.d_w + row * ld_gates + GW, 0, beyond(GW));
         if (s.projected) memset(w.d_y + row * ld_y_ + P, 0, (ld_y_ - P) * sizeof(O));
       }
       for (int64_t n = 0; n < N; ++n) {

@@ -22,15 +22,15 @@ struct ForwardState : Base {
   static constexpr int64_t kLd = kWidth<T, NV>;
 
   struct Direction {
-    Gated ih, hh;
+    Gated ih, hh, hw;  // hw: the rows of w_hh of a second product
     Projection hr;
-    Buffer<T> b_ih, b_hh;  // [panels, kLd] interleaved like the panels
-    Buffer<T> x_part;      // W_ih x + b of the rows of a chunk: `x_part` says where each is
-    Buffer<T> h;           // [2, N, ld_state] h of the last step and of this one
-    Buffer<O> h_operand;   // the same where kRounds, zero beyond P
-    Buffer<T> c;           // [planes of c, N, ld_cell]
-    Buffer<O> m;           // [N, ld_cell] h before the projection; zero beyond H
-    Buffer<T> partial;     // [slices, N, kLd] sums of a panel that is cut in depth
+    Buffer<T> b_ih, b_hh, b_hw;  // [panels, kLd] interleaved like the panels
+    Buffer<T> x_part;            // W_ih x + b of the rows of a chunk: `x_part` says where each is
+    Buffer<T> h;                 // [2, N, ld_state] h of the last step and of this one
+    Buffer<O> h_operand;         // the same where kRounds, zero beyond P
+    Buffer<T> c;                 // [planes of c, N, ld_cell]
+    Buffer<O> m;                 // [N, ld_cell] h before the projection; zero beyond H
+    Buffer<T> partial;           // [slices, N, kLd] sums of a panel that is cut in depth
   };
 
   // One step of one batch block.
@@ -57,13 +57,15 @@ struct ForwardState : Base {
   // Packs weights and biases.
   void pack() {
     memset(zero_, 0, kWidth<T, kWide> * sizeof(T));
-    Base::pack(direction_, &Direction::ih, &Direction::hh, &Direction::hr);
+    Base::pack(direction_, &Direction::ih, &Direction::hh, &Direction::hw, &Direction::hr);
     for (int64_t d = 0; d < D; ++d) {
       Direction& w = direction_[d];
       const Bias b_ih(f.weights[d].b_ih, 1, H, false, w.ih.groups);
       const Bias b_hh(f.weights[d].b_hh, 1, H, false, w.hh.groups);
       for (int64_t p = 0; p < w.ih.count(); ++p) b_ih.pack(p, w.b_ih + p * kLd);
       for (int64_t p = 0; p < w.hh.count(); ++p) b_hh.pack(p, w.b_hh + p * kLd);
+      const Bias b_hw(after_first(f.weights[d].b_hh, 1), 1, H, false, w.hw.groups);
+      for (int64_t p = 0; p < w.hw.count(); ++p) b_hw.pack(p, w.b_hw + p * kLd);
       // Where the cell only sees x + u, the recurrent product starts from x_part, both biases in.
       for (int64_t i = 0; i < w.ih.count() * kLd && !kind.split; ++i) w.b_ih[i] += w.b_hh[i];
     }
@@ -138,6 +140,11 @@ struct ForwardState : Base {
   }
 
  private:
+  // The rows of a second product in a matrix that has rows for each hidden gate, or null.
+  const Stored* after_first(const Stored* matrix, int64_t columns) const {
+    return matrix && kind.gates_w > 0 ? matrix + kind.gates_u * H * columns : nullptr;
+  }
+
   Direction make(int64_t d) {
     const bool used = d < D;
     const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
@@ -150,9 +157,11 @@ struct ForwardState : Base {
     const int64_t cut = !kMixed && panel_depth<O, NV>(P, N) < P ? split.units * split.slices : 0;
     return {Gated(w.w_ih, I, H, used, groups(kind.gates_x)),
             Gated(w.w_hh, P / s.heads, H, used, groups(kind.gates_u)),
+            Gated(after_first(w.w_hh, P), P, H, used, kMixed ? groups(kind.gates_w) : Groups),
             Projection(w.w_hr, H, P, used),
             Buffer<T>(panels(kind.gates_x) * kLd),
             Buffer<T>(panels(kind.gates_u) * kLd),
+            Buffer<T>(kMixed ? panels(kind.gates_w) * kLd : 0),
             Buffer<T>(panels(kind.gates_x) * chunk_ * N * kLd),
             Buffer<T>(used ? 2 * N * ld_state : 0),
             Buffer<O>(used && kRounds ? 2 * N * ld_state : 0),

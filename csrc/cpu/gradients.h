@@ -26,12 +26,14 @@ class Gradients : protected Schedule<Stored> {
   using Plain = Panels<Stored, O, kWide, 1, false>;
 
   struct Direction {
-    Plain ih, hh, hr;
+    Plain ih, hh, hw, hr;  // hw: the rows of w_hh of a second product, of which v is the operand
     // Operands; a row goes on with zeros up to a multiple of kGrain.
     Buffer<O> d_x;             // [rows of a chunk, ld_gates] gradient of x, the input part
     Buffer<O> d_u;             // [rows of a chunk, ld_gates] gradient of u, where it differs
+    Buffer<O> d_w;             // [rows of a chunk, ld_gates] gradient of the gates of v
     Buffer<O> d_y;             // [rows of a chunk, ld_y] complete gradient of h, with a projection
     Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
+    Buffer<T> d_v;             // [N, ld_state] gradient of v
     Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
     Buffer<T> d_c;             // [planes of c, N, ld_cell] gradient of c_t from later steps
     Buffer<T> d_p;             // [rows of a chunk, parameters, ld_cell] gradients of parameters
@@ -49,11 +51,11 @@ class Gradients : protected Schedule<Stored> {
   static constexpr bool kRounds = !std::is_same_v<Stored, T>;
 
   const fastrnn::Backward<Stored>& b_;
-  const bool keep_;      // packed weights; a step of a few rows reads them as they lie
-  const int64_t ld_y_;   // of d_y
-  const int64_t chunk_;  // time steps
-  const int64_t GX, GU;  // numbers of a row of w_ih's gates, and of w_hh's
-  const int64_t head_;   // units of a head
+  const bool keep_;          // packed weights; a step of a few rows reads them as they lie
+  const int64_t ld_y_;       // of d_y
+  const int64_t chunk_;      // time steps
+  const int64_t GX, GU, GW;  // numbers of a row of x's gates, of h's, and of v's
+  const int64_t head_;       // units of a head
   const int params_;
   Direction direction_[2];
   Buffer<T> zero_;
@@ -67,6 +69,7 @@ class Gradients : protected Schedule<Stored> {
         chunk_(this->chunk(N, 0, kOuterDepth)),
         GX(kind.gates_x * H),
         GU(kind.gates_u * H),
+        GW(kind.gates_w * H),
         head_(P / s.heads),
         params_(f.program ? static_cast<int>(f.program->info.params) : 0),
         direction_{make(0), make(1)},
@@ -89,10 +92,13 @@ class Gradients : protected Schedule<Stored> {
                          : f.c0 + (d * N + ~at) * C;
   }
 
+  // v of a row in the order of time.
+  const Stored* v_of(int64_t d, int64_t row) const { return this->gates(d, place(row)); }
+
   bool finite_weights(int64_t d) {
     const fastrnn::Weights<const Stored>& w = f.weights[d];
     return direction_[d].finite_weights.get([&] {
-      return finite<T>(w.w_ih, GX * I) && finite<T>(w.w_hh, GU * P / s.heads) &&
+      return finite<T>(w.w_ih, GX * I) && finite<T>(w.w_hh, (GU + GW) * P / s.heads) &&
              (!s.projected || finite<T>(w.w_hr, P * H));
     });
   }
@@ -104,6 +110,7 @@ class Gradients : protected Schedule<Stored> {
       const int64_t first = row(d, step) + batch.first, rows = active(d, step, batch);
       for (int64_t n = first; n < first + rows && b_.need_weights; ++n)
         if (!finite<T>(f.x + place(n) * I, I) || !finite<T>(previous_h(d, n), P) ||
+            (GW > 0 && !finite<T>(v_of(d, n), H)) ||
             (s.projected && !finite<T>(f.hidden + this->at_hidden(d, place(n)), H)))
           return false;
       return finite_weights(d);
@@ -187,6 +194,7 @@ class Gradients : protected Schedule<Stored> {
   void weight_gradients(int64_t task, Range steps, bool add, int64_t shares) {
     const Range gates_x = piece(GX, task, shares, kTileRows<O, kNarrow>);
     const Range gates_u = piece(GU, task, shares, kTileRows<O, kNarrow>);
+    const Range gates_w = piece(GW, task, shares, kTileRows<O, kNarrow>);
     const Range states = piece(P, task, shares, kTileRows<O, kNarrow>);
     for (int64_t d = 0; d < D; ++d) {
       const Direction& w = direction_[d];
@@ -197,7 +205,9 @@ class Gradients : protected Schedule<Stored> {
       const O* const left_u = w.d_hidden() + live.first * ld_gates;
       const auto d_x = [&](int64_t k) { return left_x + k * ld_gates; };
       const auto d_u = [&](int64_t k) { return left_u + k * ld_gates; };
+      const auto d_w = [&](int64_t k) { return w.d_w + (live.first + k) * ld_gates; };
       const auto x = [&](int64_t k) { return f.x + place(from + k) * I; };
+      const auto v = [&](int64_t k) { return v_of(d, from + k); };
       const auto h = [&](int64_t k) { return previous_h(d, from + k); };
       const auto m = [&](int64_t k) { return f.hidden + this->at_hidden(d, place(from + k)); };
       T* next = w.sums;
@@ -218,9 +228,11 @@ class Gradients : protected Schedule<Stored> {
       else
         head_gradients(task, shares, rows, left_u, h, steps, add, sums(out.w_hh, GU * head_, next),
                        out.w_hh);
+      if (GW > 0) product(gates_w, GW, P, d_w(0), ld_gates, v, out.w_hh + GU * P);
       if (out.b_ih) {
         column_sum(gates_x, GX, d_x, out.b_ih);
         column_sum(gates_u, GU, d_u, out.b_hh);
+        if (GW > 0) column_sum(gates_w, GW, d_w, out.b_hh + GU);
       }
       if (s.projected) product(states, P, H, w.d_y + live.first * ld_y_, ld_y_, m, out.w_hr);
       for (int i = 0; i < params_; ++i) {
@@ -285,14 +297,17 @@ class Gradients : protected Schedule<Stored> {
     const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
     const int64_t rows = used ? chunk_ * N : 0;
     const int64_t weights =
-        GX * (I + 1) + GU * (head_ + 1) + (s.projected ? P * H : 0) + params_ * H;
+        GX * (I + 1) + (GU + GW) * (head_ + 1) + (s.projected ? P * H : 0) + params_ * H;
     return {Plain(w.w_ih, GX, I, used && keep_ && b_.dx),
             Plain(w.w_hh, GU, head_, used && (keep_ || s.heads > 1) && GU > 0),
+            Plain(GW > 0 ? w.w_hh + GU * P : nullptr, GW, P, used && keep_),
             Plain(w.w_hr, P, H, used && keep_),
             left_matrix(rows * ld_gates),
             left_matrix(kind.split ? rows * ld_gates : 0),
+            left_matrix(GW > 0 ? rows * ld_gates : 0),
             left_matrix(s.projected ? rows * ld_y_ : 0),
             Buffer<T>(used && s.projected ? N * ld_cell : 0),
+            Buffer<T>(used && GW > 0 ? N * ld_state : 0),
             Buffer<T>(used ? N * ld_state : 0),
             Buffer<T>(used ? kind.own * N * ld_cell : 0),
             Buffer<T>(rows * params_ * ld_cell),

@@ -58,14 +58,14 @@ class Interpreter {
   Buffer<Lies<T>> lies_;
 
  public:
-  // For rows of `units`; `inputs` of the code's planes are given.
-  Interpreter(const Code& code, int64_t inputs, int64_t units, bool whole_rows)
+  // For at most `rows` rows of `units`; `inputs` of the code's planes are given.
+  Interpreter(const Code& code, int64_t inputs, int64_t rows, int64_t units, bool whole_rows)
       : code_(code),
         inputs_(inputs),
         units_(units),
         registers_(ceil_div(units, kLane)),
         whole_rows_(whole_rows),
-        block_(whole_rows ? registers_ : kMost),
+        block_(whole_rows ? registers_ : min(kMost, max(rows, registers_))),
         all_(code.planes + code.constant_count + code.row_temps + code.temps),
         planes_((1 + kKept) * all_),
         staged_(code.planes * block_ * kLane),

@@ -1,6 +1,7 @@
 #include "cpu/memory.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <stdexcept>
@@ -98,6 +99,22 @@ constinit Pool pool;
     pthread_atfork([] { pool.lock(); }, [] { pool.unlock(); }, [] { pool.unlock(); });
 #endif
 
+// Small pieces come from malloc, whose own cache is four times as fast as an aligned_alloc: short
+// calls take a dozen. The byte before such a piece says how far it is from where malloc's begins.
+constexpr size_t kSmall = 16 << 10;
+
+void* take_small(size_t bytes) {
+  auto* const begin = static_cast<unsigned char*>(std::malloc(bytes + kCacheLine));
+  if (begin == nullptr) return nullptr;
+  const size_t shift = kCacheLine - reinterpret_cast<uintptr_t>(begin) % kCacheLine;
+  begin[shift - 1] = static_cast<unsigned char>(shift);
+  return begin + shift;
+}
+void give_small_back(void* memory) {
+  auto* const bytes = static_cast<unsigned char*>(memory);
+  std::free(bytes - bytes[-1]);
+}
+
 size_t rounded(size_t bytes) {
   const size_t unit = bytes >= kLarge ? kLarge : kCacheLine;
   return (bytes + unit - 1) / unit * unit;
@@ -111,7 +128,10 @@ void* take_memory(size_t bytes) {
   const bool large = size >= kLarge;
   if (large)
     if (void* const memory = pool.take(size)) return memory;
-  const auto fresh = [&] { return std::aligned_alloc(large ? kLarge : kCacheLine, size); };
+  const auto fresh = [&] {
+    return bytes <= kSmall ? take_small(bytes)
+                           : std::aligned_alloc(large ? kLarge : kCacheLine, size);
+  };
   void* memory = fresh();
   if (memory == nullptr && pool.clear() > 0) memory = fresh();
   if (memory == nullptr)
@@ -126,8 +146,11 @@ void* take_memory(size_t bytes) {
 
 void give_memory_back(void* memory, size_t bytes) noexcept {
   const size_t size = rounded(bytes);
-  if (memory != nullptr && size >= kLarge && size <= kKeptBytes) {
+  if (memory == nullptr) return;
+  if (size >= kLarge && size <= kKeptBytes) {
     pool.add({memory, size});
+  } else if (bytes <= kSmall) {
+    give_small_back(memory);
   } else {
     std::free(memory);
   }

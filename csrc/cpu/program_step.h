@@ -1,27 +1,17 @@
 // A step of a layer whose cell is a program (program.h), forward and backward.
 //
 // Forward, the recurrent product of some units is made for all rows of a step, all gates, and then
-// their code runs. Only where units of a row meet it waits for the whole row. Backward, the code
-// runs for all units, and the products that follow are those of every cell.
+// their code runs. Where units of a row meet, in a sum or in a second product, it waits for the
+// whole row. Backward, the code runs for all units, and the products that follow are those of every
+// cell.
 #pragma once
 
 #include "cpu/backward_step.h"
 #include "cpu/forward_state.h"
-#include "cpu/interpreter.h"
+#include "cpu/program_planes.h"
 
 namespace FASTRNN_NAMESPACE {
 
-FASTRNN_FN Kind kind_of(const fastrnn::Program& program) {
-  const fastrnn::CellInfo& c = program.info;
-  return {c.gates, c.hidden_gates, c.saved, c.own, c.split};
-}
-// Planes that a code is given.
-FASTRNN_FN int64_t forward_inputs(const fastrnn::CellInfo& c) {
-  return (c.split ? c.gates : 0) + c.hidden_gates + 1 + c.own + c.params;
-}
-FASTRNN_FN int64_t backward_inputs(const fastrnn::CellInfo& c) {
-  return c.saved + 3 * (1 + c.own) + c.params;
-}
 FASTRNN_FN int64_t common_divisor(int64_t a, int64_t b) {
   while (b != 0) {
     const int64_t rest = a % b;
@@ -31,57 +21,10 @@ FASTRNN_FN int64_t common_divisor(int64_t a, int64_t b) {
   return a;
 }
 
-// The parameters of one direction, as planes.
-template <class Stored>
-class Parameters {
-  using T = Compute<Stored>;
-  using L = Lies<T>;
-  const fastrnn::Forward<Stored>& f_;
-  const int64_t d_, H_, ld_;
-  const int count_;
-  Buffer<T> units_;     // [those with a number for each unit, ld]
-  Buffer<void*> rows_;  // [parameters, rows of a step]
-  const int64_t most_;
-
- public:
-  Parameters(const fastrnn::Forward<Stored>& f, int64_t d, int64_t ld)
-      : f_(f),
-        d_(d),
-        H_(f.size.hidden),
-        ld_(ld),
-        count_(static_cast<int>(f.program->info.params)),
-        units_(count_ * ld),
-        rows_(f.size.place ? count_ * f.size.batch : 0),
-        most_(f.size.batch) {
-    if (count_ > 0) memset(units_, 0, count_ * ld * sizeof(T));
-    for (int i = 0; i < count_; ++i)
-      if (f.forms[i] == fastrnn::Form::kUnit) copy(units_ + i * ld, f.weights[d].params[i], H_);
-  }
-
-  // Where they lie for `rows` rows of a step, from `first` in the order of time on.
-  void place(int64_t first, int64_t rows, L* lies) {
-    constexpr bool kNarrow = !std::is_same_v<Stored, T>;
-    for (int i = 0; i < count_; ++i) {
-      if (f_.forms[i] == fastrnn::Form::kUnit) {
-        lies[i] = {units_ + i * ld_, 0, kLanes<T>, L::kPadded, nullptr};
-        continue;
-      }
-      const bool each = f_.forms[i] == fastrnn::Form::kEach;
-      const int64_t width = each ? H_ : 1;
-      auto* const data = const_cast<Stored*>(f_.weights[d_].params[i]);
-      const auto kind =
-          each ? (kNarrow ? L::kNarrow : L::kExact) : (kNarrow ? L::kNarrowSplat : L::kSplat);
-      void** const begin = f_.size.place ? rows_ + i * most_ : nullptr;
-      for (int64_t n = 0; n < rows && f_.size.place; ++n)
-        begin[n] = data + f_.size.place[first + n] * width;
-      lies[i] = {data + first * width, width, kLanes<T>, kind, f_.size.place ? begin : nullptr};
-    }
-  }
-};
-
 template <class Stored>
 struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   using Base = ForwardState<Schedule<Stored>, Stored, kWide, 0>;
+  using Gated = typename Base::Gated;
   using Base::direction_, Base::f, Base::H, Base::kind, Base::kLd, Base::kRounds, Base::ld_cell,
       Base::ld_state, Base::N, Base::P, Base::place, Base::s, Base::x_part;
   using typename Base::O;
@@ -100,7 +43,7 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
       : Base(forward, threads, kind_of(*forward.program)),
         program_(*forward.program),
         cut_(max(1, kind.gates_u / max(1, common_divisor(kind.gates_u, kWide)))),
-        most_(program_.row_sums || kind.gates_u == 0
+        most_(program_.row_sums || kind.gates_u == 0 || kind.gates_w > 0
                   ? direction_[0].hh.count()
                   : round_up(max(1, kTileBytes /
                                         (max(1, N / this->split.rows) * kLd * int64_t{sizeof(T)})),
@@ -111,9 +54,11 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   int64_t cut() const { return cut_; }
 
   struct Worker {
-    Interpreter<T> interpreter;
+    Interpreter<T> interpreter, first;  // first: of the code before a second product
     Parameters<Stored> parameters[2];
     Buffer<T> tile;      // [rows, the sums of some panels]
+    Buffer<T> tile_w;    // [rows, the sums of a second product]
+    Buffer<O> v;         // [N, ld_state] its operand; zero beyond H
     Buffer<T> fresh;     // [N, ld_cell] h before the projection
     Buffer<void*> rows;  // of the saved planes
     const bool still;    // whether no parameter has numbers for each row
@@ -124,13 +69,19 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
     } seen[2];
 
     explicit Worker(const ProgramStep& step)
-        : interpreter(step.program_.forward, forward_inputs(step.program_.info), step.H,
+        : interpreter(step.program_.forward, forward_inputs(step.program_.info), step.N, step.H,
                       step.program_.row_sums),
+          first(step.program_.first_forward, forward_inputs(step.program_.info) - step.kind.gates_w,
+                step.N, step.H, step.program_.row_sums),
           parameters{{step.f, 0, step.ld_cell}, {step.f, step.D - 1, step.ld_cell}},
           tile(step.N * min(step.most_, step.direction_[0].hh.count()) * kLd),
+          tile_w(step.N * step.direction_[0].hw.count() * kLd),
+          v(step.kind.gates_w > 0 ? step.N * step.ld_state : 0),
           fresh(step.s.projected ? step.N * step.ld_cell : 0),
           rows(step.f.save && step.s.place ? step.kind.saved * step.N : 0),
-          still(all_units(step.f)) {}
+          still(all_units(step.f)) {
+      if (v) memset(v, 0, step.N * step.ld_state * sizeof(O));
+    }
 
     static bool all_units(const fastrnn::Forward<Stored>& f) {
       bool all = true;
@@ -143,17 +94,19 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   // u = W_hh h_{t-1} + bias for the units of some panels, and their cells.
   void recurrent_product(Worker& worker, const Step& now, int64_t step, Range panels) {
     if (now.rows == 0) return;
+    const auto& w = direction_[now.d];
+    if (kind.gates_w > 0) return two_products(worker, now, step, panels);
     if (kind.gates_u == 0) return cells(worker, now, panels, {0, registers_});
-    const int64_t all = direction_[0].hh.count();
+    const int64_t all = w.hh.count();
     if (panels.count() == all && all <= most_) {  // without a division, which a short step notices
-      product(worker, now, step, panels);
+      product(w.hh, w.b_hh, now.left, worker.tile, now, step, panels);
       return cells(worker, now, panels, {0, registers_});
     }
     const Range blocks{0, ceil_div(panels.count(), most_)};
     this->each_panel(step, blocks, [&](int64_t block, int64_t) {
       const int64_t first = panels.first + block * most_;
       const Range some{first, min(panels.last, first + most_)};
-      product(worker, now, step, some);
+      product(w.hh, w.b_hh, now.left, worker.tile, now, step, some);
       cells(worker, now, some,
             {some.first * kWide / kind.gates_u,
              some.last == all ? registers_ : some.last * kWide / kind.gates_u});
@@ -161,23 +114,24 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   }
 
  private:
-  void product(Worker& worker, const Step& now, int64_t step, Range panels) {
-    const auto& w = direction_[now.d];
+  // tile = W left + bias for some panels of W.
+  void product(const Gated& weight, const T* bias, const O* first_left, T* tile, const Step& now,
+               int64_t step, Range panels) {
     const int64_t ld = panels.count() * kLd, ld_init = kind.split ? 0 : this->ld_x();
     const int64_t depth = s.heads > 1 ? P / s.heads : P;
     this->each_panel(step, panels, [&](int64_t p, int64_t next) {
-      const T* const init = kind.split ? w.b_hh + p * kLd : x_part(now.d, p, now.chunk_row);
-      T* const out = worker.tile + (p - panels.first) * kLd;
-      const O* left = now.left;
+      const T* const init = kind.split ? bias + p * kLd : x_part(now.d, p, now.chunk_row);
+      T* const out = tile + (p - panels.first) * kLd;
+      const O* left = first_left;
       if (s.heads > 1) {  // the first unit of a panel is of the same head as the others
         const int64_t unit = p * kWide / kind.gates_u * kLanes<T>;
         left += unit / depth * depth;
       }
-      const Panel<O> panel = w.hh.get(p);
+      const Panel<O> panel = weight.get(p);
       if (now.rows == 1)
         micro_of<O, kWide>(1, panel)(left, ld_state, panel, depth, init, ld_init, out, ld, {});
       else
-        multiply<O, kWide>(left, ld_state, now.rows, depth, panel, w.hh.far(next), init, ld_init,
+        multiply<O, kWide>(left, ld_state, now.rows, depth, panel, weight.far(next), init, ld_init,
                            out, ld);
     });
   }
@@ -185,7 +139,7 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
   // The code for some registers of units, whose sums are those of some panels.
   void cells(Worker& worker, const Step& now, Range panels, Range units) {
     constexpr int64_t kLane = kLanes<T>;
-    const int64_t own = kind.own, ld_tile = panels.count() * kLd;
+    const int64_t own = kind.own;
     T* const h = s.projected ? worker.fresh : now.h;
     const int64_t ld_h = s.projected ? ld_cell : ld_state;
     const Range all{units.first * kLane, min(H, units.last * kLane)};
@@ -200,31 +154,54 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
       worker.interpreter.run_kept(k, now.rows, units);
       return results(now, h, ld_h, all);
     }
-    L* lies = worker.interpreter.lies();
-    const auto tile = [&](T* first, int64_t row, int64_t unit) {
-      *lies++ = {first, row, unit, L::kPadded, nullptr};
-    };
-    for (int64_t g = 0; g < kind.gates_x && kind.split; ++g)
-      tile(x + g * kLane, this->ld_x(), kind.gates_x * kLane);
-    // Register 0 would be before the tile's begin where that is another one.
-    for (int64_t g = 0; g < kind.gates_u; ++g)
-      tile(worker.tile + (g - units.first * kind.gates_u) * kLane, ld_tile, kind.gates_u * kLane);
-    tile(now.h_prev, ld_state, kLane);
-    for (int64_t k = 0; k < own; ++k) tile(now.c + k * N * ld_cell, ld_cell, kLane);
-    worker.parameters[now.d].place(now.row, now.rows, lies);
-    lies += program_.info.params;
-    tile(h, ld_h, kLane);
-    for (int64_t k = 0; k < own; ++k) tile(now.c + k * N * ld_cell, ld_cell, kLane);
-    for (int64_t i = 0; i < kind.saved; ++i) *lies++ = saved(worker, now, i);
-    const bool padded = !f.save && worker.still;
-    worker.interpreter.run(now.rows, units, padded);
+    L* lies = given(worker, worker.interpreter.lies(), now, panels, units, kind.gates_w);
+    *lies++ = padded(h, ld_h);
+    for (int64_t k = 0; k < own; ++k) *lies++ = padded(now.c + k * N * ld_cell, ld_cell);
+    for (int64_t i = program_.saved_first; i < kind.saved; ++i) *lies++ = saved(worker, now, i);
+    const bool all_padded = !f.save && worker.still;
+    worker.interpreter.run(now.rows, units, all_padded);
     results(now, h, ld_h, all);
     // Then nothing but h and x is elsewhere in the next step.
-    if (padded && worker.interpreter.at_once(now.rows, units)) {
+    if (all_padded && worker.interpreter.at_once(now.rows, units)) {
       const int64_t k = now.h < now.h_prev ? 0 : 1;
       worker.seen[k] = {now.h, now.rows, units.first, units.count()};
       worker.interpreter.keep(k);
     }
+  }
+
+  // v of the first product, the product of v, and the cells.
+  void two_products(Worker& worker, const Step& now, int64_t step, Range panels) {
+    const auto& w = direction_[now.d];
+    const Range units{0, registers_};
+    if (kind.gates_u > 0) product(w.hh, w.b_hh, now.left, worker.tile, now, step, panels);
+    L* lies = given(worker, worker.first.lies(), now, panels, units, 0);
+    constexpr auto kOperand = std::is_same_v<O, T> ? L::kPadded : L::kNarrow;
+    *lies++ = {worker.v, ld_state, kLanes<T>, kOperand, nullptr};
+    for (int64_t i = 0; i < program_.saved_first; ++i) *lies++ = saved(worker, now, i);
+    worker.first.run(now.rows, units, false);
+    product(w.hw, w.b_hw, worker.v, worker.tile_w, now, step, {0, w.hw.count()});
+    cells(worker, now, panels, units);
+  }
+
+  static L padded(T* first, int64_t row, int64_t gates = 1) {
+    return {first, row, gates * kLanes<T>, L::kPadded, nullptr};
+  }
+
+  // What a code for some units is given, with some gates of a second product. Returns the end.
+  L* given(Worker& worker, L* lies, const Step& now, Range panels, Range units, int64_t gates_w) {
+    constexpr int64_t kLane = kLanes<T>;
+    const int64_t X = kind.gates_x, U = kind.gates_u, W = gates_w;
+    T* const x = kind.split ? x_part(now.d, 0, now.chunk_row) : nullptr;
+    for (int64_t g = 0; g < X && kind.split; ++g) *lies++ = padded(x + g * kLane, this->ld_x(), X);
+    // Register 0 would be before the tile's begin where that is another one.
+    T* const u = worker.tile - units.first * U * kLane;
+    for (int64_t g = 0; g < U; ++g) *lies++ = padded(u + g * kLane, panels.count() * kLd, U);
+    const int64_t ld_w = direction_[0].hw.count() * kLd;
+    for (int64_t g = 0; g < W; ++g) *lies++ = padded(worker.tile_w + g * kLane, ld_w, W);
+    *lies++ = padded(now.h_prev, ld_state);
+    for (int64_t k = 0; k < kind.own; ++k) *lies++ = padded(now.c + k * N * ld_cell, ld_cell);
+    worker.parameters[now.d].place(now.row, now.rows, lies);
+    return lies + program_.info.params;
   }
 
   L saved(Worker& worker, const Step& now, int64_t i) const {
@@ -267,9 +244,9 @@ struct ProgramStep : ForwardState<Schedule<Stored>, Stored, kWide, 0> {
 template <class Stored>
 struct ProgramDerivative : Gradients<Stored> {
   using Base = Gradients<Stored>;
-  using Base::active, Base::b_, Base::direction_, Base::f, Base::GU, Base::GX, Base::H, Base::kind,
-      Base::ld_cell, Base::ld_gates, Base::ld_state, Base::N, Base::params_, Base::place,
-      Base::previous_c, Base::previous_h, Base::row, Base::rows_of, Base::s;
+  using Base::active, Base::b_, Base::direction_, Base::f, Base::GU, Base::GW, Base::GX, Base::H,
+      Base::kind, Base::ld_cell, Base::ld_gates, Base::ld_state, Base::N, Base::params_,
+      Base::place, Base::previous_c, Base::previous_h, Base::row, Base::rows_of, Base::s;
   using typename Base::O;
   using typename Base::T;
   using typename Base::V;
@@ -285,14 +262,18 @@ struct ProgramDerivative : Gradients<Stored> {
         program_(*backward.forward.program) {}
 
   struct Worker {
-    Interpreter<T> interpreter;
+    Interpreter<T> interpreter, first;  // first: of the code before a second product
     Parameters<Stored> parameters[2];
     Buffer<void*> rows;  // [planes in memory, N]
+    Buffer<O> scratch;   // for a panel
     explicit Worker(const ProgramDerivative& step)
-        : interpreter(step.program_.backward, backward_inputs(step.program_.info), step.H,
-                      step.program_.row_sums),
+        : interpreter(step.program_.backward, backward_inputs(step.program_.info) + (step.GW > 0),
+                      step.N, step.H, step.program_.row_sums),
+          first(step.program_.first_backward, backward_inputs(step.program_.info), step.N, step.H,
+                step.program_.row_sums),
           parameters{{step.f, 0, step.ld_cell}, {step.f, step.D - 1, step.ld_cell}},
-          rows((step.kind.saved + 2 + 2 * step.kind.own) * step.N) {}
+          rows((step.kind.saved + 2 + 2 * step.kind.own) * step.N),
+          scratch(step.direction_[0].hw.scratch()) {}
   };
 
   // The derivatives of a step, and whether they are all zero.
@@ -303,10 +284,12 @@ struct ProgramDerivative : Gradients<Stored> {
     gather(d, batch.first, first, rows, units);
     auto& w = direction_[d];
     const bool* const reads = program_.backward.reads;
+    const bool* const reads_first = GW > 0 ? program_.first_backward.reads : nullptr;
     L* lies = worker.interpreter.lies();
     void** begin = worker.rows;
     const auto memory = [&](auto&& at) {  // at(n): where row n begins
-      const bool read = reads[lies - worker.interpreter.lies()];
+      const int64_t plane = lies - worker.interpreter.lies();
+      const bool read = reads[plane] || (reads_first && reads_first[plane]);
       for (int64_t n = 0; n < rows && read; ++n) begin[n] = const_cast<Stored*>(at(n));
       *lies++ = read ? lie(begin, rows) : L{};
       begin += N;
@@ -336,15 +319,36 @@ struct ProgramDerivative : Gradients<Stored> {
       for (int64_t g = 0; g < count; ++g)
         *lies++ = {at + to * ld_gates + g * H, ld_gates, kLane, kOperand, nullptr};
     };
+    const Range registers{units.first / kLane, ceil_div(units.last, kLane)};
+    if (GW > 0) {  // their gradients, and then that of v
+      L* const begin_of_first = worker.first.lies();
+      const int64_t count = lies - worker.interpreter.lies();
+      memcpy(begin_of_first, worker.interpreter.lies(), count * sizeof(L));
+      L* const end = std::exchange(lies, begin_of_first + count);
+      gates(w.d_w, kind.gates_w);
+      worker.first.run(rows, registers, false);
+      second_product(w, worker.scratch, batch.first, rows, to);
+      lies = end;
+      tile(w.d_v + batch.first * ld_state, ld_state);
+    }
     gates(w.d_x, kind.gates_x);
     if (kind.split) gates(w.d_u, kind.gates_u);
     states();
     for (int i = 0; i < params_; ++i) tile(w.d_p + (to * params_ + i) * ld_cell, params_ * ld_cell);
-    worker.interpreter.run(rows, {units.first / kLane, ceil_div(units.last, kLane)}, false);
+    worker.interpreter.run(rows, registers, false);
     return !any(d, to, rows, units);
   }
 
  private:
+  // d_v = d_w W_w for the rows of a step.
+  void second_product(typename Base::Direction& w, O* scratch, int64_t n, int64_t rows,
+                      int64_t to) {
+    for (int64_t p = 0; p < w.hw.count(); ++p)
+      multiply<O, kWide>(w.d_w + to * ld_gates, ld_gates, rows, GW, w.hw.get(p, scratch),
+                         w.hw.far(p + 1), this->zero_, 0,
+                         w.d_v + n * ld_state + p * kWidth<T, kWide>, ld_state);
+  }
+
   // Rows that begin at those places, which mostly are equally far apart.
   static L lie(void* const* begin, int64_t rows) {
     auto* const first = static_cast<Stored*>(begin[0]);
@@ -384,6 +388,7 @@ struct ProgramDerivative : Gradients<Stored> {
     for (int64_t n = to; n < to + rows; ++n) {
       for (int64_t g = 0; g < kind.gates_x; ++g) see(w.d_x + n * ld_gates + g * H);
       for (int64_t g = 0; g < kind.gates_u && kind.split; ++g) see(w.d_u + n * ld_gates + g * H);
+      for (int64_t g = 0; g < kind.gates_w; ++g) see(w.d_w + n * ld_gates + g * H);
       for (int i = 0; i < params_; ++i) see(w.d_p + (n * params_ + i) * ld_cell);
       if (seen.any()) return true;
     }

@@ -53,33 +53,45 @@ struct OwnedCode {
 
 struct Kept {
   std::string name;
-  OwnedCode forward, backward;
+  OwnedCode forward, backward, first_forward, first_backward;
   Program program;
 
   explicit Kept(const GivenProgram& g)
       : name(g.name),
-        forward(g.forward, inputs(g) + 1 + g.own + g.saved),
-        backward(g.backward,
-                 g.saved + 4 * (1 + g.own) + 2 * g.params + g.gates_x + (g.split ? g.gates_u : 0)) {
+        forward(g.forward, inputs(g) + g.gates_w + 1 + g.own + g.saved - g.saved_first),
+        backward(g.backward, gradient_inputs(g) + (g.gates_w > 0) + g.gates_x +
+                                 (g.split ? g.gates_u : 0) + 1 + g.own + g.params),
+        first_forward(g.first_forward, g.gates_w ? inputs(g) + 1 + g.saved_first : 0),
+        first_backward(g.first_backward, g.gates_w ? gradient_inputs(g) + g.gates_w : 0) {
     program = {name.c_str(),
                {.name = name.c_str(),
                 .gates = g.gates_x,
                 .saved = g.saved,
                 .keeps = g.own ? 'c' : '\0',
                 .split = g.split,
-                .hidden_gates = g.gates_u,
+                .hidden_gates = g.gates_u + g.gates_w,
                 .own = g.own,
                 .params = g.params,
                 .program = &program},
                g.output,
                g.row_sums,
                forward.code,
-               backward.code};
+               backward.code,
+               g.gates_w,
+               g.saved_first,
+               first_forward.code,
+               first_backward.code};
+  }
+  // Planes that both codes of a direction are given.
+  static int64_t gradient_inputs(const GivenProgram& g) {
+    return g.saved + 3 * (1 + g.own) + g.params;
   }
   static int64_t inputs(const GivenProgram& g) {
     const bool sizes = g.gates_x >= 1 && g.gates_u >= 0 && g.own >= 0 && g.params >= 0 &&
                        g.params <= kMostParams && g.saved >= 0 && g.output >= 0 &&
-                       g.output <= g.own && (g.split || g.gates_x == g.gates_u);
+                       g.output <= g.own && (g.split || g.gates_x == g.gates_u) && g.gates_w >= 0 &&
+                       g.saved_first <= g.saved &&
+                       (g.gates_w ? g.split && g.saved_first > 0 : g.saved_first == 0);
     if (!sizes) throw std::invalid_argument("not a program: sizes");
     return (g.split ? g.gates_x : 0) + g.gates_u + 1 + g.own + g.params;
   }

@@ -17,9 +17,9 @@ struct GivenCode {
 };
 struct GivenProgram {
   std::string name;
-  int64_t gates_x, gates_u, own, params, saved, output;
+  int64_t gates_x, gates_u, gates_w, own, params, saved, saved_first, output;
   bool split, row_sums;
-  GivenCode forward, backward;
+  GivenCode forward, backward, first_forward, first_backward;  // no planes in the first: none
 };
 
 // Keeps it for as long as the process lasts; one of the same name is the same. Raises

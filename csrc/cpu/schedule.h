@@ -92,6 +92,7 @@ struct Kind {
   int64_t gates_x, gates_u;  // of w_ih and of w_hh
   int64_t saved, own;        // planes for backward, and of c
   bool split;                // whether it sees x and u apart, not their sum
+  int64_t gates_w = 0;       // of w_hh, of a second product: see program.h
 };
 
 // What forward and backward share: sizes, the order of time, the split of the batch. A layer is
@@ -128,14 +129,15 @@ struct Schedule {
         total(s.steps ? s.offset[s.steps - 1] + s.active[s.steps - 1] : 0),
         ld_cell(round_up(H, kWidth<T, kWide>) + kPad),
         ld_state(round_up(P, kWidth<T, kWide>) + kPad),
-        ld_gates(round_up(max(kind.gates_x, kind.gates_u) * H, kPad) + kPad),
+        ld_gates(round_up(max(kind.gates_x, max(kind.gates_u, kind.gates_w)) * H, kPad) + kPad),
         parallel{worth_threads() ? threads.threads : 1, threads.run},
-        split(fastrnn::cpu::split_step({N, kind.gates_u * H, P, sizeof(O)},
+        split(fastrnn::cpu::split_step({N, (kind.gates_u + kind.gates_w) * H, P, sizeof(O)},
                                        ceil_div(parallel.threads, D),
                                        uniform() ? ceil_div(H, kWidth<T, kWide>) : 1)) {}
 
   bool worth_threads() const {
-    const int64_t weights = D * H * (kind.gates_x * I + kind.gates_u * P / s.heads),
+    const int64_t hidden = (kind.gates_u + kind.gates_w) * P / s.heads;
+    const int64_t weights = D * H * (kind.gates_x * I + hidden),
                   bytes = weights * int64_t{sizeof(Stored)};
     return total * weights / D >= kThreadWork || bytes > kNearBytes;
   }
@@ -144,7 +146,8 @@ struct Schedule {
   // share the units.
   bool uniform() const {
     return s.steps > 1 && s.active[s.steps - 1] == N && !s.place && !f.reset && !s.projected &&
-           !(f.program && (f.program->row_sums || kind.gates_u == 0 || s.heads > 1));
+           !(f.program && (f.program->row_sums || kind.gates_u == 0 || s.heads > 1)) &&
+           kind.gates_w == 0;
   }
 
   // body(task) for each of n, which may multiply.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from .trace import Names
 
 Init = float | Callable[[Tensor], object]
+
+
+def _split(kind: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    if isinstance(names, str):
+        return tuple(names.split())
+    if not isinstance(names, (tuple, list)) or not all(isinstance(n, str) for n in names):
+        raise TypeError(f"{kind} should be names with spaces between them, got {names!r}")
+    return tuple(names)
 
 
 class Cell:
@@ -28,8 +36,11 @@ class Cell:
             units of a row: `x.sum(-1, keepdim=True)`, `x.mean(-1, keepdim=True)` and
             `F.layer_norm(x, x.shape[-1:])`. It draws no random numbers and has no control flow
             that depends on numbers. A `torch.autograd.Function` keeps its own derivative.
-        gates: names. `g.n` of a gate `n` is W_ih x + b_ih + W_hh h + b_hh. That of `x:n` is
-            `g.x_n`, the input part alone; that of `u:n` is `g.u_n`, the hidden part alone.
+        gates: names, with spaces between them, or a list of them. `g.n` of a gate `n` is
+            W_ih x + b_ih + W_hh h + b_hh. That of `x:n` is `g.x_n`, the input part alone; that of
+            `u:n` is `g.u_n`, the hidden part alone. That of `w:n` is a function: `g.w_n(v)` is
+            W_hh v + b_hh, the product with a plane v that the step makes, such as `r * s.h`. All
+            gates `w:n` of a step take the same v.
         states: names of what passes from step to step.
         params: names of learned vectors of shape (H,).
         inputs: names of what is given at each call and broadcast to (T, N, H), with gradients.
@@ -41,6 +52,7 @@ class Cell:
 
     Raises:
         ValueError: a name is no identifier, is there twice, or is not declared.
+        TypeError: `gates`, `states`, `params` or `inputs` are not names.
 
     A cell does not change. Cells of the same arguments are equal; a cell can be pickled if its
     step can.
@@ -60,10 +72,10 @@ class Cell:
     def __init__(
         self,
         step: Callable,
-        gates: str,
-        states: str = "h",
-        params: str = "",
-        inputs: str = "",
+        gates: str | Sequence[str],
+        states: str | Sequence[str] = "h",
+        params: str | Sequence[str] = "",
+        inputs: str | Sequence[str] = "",
         recurrent: str | None = None,
         output: str | None = None,
         init: Mapping[str, Init] | None = None,
@@ -71,10 +83,8 @@ class Cell:
     ):
         self._programs: dict[int, Program] = {}
         self.step = step
-        self.gates = tuple(gates.split())
-        self.states = tuple(states.split())
-        self.params = tuple(params.split())
-        self.inputs = tuple(inputs.split())
+        self.gates, self.states = _split("gates", gates), _split("states", states)
+        self.params, self.inputs = _split("params", params), _split("inputs", inputs)
         if not self.states:
             raise ValueError("a cell needs a state")
         self.recurrent = recurrent or self.states[0]
@@ -114,13 +124,14 @@ class Cell:
         gates = []
         for gate in self.gates:
             kind, _, _ = gate.rpartition(":")
-            gates.append(Gate(gate.replace(":", "_"), kind != "u", kind != "x"))
+            parts = (kind in ("", "x"), kind in ("", "u"), kind == "w")
+            gates.append(Gate(gate.replace(":", "_"), *parts))
         return Names(tuple(gates), self.states, self.params + self.inputs)
 
     def _check(self) -> None:
         for gate in self.gates:
-            if ":" in gate and gate.split(":")[0] not in ("x", "u"):
-                raise ValueError(f"a gate is n, x:n or u:n, got {gate!r}")
+            if ":" in gate and gate.split(":")[0] not in ("x", "u", "w"):
+                raise ValueError(f"a gate is n, x:n, u:n or w:n, got {gate!r}")
         for kind, names in {
             "gate": [gate.replace(":", "_", 1) for gate in self.gates],
             "state": self.states,

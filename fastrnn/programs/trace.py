@@ -9,22 +9,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .errors import step_error
-from .graph import Graph, Value
+from .graph import Graph, Value, needed
 from .recorder import Recorder
 
 
 class Gate(NamedTuple):
-    """A gate: the input part alone, the hidden part alone, or their sum."""
+    """A gate: the input part, the hidden part, their sum, or a product of what the step makes."""
 
-    name: str  # as the step names it: `n`, `x_n` or `u_n`
+    name: str  # as the step names it: `n`, `x_n`, `u_n` or `w_n`
     of_x: bool
     of_u: bool
+    of_w: bool = False
 
 
 class Names(NamedTuple):
@@ -36,7 +38,7 @@ class Names(NamedTuple):
 
     @property
     def split(self) -> bool:
-        """Whether a gate is the input part or the hidden part alone."""
+        """Whether a gate is not the sum of an input part and a hidden part."""
         return not all(gate.of_x and gate.of_u for gate in self.gates)
 
 
@@ -57,11 +59,16 @@ class Planes:
 @dataclass
 class Traced:
     """A step as expressions of the inputs `s.name`, `p.name`, `d.name` for the gradients of the
-    new states, and of gates: `g.name`, or, if they are split, `x.name` and `u.name`."""
+    new states, and of gates: `g.name`, or, if they are split, `x.name` and `u.name`. With a second
+    product also of its gates `w.name`, and of `SECOND` for the gradient of its operand."""
 
     graph: Graph
     new: list[Value]  # the states after the step
     gradients: dict[str, Value]  # of `g.name`, also of split gates, `s.name` and `p.name`
+    second: Value | None  # the operand of the second product
+
+
+SECOND = "d.(second)"
 
 
 def trace(step: Callable, names: Names, H: int) -> Traced:
@@ -107,7 +114,7 @@ def _record(step: Callable, names: Names, N: int, H: int, dtype: torch.dtype) ->
     recorder = Recorder(step, N, H, dtype, until=_record.__code__)
     graph = recorder.graph
     values = {
-        "gate": {gate.name: _gate(graph, gate, names.split) for gate in names.gates},
+        "gate": {g.name: _gate(graph, g, names.split) for g in names.gates if not g.of_w},
         "state": {name: graph.input(f"s.{name}") for name in names.states},
         "parameter or input": {name: graph.input(f"p.{name}") for name in names.params},
     }
@@ -116,16 +123,17 @@ def _record(step: Callable, names: Names, N: int, H: int, dtype: torch.dtype) ->
         for kind, each in values.items()
         for name, value in each.items()
     }
+    second = _Second(recorder, [gate.name for gate in names.gates if gate.of_w])
     with recorder:
         # A clone is no leaf: a write to it comes to the recorder, which says what is wrong.
         planes = {key: leaf.clone() for key, leaf in leaves.items()}
         recorder.read_only = {plane.data_ptr() for plane in planes.values()}
-        returned = step(
-            *(
-                Planes(kind, {name: planes[f"{kind[0]}.{name}"] for name in each})
-                for kind, each in values.items()
-            )
+        g, s, p = (
+            {name: planes[f"{kind[0]}.{name}"] for name in each} for kind, each in values.items()
         )
+        g |= second.gates
+        returned = step(*map(Planes, values, (g, s, p)))
+    second.check()
     states = _checked(recorder, returned, names.states)
     new = [graph.as_number(recorder.value(state)) for state in states]
     cotangents = [recorder.leaf(graph.input(f"d.{name}")) for name in names.states]
@@ -137,8 +145,73 @@ def _record(step: Callable, names: Names, N: int, H: int, dtype: torch.dtype) ->
             gradients = torch.autograd.grad(result, [*leaves.values()], allow_unused=True)
     found = [graph.nothing if d is None else recorder.value(d) for d in gradients]
     zero = graph.constant(0)
-    found = [zero if value is graph.nothing else value for value in found]
-    return Traced(graph, new, dict(zip(leaves, found, strict=True)))
+    by_name = dict(zip(leaves, found, strict=True)) | second.gradients
+    by_name = {name: zero if d is graph.nothing else d for name, d in by_name.items()}
+    return Traced(graph, new, by_name, second.operand)
+
+
+class _Second:
+    """The second product of a step that is traced: gates that are functions of one plane."""
+
+    def __init__(self, recorder: Recorder, names: list[str]):
+        self._recorder = recorder
+        self.gates = {name: partial(self._gate, name) for name in names}
+        inputs = {name: recorder.graph.input(f"w.{name}") for name in names}
+        self._leaves = {name: recorder.leaf(value) for name, value in inputs.items()}
+        self._inputs = set(inputs.values())
+        self._d_operand: Tensor | None = recorder.leaf(recorder.graph.input(SECOND))
+        self.gradients = {f"g.{name}": recorder.graph.constant(0) for name in names}
+        self.operand: Value | None = None
+        self._called: set[str] = set()
+
+    def _gate(self, name: str, plane: Tensor) -> Tensor:
+        recorder = self._recorder
+        if not isinstance(plane, Tensor) or plane.shape != (recorder.N, recorder.H):
+            shape = recorder.shape(plane) if isinstance(plane, Tensor) else type(plane).__name__
+            raise recorder.error(f"g.{name} takes a plane (N, H), got {shape}")
+        if name in self._called:
+            raise recorder.error(f"g.{name} is called twice. Keep its result")
+        operand = recorder.graph.as_number(recorder.value(plane))
+        if self._inputs & set(needed([operand])):
+            raise recorder.error(
+                f"g.{name} is given what another product of the step has made. A step has two "
+                "products, one after the other: that of the recurrent state, and that of one plane"
+            )
+        if self.operand not in (None, operand):
+            raise recorder.error(
+                f"g.{name} is given another plane than a gate before it. All gates w:… of a step "
+                "take the same one"
+            )
+        self.operand = operand
+        self._called.add(name)
+        return _Product.apply(plane, self, name)
+
+    def check(self) -> None:
+        """StepError if a gate was not called."""
+        for name in self.gates:
+            if name not in self._called:
+                raise self._recorder.error(f"the step does not call g.{name}(plane)", here=False)
+
+    def leaf(self, name: str) -> Tensor:
+        """The result of a gate."""
+        return self._leaves[name]
+
+    def derive(self, name: str, d_gate: Tensor) -> Tensor | None:
+        """The gradient of the operand: all of it for the first gate, nothing for others."""
+        self.gradients[f"g.{name}"] = self._recorder.value(d_gate)
+        d_operand, self._d_operand = self._d_operand, None
+        return d_operand
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, plane: Tensor, second: _Second, name: str) -> Tensor:
+        ctx.second, ctx.name = second, name
+        return second.leaf(name)
+
+    @staticmethod
+    def backward(ctx, d_gate):
+        return ctx.second.derive(ctx.name, d_gate), None, None
 
 
 class _Seeded(torch.autograd.Function):

@@ -8,6 +8,21 @@ from ..programs import Cell
 from .norm import layer_norm
 
 
+def original_gru(g, s, p):
+    """The GRU of its paper, which resets before the product (Cho et al. 2014, arXiv 1406.1078).
+
+        r, z = s(W x + U h)                 n = tanh(W x + U (r h))
+        h' = z h + (1 - z) n
+
+    The GRU of `torch.nn` and of cuDNN has r (U h). Keras calls this one `reset_after=False`.
+    """
+    r, z = sigmoid(g.r), sigmoid(g.z)
+    return z * s.h + (1 - z) * tanh(g.x_n + g.w_n(r * s.h))
+
+
+OriginalGRU = Cell(original_gru, "r z x:n w:n", name="OriginalGRU")
+
+
 def layer_norm_gru(g, s, p):
     """Layer normalization in a GRU (Ba, Kiros & Hinton 2016, arXiv 1607.06450, appendix).
 
@@ -95,33 +110,30 @@ UGRNN = Cell(ugrnn, "z n", name="UGRNN")
 def mgu(g, s, p):
     """One gate that resets and updates (Zhou et al. 2016, arXiv 1603.09420).
 
-        f = s(W x + U h)                    h' = (1 - f) h + f tanh(W x + f (U h))
-
-    The paper has U (f h), which would be a second product; f (U h) is to it what the GRU of
-    `torch.nn` is to that of its paper.
+    f = s(W x + U h)                    h' = (1 - f) h + f tanh(W x + U (f h))
     """
     f = sigmoid(g.f)
-    return (1 - f) * s.h + f * tanh(g.x_n + f * g.u_n)
+    return (1 - f) * s.h + f * tanh(g.x_n + g.w_n(f * s.h))
 
 
-MGU = Cell(mgu, "f x:n u:n", name="MGU")
+MGU = Cell(mgu, "f x:n w:n", name="MGU")
 
 
 def gru_d(g, s, p):
     """A GRU whose state decays between observations (Che et al. 2016, arXiv 1606.01865).
 
-        r, z = s(W x + U d)                 n = tanh(W x + r (U d))
+        r, z = s(W x + U d)                 n = tanh(W x + U (r d))
         h' = (1 - z) d + z n                d' = decay h'
 
     where d is the state h after its decay, so that the product sees it: the input `decay` of step t
     is the paper's gamma_h of step t + 1, and 1 at the last step. Outside the step, for all steps at
     once, remain the decay, exp(-relu(W delta)), the replacement of missing values, and the mask of
-    what is missing, which is a part of x. r (U d) stands for the paper's U (r d). One direction
-    alone: the second one would need the decays of the step before.
+    what is missing, which is a part of x. One direction alone: the second one would need the decays
+    of the step before.
     """
     r, z = sigmoid(g.r), sigmoid(g.z)
-    h = (1 - z) * s.d + z * tanh(g.x_n + r * g.u_n)
+    h = (1 - z) * s.d + z * tanh(g.x_n + g.w_n(r * s.d))
     return h, p.decay * h
 
 
-GRUD = Cell(gru_d, "r z x:n u:n", "h d", inputs="decay", recurrent="d", name="GRUD")
+GRUD = Cell(gru_d, "r z x:n w:n", "h d", inputs="decay", recurrent="d", name="GRUD")

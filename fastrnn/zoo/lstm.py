@@ -128,3 +128,24 @@ def s_lstm(g, s, p):
 
 
 SLSTM = Cell(s_lstm, "i f z o", "h c n m", name="SLSTM")
+
+
+def multiplicative_lstm(g, s, p):
+    """An LSTM whose product depends on the input (Krause et al. 2016, arXiv 1609.07959).
+
+    m = (W x) (U h)
+    i, f, o = s(W x + V m)              z = W x + V m
+    c' = f c + i z                      h' = tanh(c' o)
+    """
+    m = g.x_m * g.u_m
+    i, f, o = (sigmoid(a) for a in (g.x_i + g.w_i(m), g.x_f + g.w_f(m), g.x_o + g.w_o(m)))
+    c = f * s.c + i * (g.x_z + g.w_z(m))
+    return tanh(c * o), c
+
+
+MultiplicativeLSTM = Cell(
+    multiplicative_lstm,
+    "x:m u:m x:i w:i x:f w:f x:o w:o x:z w:z",
+    states="h c",
+    name="MultiplicativeLSTM",
+)

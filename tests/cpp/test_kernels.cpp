@@ -51,10 +51,11 @@ constexpr int kCells = 0
 
 template <class T>
 void compare(const char* what, const Shape& s, const Tensors<double>& expected,
-             const Tensors<T>& got, double tolerance, size_t count) {
+             const Tensors<T>& got, double tolerance, size_t count, const char* skipped) {
   const auto want = expected.results();
   const auto have = got.results();
   for (size_t i = 0; i < count; ++i) {
+    if (strcmp(want[i].first, skipped) == 0) continue;
     const Array<double>& a = *want[i].second;
     double size = 1, error = 0;
     for (size_t k = 0; k < a.size(); ++k) size = std::max(size, std::abs(a[k]));
@@ -105,14 +106,18 @@ void run(const char* name, const Shape& s, const Tensors<double>& expected,
   const double tolerance = std::is_same_v<T, Bf16>    ? 0x1p-6
                            : std::is_same_v<T, float> ? 2e-5
                                                       : 1e-12;
+  const T nan = as<T>(std::nan(""));
   std::unique_ptr<Tensors<T>> first;
   for (const fastrnn::Parallel& parallel : {in_turn(1), in_turn(3), together(3)}) {
     auto t = std::make_unique<Tensors<T>>(convert<T>(expected));
+    // The program may save other planes than the definition does.
+    const bool other = program && program->gates_w > 0;
+    if (other) t->gates.assign(s.D * (t->x.size() / s.I) * program->info.saved * s.H, nan);
     fastrnn::Backward<T> b = arguments(s, *t, expected.reset.get());
     b.forward.program = program;
     forward(b.forward, parallel);
     backward(b, parallel);
-    compare(name, s, expected, *t, tolerance, expected.results().size());
+    compare(name, s, expected, *t, tolerance, expected.results().size(), other ? "gates" : "");
 
     Tensors<T> inference = convert<T>(expected);
     fastrnn::Backward<T> i = arguments(s, inference, expected.reset.get());
@@ -223,6 +228,8 @@ void test(const char* name, int position, const Tables& tables) {
       all_types("", position, nullptr);
       if (const fastrnn::Program* const program = program_of<Cell>())
         all_types(" as a program", kCells, program);
+      const fastrnn::Program* const two_products = two_products_of<Cell>();
+      if (two_products && !s.projected) all_types(" by two products", kCells, two_products);
     }
   }
 }

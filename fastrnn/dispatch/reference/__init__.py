@@ -15,7 +15,7 @@ import torch
 from ...call import Call
 from ...checks import check_lengths
 from ...results import Cotangents, Gradients, Needs, Results, Saved
-from ...torch_private import recording
+from ...torch_private import dispatch_modes, in_vmap, recording
 from ...trees import map_tensors, tensors
 from . import definition
 
@@ -110,8 +110,22 @@ def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
         results = in_float32(definition.layer)(call.with_tensors(tensors), 4 in wanted)
         return tuple(results[k] for k in wanted)
 
-    _, vjp = torch.func.vjp(layer, *call.tensors())
-    grads = vjp(tuple(grad for grad in cotangents if grad is not None))
+    came = [grad for grad in cotangents if grad is not None]
+    if in_vmap() or dispatch_modes() or torch.compiler.is_compiling():
+        _, vjp = torch.func.vjp(layer, *call.tensors())
+        grads = vjp(tuple(came))
+    else:
+        # Aliases: what one tensor of the call was made of, may be another one.
+        own = [t.view_as(t) if t.requires_grad else t for t in call.tensors()]
+        results = zip(layer(*own), came, strict=True)
+        outputs, came = zip(*((r, grad) for r, grad in results if r.requires_grad), strict=True)
+        inputs = [t for t in own if t.requires_grad]
+        each = iter(
+            torch.autograd.grad(
+                outputs, inputs, came, create_graph=True, allow_unused=True, materialize_grads=True
+            )
+        )
+        grads = [next(each) if t.requires_grad else torch.zeros_like(t) for t in own]
     found = call.with_tensors(grads)
     return Gradients(found.input, found.h0, found.c0, found.weights)
 

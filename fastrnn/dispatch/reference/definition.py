@@ -21,9 +21,9 @@ from ...table import Cell, cell_named
 Step = tuple[Tensor, Tensor | None, tuple[Tensor, ...]]
 
 
-def lstm(x: Tensor, u: Tensor, h: Tensor, c: Tensor) -> Step:
+def lstm(z: Tensor, u: None, h: Tensor, c: Tensor) -> Step:
     """Long short-term memory with forget gate; gates in the order i, f, g, o. Saves all four."""
-    i, f, g, o = (x + u).chunk(4, -1)
+    i, f, g, o = z.chunk(4, -1)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     c = f * c + i * g
     return o * c.tanh(), c, (i, f, g, o)
@@ -34,33 +34,50 @@ def gru(x: Tensor, u: Tensor, h: Tensor, c: None) -> Step:
 
     Saves r, z, n and q, the hidden part of the candidate, which the reset gate multiplies.
     """
-    x_r, x_z, x_n = x.chunk(3, -1)
-    u_r, u_z, q = u.chunk(3, -1)
-    r, z = (x_r + u_r).sigmoid(), (x_z + u_z).sigmoid()
+    H = h.size(-1)
+    x_rz, x_n = x.split((2 * H, H), -1)
+    u_rz, q = u.split((2 * H, H), -1)
+    r, z = (x_rz + u_rz).sigmoid().chunk(2, -1)
     n = (x_n + r * q).tanh()
     return (h - n) * z + n, None, (r, z, n, q)
 
 
-def rnn_tanh(x: Tensor, u: Tensor, h: Tensor, c: None) -> Step:
+def rnn_tanh(z: Tensor, u: None, h: Tensor, c: None) -> Step:
     """Elman network with tanh. Saves nothing: the derivative needs the output only."""
-    return (x + u).tanh(), None, ()
+    return z.tanh(), None, ()
 
 
-def rnn_relu(x: Tensor, u: Tensor, h: Tensor, c: None) -> Step:
+def rnn_relu(z: Tensor, u: None, h: Tensor, c: None) -> Step:
     """Elman network with ReLU. Saves nothing: the derivative needs the output only."""
-    return (x + u).relu(), None, ()
+    return z.relu(), None, ()
 
 
 # The step of each cell: step(x, u, h, c) -> (h before any projection, c, saved planes).
 #
-# x = W_ih x_t + b_ih and u = W_hh h + b_hh, both (N, G*H), come separately because GRU's reset gate
-# multiplies a part of u alone. h is (N, P); c and every saved plane are (N, H).
+# x = W_ih x_t + b_ih and u = W_hh h + b_hh, both (N, G*H), come separately where a gate multiplies
+# a part of u alone, as GRU's reset gate does. Otherwise u is None and x their sum, which is one
+# operation. h is (N, P); c and every saved plane are (N, H).
 STEPS = {"lstm": lstm, "gru": gru, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
 
 
-def _made(kind: Cell, x: Tensor, u: Tensor, h: Tensor, c: Tensor | None, params) -> Step:
+def _made(
+    kind: Cell,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_hh: Tensor,
+    b_hh: Tensor | None,
+    params: Sequence[Tensor],
+) -> Step:
     """The step of a cell that a user made. What its program saves is not known here: zeros."""
-    hidden, c = kind.step(x, u, h, c, *params)
+    first = (kind.hidden_gates - kind.second) * (x.size(-1) // kind.gates)
+    of_h, of_v = slice(None, first), slice(first, None)
+
+    def product(left: Tensor, rows: slice) -> Tensor:
+        return F.linear(left, w_hh[rows], None if b_hh is None else b_hh[rows])
+
+    u = product(h, of_h)
+    hidden, c = kind.step(x, u, h, c, *params, product=lambda v: product(v, of_v))
     return hidden, c, (torch.zeros_like(hidden),) * kind.saved
 
 
@@ -162,22 +179,32 @@ def _direction(
     params = [p if p.dim() == 1 else p.flatten(0, -2).split(passage.steps) for p in params]
     steps, masks = passage.steps, passage.active
     plain = passage.keep is None and not (passage.detach_every or passage.grad_clip)
+    b_ih, summed = weights.get("b_ih"), step is not None and not kind.split
+    if summed and b_ih is not None:
+        b_ih = b_ih + b_hh
     trace: list[tuple] = []
-    x = F.linear(rows, weights["w_ih"], weights.get("b_ih")).split(steps)
+    x = F.linear(rows, weights["w_ih"], b_ih).split(steps)
+    even = masks is None and min(steps) == max(steps)  # all rows take all steps
+    w_t = w_hh.t()
     before = None
     for t in range(len(steps))[:: -1 if reverse else 1]:
         n = steps[t]
-        h_t, c_t = h[:n], None if c is None else c[:n]
+        h_t, c_t = h, c
+        if not even:
+            h_t, c_t = h[:n], None if c is None else c[:n]
         if not plain:
             h_t, c_t = passage(t, before, h_t, c_t)
-        u = F.linear(h_t, w_hh, b_hh)
-        if step is not None:
-            hidden, c_t, saved = step(x[t], u, h_t, c_t)
+        if summed:
+            hidden, c_t, saved = step(torch.addmm(x[t], h_t, w_t), None, h_t, c_t)
+        elif step is not None:
+            hidden, c_t, saved = step(x[t], F.linear(h_t, w_hh, b_hh), h_t, c_t)
         else:
             now = [p if isinstance(p, Tensor) else p[t] for p in params]
-            hidden, c_t, saved = _made(kind, x[t], u, h_t, c_t, now)
+            hidden, c_t, saved = _made(kind, x[t], h_t, c_t, w_hh, b_hh, now)
         h_t = hidden if w_hr is None else F.linear(hidden, w_hr)
-        if masks is None:
+        if even:
+            h, c = h_t, c_t
+        elif masks is None:
             h = torch.cat((h_t, h[n:]))
             c = None if c is None else torch.cat((c_t, c[n:]))
         else:
