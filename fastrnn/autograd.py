@@ -14,7 +14,7 @@ from .call import Call
 from .dispatch import Backend, reference
 from .dispatch.cpu import op
 from .results import Cotangents, Gradients, Needs, Results, Saved
-from .torch_private import dispatch_modes, in_vmap
+from .torch_private import apply_outside_transforms, dispatch_modes, in_vmap
 
 _NO_DATA = torch.empty(0, device="cpu")
 
@@ -131,6 +131,10 @@ class Layer(torch.autograd.Function):
             *c0,
             *(found.weights if need_weights else (None,) * len(call.weights)),
         )
+
+
+# In transforms the reference takes every call.
+apply = apply_outside_transforms(Layer)
 
 
 def op_setup_context(ctx, inputs, output):

@@ -177,7 +177,7 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
     if compiling:
         return op.run(call, save)
     if attached:
-        return Results(*autograd.Layer.apply(backend, traced, call, *call.tensors()))
+        return Results(*autograd.apply(backend, traced, call, *call.tensors()))
     return dispatch.way(backend, call).run(call, save)
 
 

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 from torch_pairs import everything, example, layers, pair
 
+import fastrnn
 from fastrnn import ops
 from fastrnn.call import Call
 
@@ -121,3 +122,24 @@ def test_checks_of_torch(name):
     inputs = (x, *module.parameters())
     assert torch.autograd.gradcheck(call, inputs, check_batched_grad=True, atol=1e-4)
     assert torch.autograd.gradgradcheck(call, inputs, check_batched_grad=True, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_a_state_that_got_out_of_a_transform(name):
+    """It is a plain tensor after the transform, and trains as one."""
+    ours, theirs = getattr(fastrnn, name)(4, 4), getattr(torch.nn, name)(4, 4)
+    theirs.load_state_dict(ours.state_dict())
+    x, results = torch.randn(3, 2, 4), []
+    for module in (ours, theirs):
+        kept = []
+
+        def loss(weights, module=module, kept=kept):
+            y, state = torch.func.functional_call(module, weights, (x,))
+            kept.append(state)
+            return y.sum()
+
+        torch.func.grad(loss)({k: p.detach() for k, p in module.named_parameters()})
+        y, _ = module(x, kept[0])
+        results.append([y, *torch.autograd.grad(y.sin().sum(), list(module.parameters()))])
+    for a, e in zip(*results, strict=True):
+        torch.testing.assert_close(a, e)

@@ -17,6 +17,8 @@ NAMES = [
     "torch._C._len_torch_dispatch_stack",
     "torch._C._len_torch_function_stack",
     "torch._C._is_tracing",
+    "torch._C._FunctionBase",
+    "torch._C._functorch",
     "torch._C._dispatch_tls_is_dispatch_key_included",
     "torch._C._dispatch_key_parse",
     "torch._C._SetExcludeDispatchKeyGuard",
