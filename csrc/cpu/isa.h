@@ -47,8 +47,9 @@ const char* isa_current();
 bool isa_select(const char* name);  // false if this CPU or this build lacks it
 
 const Kernels& kernels();  // of the current one
-// Those for a layer with weights of F16: of the current one, or of a faster one.
-const Kernels& kernels_for_halves();
+// Those for a layer with weights of F16 and so many rows: of the current one, or of a faster one,
+// with the same bits.
+const Kernels& kernels_for_halves(int64_t rows);
 
 // A kernel of the current one for numbers that are stored as T, by the position of its cell.
 template <class T>

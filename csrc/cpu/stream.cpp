@@ -92,7 +92,7 @@ Stream* make_small(int position, const Forward<float>& f, const WeightNames& nam
   const Weights<const float>& w = f.weights[0];
   const SmallWeights weights{weight(names.w_ih, w.w_ih), weight(names.w_hh, w.w_hh),
                              weight(names.w_hr, w.w_hr), wide};
-  const Kernels& kernels = halves ? cpu::kernels_for_halves() : cpu::kernels();
+  const Kernels& kernels = halves ? cpu::kernels_for_halves(f.size.batch) : cpu::kernels();
   return kernels.small_stream[position](f, weights);
 }
 
