@@ -202,7 +202,8 @@ QEMU ?= qemu-aarch64 -L /usr/aarch64-linux-gnu
 ARM := build/arm
 OPTIMIZED := -std=c++20 -O3 -g0 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -Icsrc \
     -Itests/cpp -Wall -Wextra -DFASTRNN_OFFERED_ONLY
-ARM_PROGRAMS := $(patsubst %,$(ARM)/%,test_kernels test_bits test_vec test_cells test_memory test_denormals)
+ARM_PROGRAMS := $(patsubst %,$(ARM)/%,test_kernels test_bits test_vec test_cells test_memory test_denormals \
+    test_small_weights)
 ARM_OBJECTS := $(patsubst csrc/cpu/%.cpp,$(ARM)/%.o,$(wildcard csrc/cpu/isa*.cpp) csrc/cpu/memory.cpp)
 HOT_LOOPS := $(patsubst %,$(ARM)/%.o,gcc_single gcc_pairs $(if $(CLANG),clang_single clang_pairs))
 arm: $(ARM)/isa_portable.o $(ARM)/isa_neon.o $(HOT_LOOPS) $(ARM_PROGRAMS)

@@ -41,6 +41,10 @@ int find_cell(const char* name, CellInfo& info);
 struct Bf16 {
   uint16_t bits;
 };
+// One of 11 bits of mantissa and 5 of exponent, IEEE's half.
+struct F16 {
+  uint16_t bits;
+};
 
 // Runs body(i, context) for every i in [0, n) on up to `threads` threads.
 struct Parallel {
@@ -125,6 +129,18 @@ struct Stream {
   virtual void step() = 0;
 };
 
+// How a weight of such a stream may lie in memory.
+enum class Format : uint8_t { kFloat, kBf16, kF16, kInt8 };
+struct SmallWeight {
+  const void* data;    // [rows, columns], or null; no half is infinite or NaN, no int8 is -128
+  const float* scale;  // [rows] of int8: what 1 stands for in each row; else null
+  Format format;
+};
+struct SmallWeights {
+  SmallWeight w_ih, w_hh, w_hr;
+  bool wide;  // activations that meet int8 are int16, not int8
+};
+
 template <class T>
 using ForwardKernel = void(const Forward<T>&, const Parallel&);
 template <class T>
@@ -132,6 +148,8 @@ using BackwardKernel = void(const Backward<T>&, const Parallel&);
 // The Forward must outlive the stream; its weights need not.
 template <class T>
 using StreamKernel = Stream*(const Forward<T>&);
+// Of the Forward's weights it reads the biases.
+using SmallStreamKernel = Stream*(const Forward<float>&, const SmallWeights&);
 
 // The kernels of one instruction set, by position in the list of cells; those of programs follow.
 struct Kernels {
@@ -144,6 +162,7 @@ struct Kernels {
   BackwardKernel<Bf16>* backward_bf16[8];
   StreamKernel<float>* stream_float[8];
   StreamKernel<double>* stream_double[8];
+  SmallStreamKernel* small_stream[8];  // null of programs
 };
 
 }  // namespace fastrnn

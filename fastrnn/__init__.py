@@ -28,6 +28,7 @@ from .memory import release_memory
 from .modules import GRU, LSTM, RNN, RNNBase
 from .programs import Cell, StepError
 from .recurrent import Recurrent
+from .small_weights import quantization_error
 from .streamer import Streamer
 
 try:
@@ -54,6 +55,7 @@ __all__ = [
     "functional",
     "install",
     "patch",
+    "quantization_error",
     "release_memory",
     "set_backend",
     "to_torch",

@@ -40,6 +40,8 @@ frame = stream(torch.zeros(2, 4))
 frame = stream.step(torch.zeros(2, 4))
 stream.reset([0])
 stream.load_state(stream.state)
+small = fastrnn.Streamer(gru, 2, weights={"weight_ih_l0": None, "*": "int8"}, activations="int8")
+cost: float = fastrnn.quantization_error(gru, torch.zeros(3, 2, 4), weights="int8").weights[0].error
 
 model: torch.nn.Sequential = fastrnn.convert(torch.nn.Sequential(torch.nn.GRU(4, 3)))
 model = fastrnn.to_torch(model)
@@ -59,6 +61,7 @@ bytes_: int = fastrnn.release_memory()
 
 MISTAKES = (
     "fastrnn.Streamer(gru, batch_size='2')",
+    "fastrnn.Streamer(gru, weights=8)",
     "gru.step(3)",
     "bytes_ = fastrnn.backends()",
     "fastrnn.GRU(4, 3, dtype='float32')",

@@ -222,6 +222,13 @@ def test_streamer(name):
         assert_same_results(stream.state, module(x[: t + 1])[1])
 
 
+def test_small_weights_need_kernels():
+    module, x = fastrnn.GRU(4, 3), torch.randn(1, 4)
+    with pytest.raises(RuntimeError, match="small weights need the compiled kernels: fastrnn._C"):
+        fastrnn.Streamer(module, weights="int8")
+    assert_matches(fastrnn.Streamer(module, weights={"*": None})(x), module(x[None])[0][0])
+
+
 @layers
 def test_compile_and_export(name):
     """A graph has PyTorch's own kernels as one op, an exported program the op of any machine."""

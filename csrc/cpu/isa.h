@@ -10,6 +10,7 @@ namespace fastrnn::cpu {
 // One function per isa_*.cpp: its kernels, or null where the compiler does not target it.
 const Kernels* kernels_amx();  // null too where the CPU or the system lacks it
 const Kernels* kernels_avx512bf16();
+const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx2();
 const Kernels* kernels_neonbf16();  // null too where the CPU lacks it
@@ -30,12 +31,25 @@ Kernels with_bf16(const Kernels& others, const char* name,
   return table;
 }
 
+// Those of `others` under another name and with other streams of small weights.
+template <int Cells>
+Kernels with_small_streams(const Kernels& others, const char* name,
+                           SmallStreamKernel* const (&streams)[Cells]) {
+  Kernels table = others;
+  table.name = name;
+  for (int i = 0; i < Cells; ++i) table.small_stream[i] = streams[i];
+  return table;
+}
+
 int isa_count();
 const char* isa_name(int i);  // best first, i in [0, isa_count())
 const char* isa_current();
 bool isa_select(const char* name);  // false if this CPU or this build lacks it
 
 const Kernels& kernels();  // of the current one
+// Those for a layer with weights of F16 and so many rows: of the current one, or of a faster one,
+// with the same bits.
+const Kernels& kernels_for_halves(int64_t rows);
 
 // A kernel of the current one for numbers that are stored as T, by the position of its cell.
 template <class T>

@@ -1,5 +1,5 @@
 // x86 with AVX-512 and its products of bfloat16: Intel since Cooper Lake (2020), AMD since Zen 4
-// (2022). Only the kernels of bfloat16 are its own, the others are those of isa_avx512.cpp.
+// (2022). Only the kernels of bfloat16 are its own, the others are those of isa_avx512vnni.cpp.
 #include "cpu/isa.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -10,7 +10,7 @@ namespace fastrnn::cpu {
 
 const Kernels* kernels_avx512bf16() {
   static const Kernels table =
-      with_bf16(*kernels_avx512(), "avx512bf16", avx512bf16::kForward, avx512bf16::kBackward);
+      with_bf16(*kernels_avx512vnni(), "avx512bf16", avx512bf16::kForward, avx512bf16::kBackward);
   return &table;
 }
 

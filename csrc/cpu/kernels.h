@@ -8,6 +8,7 @@
 #include "cpu/few_steps.h"
 #include "cpu/backward.h"
 #include "cpu/program_step.h"
+#include "cpu/small_stream.h"
 
 namespace FASTRNN_NAMESPACE {
 

@@ -29,7 +29,9 @@ class Stack {
 template <class T>
 class StackOf final : public Stack {
  public:
-  StackOf(StreamKernel<T>* make, int64_t layers, Sizes size, const std::vector<Address>& weights,
+  // make(forward, layer) returns the layer's stream.
+  template <class Make>
+  StackOf(Make&& make, int64_t layers, Sizes size, const std::vector<Address>& weights,
           const WeightNames& names, const Program* program, Address h, Address c, Address y)
       : active_(size.batch), forwards_(static_cast<size_t>(layers)), between_(layers - 1) {
     std::vector<View> views(weights.size());
@@ -52,7 +54,7 @@ class StackOf final : public Stack {
       } else {
         f.y = at(y);
       }
-      layers_.emplace_back(make(f));
+      layers_.emplace_back(make(f, k));
       size.input = size.state;
     }
   }
@@ -74,11 +76,31 @@ class StackOf final : public Stack {
   std::vector<std::unique_ptr<Stream>> layers_;
 };
 
+// How the weights of a stack of float layers are stored: for each a Format, and for int8 the
+// address of its scales. Empty means that all are floats.
+using Formats = std::vector<std::pair<int, Address>>;
+
+Stream* make_small(int position, const Forward<float>& f, const WeightNames& names,
+                   const std::pair<int, Address>* formats, bool wide) {
+  bool halves = false;
+  const auto weight = [&](int at, const float* data) -> SmallWeight {
+    if (at < 0) return {};
+    const Format format = static_cast<Format>(formats[at].first);
+    halves |= format == Format::kF16;
+    return {data, reinterpret_cast<const float*>(formats[at].second), format};
+  };
+  const Weights<const float>& w = f.weights[0];
+  const SmallWeights weights{weight(names.w_ih, w.w_ih), weight(names.w_hh, w.w_hh),
+                             weight(names.w_hr, w.w_hr), wide};
+  const Kernels& kernels = halves ? cpu::kernels_for_halves(f.size.batch) : cpu::kernels();
+  return kernels.small_stream[position](f, weights);
+}
+
 std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64_t layers,
                                   int64_t batch, int64_t input, int64_t hidden, int64_t state,
                                   const std::string& weight_names,
                                   const std::vector<Address>& weights, Address h, Address c,
-                                  Address y) {
+                                  Address y, const Formats& formats, bool wide) {
   CellInfo info;
   const int position = find_cell(cell.c_str(), info);
   if (position < 0) throw std::invalid_argument("unknown cell '" + cell + "'");
@@ -93,12 +115,21 @@ std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64
   size.projected = names.w_hr >= 0;
   if (static_cast<int64_t>(weights.size()) != layers * names.count || names.params != info.params)
     throw std::invalid_argument("a stream needs all weights of its layers");
+  if (!formats.empty() && (is_double || info.program || formats.size() != weights.size()))
+    throw std::invalid_argument("small weights need a format each, float32 and no program");
   const Kernels& kernels = cpu::kernels();
+  const auto stack = [&]<class T>(T, auto&& make) -> std::unique_ptr<Stack> {
+    return std::make_unique<StackOf<T>>(make, layers, size, weights, names, info.program, h, c, y);
+  };
   if (is_double)
-    return std::make_unique<StackOf<double>>(kernels.stream_double[position], layers, size, weights,
-                                             names, info.program, h, c, y);
-  return std::make_unique<StackOf<float>>(kernels.stream_float[position], layers, size, weights,
-                                          names, info.program, h, c, y);
+    return stack(double{},
+                 [&](const auto& f, size_t) { return kernels.stream_double[position](f); });
+  if (formats.empty())
+    return stack(float{}, [&](const auto& f, size_t) { return kernels.stream_float[position](f); });
+  return stack(float{}, [&](const auto& f, size_t k) {
+    const size_t first = k * static_cast<size_t>(names.count);
+    return make_small(position, f, names, &formats[first], wide);
+  });
 }
 
 }  // namespace

@@ -30,6 +30,9 @@ static const fastrnn::Kernels kTable = {
 #define X(Cell, name) stream<Cell, double>,
     {FASTRNN_CELLS(X) program_stream<double>},
 #undef X
+#define X(Cell, name) small_stream<Cell>,
+    {FASTRNN_CELLS(X) nullptr},
+#undef X
 };
 
 }  // namespace FASTRNN_NAMESPACE

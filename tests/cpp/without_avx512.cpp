@@ -6,5 +6,6 @@
 namespace fastrnn::cpu {
 const Kernels* kernels_avx512() { return nullptr; }
 const Kernels* kernels_avx512bf16() { return nullptr; }
+const Kernels* kernels_avx512vnni() { return nullptr; }
 const Kernels* kernels_amx() { return nullptr; }
 }  // namespace fastrnn::cpu

@@ -13,6 +13,7 @@ from ...table import cell_named, weight_shapes
 
 class Stream:
     """The layers of a `Streamer`, one step a call. Addresses are of dense memory of the CPU.
+    `formats` and `wide` are of small weights, which it has not.
 
     Weights are copied; state and output are read and written in place.
     """
@@ -31,6 +32,8 @@ class Stream:
         h: int,
         c: int,
         y: int,
+        formats: list[tuple[int, int]],
+        wide: bool,
     ) -> None:
         self._dtype = torch.float64 if double else torch.float32
         self._input = (batch, input_size)

@@ -1,0 +1,132 @@
+// Streams of small weights in each instruction set that the CPU offers, bit for bit against plain
+// loops. A unit of RnnRelu shows the sum of a product: of int8 it is exact, and halves are powers
+// of two here, of which no sum is rounded.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+
+#include "check.h"
+
+#define FASTRNN_NAMESPACE emulated
+#define FASTRNN_BYTES 16
+#define FASTRNN_REGISTERS 16
+#include "cpu/activations.h"
+//
+#include "cells.h"
+#include "cpu/isa.h"
+
+using fastrnn::Format;
+
+constexpr int kRelu = 3;  // its position in the list of cells
+
+struct Size {
+  int64_t N, I, H;
+};
+
+struct Problem {
+  Size s;
+  std::vector<float> x, h, bias, y, expected;
+  std::vector<float> w_ih, w_hh;  // what the weights stand for, times their scale
+  std::vector<float> scale;
+
+  Problem(Size size, bool most) : s(size) {
+    const auto whole = [&](int64_t count) {
+      std::vector<float> v(count);
+      for (float& w : v) w = most ? 127.0f : std::round(uniform<float>(-127, 127));
+      return v;
+    };
+    w_ih = whole(s.H * s.I), w_hh = whole(s.H * s.H);
+    scale = uniform_vector<float>(s.H), bias = uniform_vector<float>(s.H);
+    x = uniform_vector<float>(s.N * s.I, 30), h = uniform_vector<float>(s.N * s.H, 3);
+    if (most) std::fill(x.begin(), x.end(), -0.7f);
+    y.resize(s.N * s.H), expected.resize(s.N * s.H);
+  }
+
+  void check(const char* name, const fastrnn::Kernels& kernels, Format format, bool wide,
+             const void* ih, const void* hh) {
+    const int64_t active = s.N, offset = 0;
+    std::vector<float> state = h;
+    fastrnn::Forward<float> f{};
+    f.size = {1, s.N, s.I, s.H, s.H, 1, s.N, false, &active, &offset, nullptr, nullptr};
+    f.weights[0].b_ih = f.weights[0].b_hh = bias.data();
+    f.x = x.data();
+    f.h0 = f.h_n = state.data();
+    f.y = y.data();
+    const std::unique_ptr<fastrnn::Stream> stream(kernels.small_stream[kRelu](
+        f, {{ih, scale.data(), format}, {hh, scale.data(), format}, {}, wide}));
+    stream->step();
+    for (size_t i = 0; i < y.size(); ++i)
+      CHECK(y[i] == expected[i] && state[i] == y[i],
+            "%s format %d wide %d N%d I%d H%d at %d: %.9g, expected %.9g", name, int(format), wide,
+            int(s.N), int(s.I), int(s.H), int(i), y[i], expected[i]);
+  }
+
+  void bytes(const char* name, const fastrnn::Kernels& kernels, bool wide) {
+    const auto part = [&](const std::vector<float>& left, const std::vector<float>& w, int64_t k,
+                          int64_t n, int64_t unit) {
+      const int64_t room = std::numeric_limits<int32_t>::max() / (127 * k);
+      const float units = static_cast<float>(wide ? std::min<int64_t>(32767, room) : 127);
+      float most = 0;
+      for (int64_t i = 0; i < k; ++i) most = std::max(most, std::abs(left[n * k + i]));
+      int64_t sum = 0;
+      for (int64_t i = 0; i < k; ++i)
+        sum += static_cast<int64_t>(std::nearbyint(left[n * k + i] * (units / most))) *
+               static_cast<int64_t>(w[unit * k + i]);
+      CHECK(sum == int32_t(sum), "a sum of %lld", static_cast<long long>(sum));
+      return bias[unit] + static_cast<float>(sum) * scale[unit] * (most / units);
+    };
+    for (int64_t n = 0; n < s.N; ++n)
+      for (int64_t unit = 0; unit < s.H; ++unit)
+        expected[n * s.H + unit] =
+            std::max(part(x, w_ih, s.I, n, unit) + part(h, w_hh, s.H, n, unit), 0.0f);
+    const std::vector<int8_t> ih(w_ih.begin(), w_ih.end()), hh(w_hh.begin(), w_hh.end());
+    check(name, kernels, Format::kInt8, wide, ih.data(), hh.data());
+  }
+
+  // Numbers 2^k and activations that are whole: k from the least half on, below the normal ones.
+  void halves(const char* name, const fastrnn::Kernels& kernels, Format format) {
+    std::vector<uint16_t> bits[2];
+    for (std::vector<float>* v : {&x, &h, &bias})
+      for (float& a : *v) a = std::round(a);
+    const std::vector<float>* const old[] = {&w_ih, &w_hh};
+    std::vector<float> numbers[2];
+    for (int m = 0; m < 2; ++m)
+      for (const float w : *old[m]) {
+        const int k = std::abs(int(w)) % 12 - 24 + 2 * m;  // of m = 0 from 2^-24 on
+        const uint16_t sign = w < 0 ? 0x8000 : 0;
+        numbers[m].push_back(std::ldexp(sign ? -1.0f : 1.0f, k));
+        bits[m].push_back(sign | (format == Format::kBf16 ? (127 + k) << 7
+                                  : k >= -14              ? (15 + k) << 10
+                                                          : 1 << (24 + k)));
+      }
+    for (float& b : bias) b = 0;
+    for (int64_t n = 0; n < s.N; ++n)
+      for (int64_t unit = 0; unit < s.H; ++unit) {
+        float sum = 0;
+        for (int64_t i = 0; i < s.I; ++i) sum += x[n * s.I + i] * numbers[0][unit * s.I + i];
+        for (int64_t i = 0; i < s.H; ++i) sum += h[n * s.H + i] * numbers[1][unit * s.H + i];
+        expected[n * s.H + unit] = std::max(sum, 0.0f);
+      }
+    check(name, kernels, format, true, bits[0].data(), bits[1].data());
+  }
+};
+
+int main() {
+  for (int i = 0; i < fastrnn::cpu::isa_count(); ++i) {
+    const char* const name = fastrnn::cpu::isa_name(i);
+    fastrnn::cpu::isa_select(name);
+    const fastrnn::Kernels& kernels = fastrnn::cpu::kernels();
+    for (const Size s :
+         {Size{1, 3, 5}, Size{1, 64, 128}, Size{3, 67, 37}, Size{4, 1100, 20}, Size{7, 21, 133}}) {
+      for (const bool wide : {true, false})
+        for (const bool most : {true, false}) Problem(s, most).bytes(name, kernels, wide);
+      for (const Format format : {Format::kBf16, Format::kF16}) {
+        const Size small{s.N, std::min<int64_t>(s.I, 67), s.H};  // sums that are exact
+        Problem(small, false).halves(name, kernels, format);
+      }
+    }
+  }
+  return report("test_small_weights");
+}
