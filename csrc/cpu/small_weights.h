@@ -45,7 +45,7 @@ class SmallMatrix {
         left_(rows * ld_left_),
         left_scale_(rows),
         out_(rows * columns()) {
-    format([&](auto f) { return pack<decltype(f)>(bias), 0; });
+    if (w.data) format([&](auto f) { return pack<decltype(f)>(bias), 0; });
   }
 
   // Takes a row of the left-hand matrix, [k].
