@@ -1,17 +1,5 @@
 // x86 with AVX2, FMA and F16C: Intel since Haswell (2013), AMD since Excavator (2015).
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
-#include "cpu/denormals.h"
-#include "cpu/isa.h"
-#include "cpu/live.h"
-#include "cpu/memory.h"
-#include "cpu/split.h"
-#include "cpu/tasks.h"
-#include "cpu/team.h"
+#include "cpu/before_target.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #include <immintrin.h>

@@ -1,26 +1,9 @@
 // x86 with AVX-512 and its products of int8: Intel since Cascade Lake (2019), AMD since Zen 4
 // (2022). Only the streams of small weights are its own, the others are those of isa_avx512.cpp.
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
-#include "cpu/denormals.h"
-#include "cpu/isa.h"
-#include "cpu/live.h"
-#include "cpu/memory.h"
-#include "cpu/split.h"
-#include "cpu/tasks.h"
-#include "cpu/team.h"
+#include "cpu/before_target.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
-#if !defined(__clang__)
-// GCC 12 warns of the undefined register that its own intrinsic functions begin with.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-#include <immintrin.h>
+#include "cpu/avx512.h"
 #if defined(__clang__)
 #pragma clang attribute push(                                                          \
     __attribute__((target("avx512vnni,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma"))), \
@@ -29,13 +12,6 @@
 #pragma GCC target("avx512vnni,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
 #endif
 #define FASTRNN_NAMESPACE fastrnn::cpu::avx512vnni
-#define FASTRNN_BYTES 64
-#define FASTRNN_REGISTERS 32
-#define FASTRNN_FMA _mm512_fmadd_ps
-#define FASTRNN_FMA_DOUBLE _mm512_fmadd_pd
-#define FASTRNN_MIN _mm512_min_ps
-#define FASTRNN_MAX _mm512_max_ps
-#define FASTRNN_CVTPH(p) _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
 #define FASTRNN_DPBUSD(sum, a, b) _mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
 #include "cpu/activations.h"
 //

@@ -1,17 +1,5 @@
 // 64-bit ARM, all of which have NEON.
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
-#include "cpu/denormals.h"
-#include "cpu/isa.h"
-#include "cpu/live.h"
-#include "cpu/memory.h"
-#include "cpu/split.h"
-#include "cpu/tasks.h"
-#include "cpu/team.h"
+#include "cpu/before_target.h"
 
 #if defined(__GNUC__) && defined(__aarch64__)
 #define FASTRNN_NAMESPACE fastrnn::cpu::neon

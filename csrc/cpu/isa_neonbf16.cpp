@@ -1,18 +1,6 @@
 // 64-bit ARM with products of bfloat16: Apple since M2 (2022), Neoverse since V1 and N2. Only the
 // kernels of bfloat16 are its own, the others are those of isa_neon.cpp.
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
-#include "cpu/denormals.h"
-#include "cpu/isa.h"
-#include "cpu/live.h"
-#include "cpu/memory.h"
-#include "cpu/split.h"
-#include "cpu/tasks.h"
-#include "cpu/team.h"
+#include "cpu/before_target.h"
 
 // Before 16 Clang has such functions only where everything is compiled for these CPUs.
 #if defined(__GNUC__) && defined(__aarch64__) && !(defined(__clang__) && __clang_major__ < 16)

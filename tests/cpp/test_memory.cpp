@@ -33,6 +33,26 @@ void* once(size_t bytes) {
   return memory;
 }
 
+// Pieces around the sizes at which another way takes over, all at once.
+void test_small() {
+  constexpr size_t kSizes[] = {1, 15, 63, 64, 65, 1000, 8191, 8192, 8193, 16384, 100000};
+  for (int turn = 0; turn < 3; ++turn) {
+    std::vector<unsigned char*> pieces;
+    for (const size_t size : kSizes) {
+      pieces.push_back(static_cast<unsigned char*>(take_memory(size)));
+      CHECK(reinterpret_cast<uintptr_t>(pieces.back()) % 64 == 0, "%zu bytes", size);
+      std::memset(pieces.back(), static_cast<int>(size % 251), size);
+    }
+    for (size_t i = 0; i < pieces.size(); ++i) {
+      const auto value = static_cast<unsigned char>(kSizes[i] % 251);
+      CHECK(pieces[i][0] == value && pieces[i][kSizes[i] - 1] == value, "%zu bytes", kSizes[i]);
+      give_memory_back(pieces[i], kSizes[i]);
+    }
+  }
+  CHECK(take_memory(0) == nullptr, "no bytes");
+  give_memory_back(nullptr, 0);
+}
+
 // Threads that take and give back without pause, for the time of `body`.
 template <class F>
 void among_others(F&& body) {
@@ -100,10 +120,8 @@ extern "C" const char* __asan_default_options() { return "allocator_may_return_n
 extern "C" const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
 
 int main() {
-  for (const size_t bytes : {size_t{1}, size_t{64}, size_t{1000}, 3 * kMiB - 1}) once(bytes);
-  give_memory_back(nullptr, 0);
-  CHECK(take_memory(0) == nullptr, "no bytes");
-
+  test_small();
+  once(3 * kMiB - 1);
   void* const first = once(5 * kMiB);
   CHECK(once(5 * kMiB - 100) == first, "the same number of pages");
   CHECK(once(9 * kMiB) != first, "another size");
