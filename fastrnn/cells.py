@@ -161,10 +161,11 @@ class RNNCell(AsTorch, _CellBase):
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         cell = f"rnn_{self.nonlinearity}"
-        if hx is not None and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and input.dim() == 2 and not input.is_nested:
             weights, _ = self._weights()
-            if dispatch.is_torch_step(input, hx, weights):
-                return getattr(torch, f"{cell}_cell")(input, hx, *weights)
+            h = input.new_zeros(input.size(0), self.hidden_size) if hx is None else hx
+            if dispatch.is_torch_step(input, h, weights):
+                return getattr(torch, f"{cell}_cell")(input, h, *weights)
         return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
 
 

@@ -138,10 +138,7 @@ class Asked(NamedTuple):
         """The same for input that came without a batch and was given one of one row."""
         if self.lengths is not None:
             raise ValueError("lengths need batched input, got unbatched")
-        inputs = self.inputs
-        if inputs is not None:
-            inputs = {k: v.unsqueeze(batch_dim) if v.dim() == 2 else v for k, v in inputs.items()}
-        self = self._replace(inputs=inputs)
+        self = self._replace(inputs=with_dimension(self.inputs, batch_dim))
         reset = mask_of(self.reset, input)
         if reset is None:
             return self
@@ -149,6 +146,16 @@ class Asked(NamedTuple):
             raise RuntimeError(f"For unbatched input, reset should be 1-D but got {reset.dim()}-D")
         given = map_tensors(lambda each: each.unsqueeze(-2), self.reset_state)
         return self._replace(reset=reset.unsqueeze(batch_dim), reset_state=given)
+
+
+def with_dimension(inputs, dim: int):
+    """The inputs of a call, planes among them with a dimension more."""
+    if not isinstance(inputs, Mapping):
+        return inputs
+    return {
+        name: each.unsqueeze(dim) if isinstance(each, Tensor) and each.dim() == 2 else each
+        for name, each in inputs.items()
+    }
 
 
 def mask_of(given, input: Tensor) -> Tensor | None:

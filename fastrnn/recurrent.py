@@ -14,7 +14,7 @@ from torch.types import Device
 
 from . import made
 from .base import RNNBase
-from .features import Asked, States
+from .features import Asked, States, with_dimension
 from .programs import Cell
 from .trees import map_tensors
 
@@ -248,10 +248,10 @@ class Recurrent(RNNBase):
             input: (T, N, input_size), (N, T, input_size) if `batch_first`, (T, input_size)
                 unbatched, or a PackedSequence.
             hx: the initial states, zeros if None; see `Recurrent`.
-            inputs: a tensor for each of the cell's `inputs`, which all layers and directions see.
-                It broadcasts to (T, N, H), or (N, T, H) if `batch_first`; for a PackedSequence it
-                is a PackedSequence of the same lengths, (rows, H) or (rows, 1), or (H,). It has the
-                dtype of `input`, or is bool or integer.
+            inputs: a tensor or number for each of the cell's `inputs`, which all layers and
+                directions see. It broadcasts to (T, N, H), or (N, T, H) if `batch_first`; for a
+                PackedSequence it is a PackedSequence of the same lengths, (rows, H) or (rows, 1),
+                or (H,). A tensor has the dtype of `input`, or is bool or integer.
             reset, reset_state, lengths, return_states, detach_every, grad_clip: as of `LSTM`.
 
         Returns:
@@ -293,7 +293,5 @@ class Recurrent(RNNBase):
         inputs: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Any]:
         """One time step of all layers, as `LSTM.step`; `inputs` broadcast to (N, H)."""
-        if isinstance(inputs, Mapping):
-            time = 1 if self.batch_first else 0
-            inputs = {k: v.unsqueeze(time) if v.dim() == 2 else v for k, v in inputs.items()}
+        inputs = with_dimension(inputs, 1 if self.batch_first else 0)
         return self._step(input, state, reset, reset_state, inputs)

@@ -128,12 +128,13 @@ def quantization_error(
         weights, activations: as of a Streamer.
 
     Raises:
-        TypeError, ValueError: what a Streamer raises, or frames is not 3-D, or no weight is small.
+        TypeError, ValueError: what a Streamer raises; frames is not 3-D, or empty; no weight is
+            small.
     """
     from .streamer import Streamer  # which needs this file
 
-    if frames.dim() != 3:
-        raise ValueError(f"frames must be (T, N, input_size), got {tuple(frames.shape)}")
+    if frames.dim() != 3 or not len(frames):
+        raise ValueError(f"frames must be (T, N, input_size) with T > 0, got {tuple(frames.shape)}")
     stream = Streamer(module, frames.size(1), weights=weights, activations=activations)
     asked = formats(module, weights, activations)
     if asked is None:

@@ -63,7 +63,7 @@ def in_forward_ad() -> bool:
 
 
 _function_base = _private("_FunctionBase", None)
-_unwrap_if_dead = _private("_functorch", None) and torch._C._functorch.unwrap_if_dead
+_unwrap_if_dead = getattr(_private("_functorch", None), "unwrap_if_dead", None)
 
 
 def apply_outside_transforms(function: type[torch.autograd.Function]) -> Callable:

@@ -79,8 +79,10 @@ Remote("torch.nn").signal(signal.SIGSTOP)
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a child with its parent")
 def test_whatever_ends_the_parent_ends_what_it_stopped():
     program = """
-import sys, time
+import signal, sys, time
 from bench.sessions import Remote
+for number in signal.SIGINT, signal.SIGHUP:  # a shell or nohup may have had them ignored
+    signal.signal(number, signal.SIG_DFL)
 sys.path.insert(0, sys.argv[1])
 from bench_doubles import SPEC
 remote = Remote("torch.nn")

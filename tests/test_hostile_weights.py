@@ -59,6 +59,9 @@ def test_weights_of_other_dtypes_and_shapes(name, grad, good):
                     continue  # torch's own step, which the cell takes, repeats a bias
                 setattr(ours, key, nn.Parameter(wrong, requires_grad=False))
                 refused(lambda: ours(x), RuntimeError, ValueError, IndexError)
+                if name in ("RNNCell", "GRUCell"):  # with a state, which may be another way
+                    state = torch.zeros(len(x), 6)
+                    refused(lambda h=state: ours(x, h), RuntimeError, ValueError, IndexError)
                 setattr(ours, key, weight)
         kept = ours.state_dict()
         bad = {key: torch.zeros(2, 2) for key in kept}

@@ -67,6 +67,8 @@ def test_what_it_refuses():
         fastrnn.quantization_error(module, x, weights=None)
     with pytest.raises(ValueError, match=r"frames must be \(T, N, input_size\)"):
         fastrnn.quantization_error(module, x[0])
+    with pytest.raises(ValueError, match="with T > 0"):
+        fastrnn.quantization_error(module, x[:0])
     with pytest.raises(TypeError, match="Streamer takes"):
         fastrnn.quantization_error(torch.nn.GRU(4, 6), x)
     assert fastrnn.quantization_error(module, x).whole > 0

@@ -149,6 +149,11 @@ def test_inputs_broadcast(batch_first):
     number, _ = example.module(example.x, inputs={"dt": 2})
     same, _ = example.module(example.x, inputs={"dt": torch.full((), 2.0, dtype=torch.float64)})
     assert torch.equal(number, same)
+    time = 1 if batch_first else 0
+    y, _ = example.module.step(example.x.select(time, 0), inputs={"dt": 2})
+    torch.testing.assert_close(y, number.select(time, 0))
+    alone, _ = example.module(example.x.select(1 - time, 1), inputs={"dt": 2})
+    torch.testing.assert_close(alone, number.select(1 - time, 1))
     for shape in ((), (1,), (6,), (1, 1, 6), (sizes[0], 1, 1), (1, sizes[1], 1), (*sizes, 6)):
         dt = torch.rand(shape, dtype=torch.float64, requires_grad=True)
         whole = dt.detach().expand(*sizes, 6).clone().requires_grad_()

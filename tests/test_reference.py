@@ -180,3 +180,17 @@ def test_second_derivatives_where_one_input_is_made_of_another(name):
         found.append(torch.autograd.grad(penalty, (x, module.weight_ih_l0)))
     for a, e in zip(*found, strict=True):
         torch.testing.assert_close(a, e)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_second_derivatives_of_results_that_depend_on_nothing(name):
+    """Where every step detaches, the last state depends on none of what has a gradient."""
+    module, x = getattr(fastrnn, name)(4, 5).requires_grad_(False), torch.randn(3, 2, 4)
+    h = torch.randn(1, 2, 5, requires_grad=True)
+    for every, zero in ((1, True), (3, False)):
+        _, state = module(x, (h, h) if name == "LSTM" else h, detach_every=every)
+        last = state[0] if name == "LSTM" else state
+        (plain,) = torch.autograd.grad(last.sum(), h, retain_graph=True)
+        (grad,) = torch.autograd.grad(last.sum(), h, create_graph=True)
+        assert_matches(grad, plain)
+        assert bool((grad == 0).all()) is zero

@@ -202,6 +202,14 @@ def test_operations():
         )
 
 
+@pytest.mark.parametrize("name", [name for name in CELLS if name not in TAKEN])
+def test_a_second_product_is_refused(name):
+    example = on_device(Example(name, 2, 3, 4, 5))
+    with fastrnn.backend("triton"), pytest.raises(RuntimeError, match="has a second product"):
+        example()
+    assert example()[0].isfinite().all()
+
+
 def test_every_operation_is_tested():
     programs = [cell.program(4) for cell in (*(CELLS[name] for name in TAKEN), OPERATIONS)]
     codes = [code for program in programs for code in (program.forward, program.backward)]

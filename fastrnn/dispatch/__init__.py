@@ -221,10 +221,11 @@ _PLAIN = (torch.float32, torch.float64)
 
 def is_torch_step(input: Tensor, h: Tensor, weights: list[Tensor]) -> bool:
     """The same of an RNN that is trained and that nothing watches, in less time. That step has
-    checks of its own, but takes weights and states that are not dense."""
+    checks of its own, but takes weights and states that are not dense or on another device."""
     dtype = input.dtype
     for tensor in (h, *weights):
-        if tensor.layout is not torch.strided or tensor.dtype is not dtype:
+        dense = tensor.layout is torch.strided and tensor.is_cpu
+        if not dense or tensor.dtype is not dtype:
             return False
     return (
         dtype in _PLAIN

@@ -117,15 +117,15 @@ def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
     else:
         # Aliases: what one tensor of the call was made of, may be another one.
         own = [t.view_as(t) if t.requires_grad else t for t in call.tensors()]
-        results = zip(layer(*own), came, strict=True)
-        outputs, came = zip(*((r, grad) for r, grad in results if r.requires_grad), strict=True)
-        inputs = [t for t in own if t.requires_grad]
-        each = iter(
-            torch.autograd.grad(
-                outputs, inputs, came, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-        )
-        grads = [next(each) if t.requires_grad else torch.zeros_like(t) for t in own]
+        # A result may depend on none, as the last state does where every step detaches.
+        pairs = [(r, g) for r, g in zip(layer(*own), came, strict=True) if r.requires_grad]
+        found = {}
+        if pairs:
+            inputs = [t for t in own if t.requires_grad]
+            results, seeds = zip(*pairs, strict=True)
+            each = torch.autograd.grad(results, inputs, seeds, create_graph=True, allow_unused=True)
+            found = dict(zip(map(id, inputs), each, strict=True))
+        grads = [torch.zeros_like(t) if (g := found.get(id(t))) is None else g for t in own]
     found = call.with_tensors(grads)
     return Gradients(found.input, found.h0, found.c0, found.weights)
 

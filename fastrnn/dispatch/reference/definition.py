@@ -76,8 +76,7 @@ def _made(
     def product(left: Tensor, rows: slice) -> Tensor:
         return F.linear(left, w_hh[rows], None if b_hh is None else b_hh[rows])
 
-    u = product(h, of_h)
-    hidden, c = kind.step(x, u, h, c, *params, product=lambda v: product(v, of_v))
+    hidden, c = kind.step(x, product(h, of_h), h, c, *params, product=lambda v: product(v, of_v))
     return hidden, c, (torch.zeros_like(hidden),) * kind.saved
 
 
@@ -185,7 +184,7 @@ def _direction(
     trace: list[tuple] = []
     x = F.linear(rows, weights["w_ih"], b_ih).split(steps)
     even = masks is None and min(steps) == max(steps)  # all rows take all steps
-    w_t = w_hh.t()
+    w_t = w_hh.t() if summed else None
     before = None
     for t in range(len(steps))[:: -1 if reverse else 1]:
         n = steps[t]
