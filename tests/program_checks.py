@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import program_machine as machine
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastrnn.programs import Cell
+from fastrnn.programs.bytecode import OPS, ROW
 
 
 def draw(cell: Cell, N: int, H: int, seed: int = 0) -> dict[str, dict[str, Tensor]]:
@@ -103,3 +105,14 @@ def check(cell: Cell, planes: dict[str, dict[str, Tensor]], tolerance: float = 1
                 equal_nan=True,
                 msg=lambda text, at=f"{kind}.{name}": f"{at}: {text}",
             )
+
+
+def ops_of(code) -> list[str]:
+    return [OPS[op & ~ROW] for op, *_ in code.unpacked()]
+
+
+def line_of(step) -> int:
+    """The line of its file with "# here" in the function."""
+    lines = Path(step.__code__.co_filename).read_text().splitlines()
+    first = step.__code__.co_firstlineno
+    return next(n for n in range(first, len(lines)) if lines[n - 1].endswith("# here"))

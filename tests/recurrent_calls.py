@@ -17,6 +17,10 @@ from fastrnn import Recurrent
 EXACT = [name for name in CELLS if name != "hard_lstm"]
 
 
+def mask(*shape) -> Tensor:
+    return torch.rand(*shape) < 0.2
+
+
 class Example:
     """A module with everything that a call of it takes: leaves that want gradients."""
 
