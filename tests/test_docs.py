@@ -36,7 +36,7 @@ def name(path: Path) -> str:
 def test_the_code_of_a_page_runs(path: Path):
     """From top to bottom, as one program."""
     if "Streamer" in code(path) and (reason := fastrnn.backends()["cpu"]) != "usable":
-        pytest.skip(reason)
+        pytest.skip(f"small weights need the kernels: {reason}")
     torch.manual_seed(0)
     exec(compile(code(path), str(path), "exec"), {"__name__": "page"})
 
