@@ -20,16 +20,22 @@ from .programs.trace import Planes
 HEAD_UNITS = 64  # kHeadUnits of csrc/layer.h
 
 
-def register(cell: Cell, H: int, projected: bool) -> str:
+def register(cell: Cell, H: int, projected: bool, heads: int = 1) -> str:
     """The name under which the table and the kernels know the cell from now on.
 
     Raises:
         StepError: the step cannot be traced.
-        ValueError: no gate has an input part, or a projected state is read or is not the output.
+        ValueError: no gate has an input part, a projected state is read or is not the output, or
+            there is a second product with a projection or heads.
     """
     program = cell.program(H)
     if program.gates_x == 0:
         raise ValueError(f"{cell.name}: no gate sees the input")
+    if program.gates_w and (projected or heads > 1):
+        raise ValueError(
+            f"{cell.name} has a second product (gates w:…), which goes with neither heads nor "
+            "proj_size"
+        )
     if projected and (cell.output != cell.recurrent or program.carries_h):
         raise ValueError(
             f"{cell.name} cannot be projected: its step reads the state {cell.recurrent}, or "

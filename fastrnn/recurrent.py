@@ -148,7 +148,8 @@ class Recurrent(RNNBase):
 
     def _register(self) -> None:
         """Makes the cell known in this process."""
-        self.mode = made.register(self.cell, self.hidden_size, projected=self.proj_size > 0)
+        projected = self.proj_size > 0
+        self.mode = made.register(self.cell, self.hidden_size, projected, self.heads)
         self._names = made.names_of(self)
         self._as_they_are = made.as_they_are(self)
         self._takes_inputs = bool(self.cell.inputs)

@@ -162,6 +162,21 @@ def gated(g, s, p):
     return Gated.apply(s.h, g.a)
 
 
+def of_signs(g, s, p):
+    """The matrix of a second product has a gradient where what it multiplies has none."""
+    return torch.tanh(g.a + g.w_n((s.h > 0).to(s.h.dtype)))
+
+
+def of_ones(g, s, p):
+    return torch.tanh(g.a + g.w_n(torch.ones_like(s.h)) * s.h)
+
+
+@pytest.mark.parametrize("step", [of_signs, of_ones])
+def test_a_second_product_of_what_has_no_gradient(step):
+    cell = Cell(step, "a w:n")
+    check(cell, draw(cell, 3, 5))
+
+
 @pytest.mark.parametrize("step", [old_style, straight_through, rounded, gated])
 def test_derivatives_of_ones_own(step):
     cell = Cell(step, "a")

@@ -69,6 +69,10 @@ def product_of_a_row(g, s, p):
     return g.a + g.w_n(s.h.mean(-1, keepdim=True))  # here
 
 
+def product_of_booleans(g, s, p):
+    return g.a + g.w_n(s.h > 0)  # here
+
+
 def product_twice(g, s, p):
     n = g.w_n(s.h)
     return n * g.w_m(s.h) + g.w_n(s.h)  # here
@@ -87,6 +91,7 @@ def product_of_a_product(g, s, p):
 SECOND = {
     product_of_a_number: r"g.w_n takes a plane \(N, H\), got float",
     product_of_a_row: r"g.w_n takes a plane \(N, H\), got \(N, 1\)",
+    product_of_booleans: "g.w_n takes numbers, got torch.bool",
     product_twice: "g.w_n is called twice. Keep its result",
     products_of_two_planes: "g.w_m is given another plane than a gate before it",
     product_of_a_product: "g.w_m is given what another product of the step has made",

@@ -194,6 +194,15 @@ def test_heads(name, H, heads):
     assert_as_defined(example)
 
 
+@pytest.mark.parametrize("options", [{"heads": 2}, {"heads": 4}, {"proj_size": 5}])
+def test_a_second_product_goes_with_neither_heads_nor_a_projection(options):
+    for name in ("original_gru", "multiplicative_lstm"):
+        for H in (128, 12):
+            with pytest.raises(ValueError, match=f"{name} has a second product"):
+                Recurrent(CELLS[name], 3, H, **options)
+            Recurrent(CELLS[name], 3, H)
+
+
 def test_heads_see_their_own_part():
     module = Recurrent(CELLS["rnn"], 3, 128, heads=2, dtype=torch.float64)
     dense = Recurrent(CELLS["rnn"], 3, 128, dtype=torch.float64)

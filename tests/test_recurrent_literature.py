@@ -163,6 +163,12 @@ def rhn(g, s, p):
     return tanh(g.w_h(h)) * u + h * (1 - u)
 
 
+def of_spikes(g, s, p):
+    """A matrix that multiplies what has no gradient: its own is not zero."""
+    v = 0.9 * s.v + g.x_v + g.w_v((s.v > 0.1).to(s.v.dtype))
+    return tanh(v), v
+
+
 PAPERS = {
     cell.name: cell
     for cell in (
@@ -191,6 +197,7 @@ PAPERS = {
         Cell(t_lstm, "x:f x:z x:o", "h c", inputs="f"),
         Cell(gated_antisymmetric, "z n"),
         Cell(rhn, "h t w:h w:t"),
+        Cell(of_spikes, "x:v w:v", "h v"),
     )
 }
 

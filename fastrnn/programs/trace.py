@@ -142,7 +142,8 @@ def _record(step: Callable, names: Names, N: int, H: int, dtype: torch.dtype) ->
     if result.requires_grad:
         recorder.in_backward = True
         with recorder:
-            gradients = torch.autograd.grad(result, [*leaves.values()], allow_unused=True)
+            wanted = [*leaves.values(), second.anchor]
+            *gradients, _ = torch.autograd.grad(result, wanted, allow_unused=True)
     found = [graph.nothing if d is None else recorder.value(d) for d in gradients]
     zero = graph.constant(0)
     by_name = dict(zip(leaves, found, strict=True)) | second.gradients
@@ -160,6 +161,8 @@ class _Second:
         self._leaves = {name: recorder.leaf(value) for name, value in inputs.items()}
         self._inputs = set(inputs.values())
         self._d_operand: Tensor | None = recorder.leaf(recorder.graph.input(SECOND))
+        # The gates have gradients, which are those of a weight, also where the operand has none.
+        self.anchor = torch.zeros((), requires_grad=True)
         self.gradients = {f"g.{name}": recorder.graph.constant(0) for name in names}
         self.operand: Value | None = None
         self._called: set[str] = set()
@@ -169,6 +172,8 @@ class _Second:
         if not isinstance(plane, Tensor) or plane.shape != (recorder.N, recorder.H):
             shape = recorder.shape(plane) if isinstance(plane, Tensor) else type(plane).__name__
             raise recorder.error(f"g.{name} takes a plane (N, H), got {shape}")
+        if not plane.is_floating_point():
+            raise recorder.error(f"g.{name} takes numbers, got {plane.dtype}: write v.to(x.dtype)")
         if name in self._called:
             raise recorder.error(f"g.{name} is called twice. Keep its result")
         operand = recorder.graph.as_number(recorder.value(plane))
@@ -184,7 +189,7 @@ class _Second:
             )
         self.operand = operand
         self._called.add(name)
-        return _Product.apply(plane, self, name)
+        return _Product.apply(plane, self.anchor, self, name)
 
     def check(self) -> None:
         """StepError if a gate was not called."""
@@ -205,13 +210,13 @@ class _Second:
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, plane: Tensor, second: _Second, name: str) -> Tensor:
+    def forward(ctx, plane: Tensor, anchor: Tensor, second: _Second, name: str) -> Tensor:
         ctx.second, ctx.name = second, name
         return second.leaf(name)
 
     @staticmethod
     def backward(ctx, d_gate):
-        return ctx.second.derive(ctx.name, d_gate), None, None
+        return ctx.second.derive(ctx.name, d_gate), None, None, None
 
 
 class _Seeded(torch.autograd.Function):
