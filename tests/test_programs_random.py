@@ -38,27 +38,41 @@ OTHERS = (
 
 
 @st.composite
-def steps(draw) -> str:
-    """The text of a step, of which each line makes a value of those before it."""
+def steps(draw) -> tuple[str, bool]:
+    """The text of a step, of which each line makes a value of those before it, and whether one of
+    them is a second product."""
     known, lines = list(LEAVES), []
     forms = [f"torch.{name}({{0}})" for name in ONE] + [f"torch.{n}({{0}}, {{1}})" for n in TWO]
     forms += OTHERS
-    for k in range(draw(st.integers(3, 14))):
+    count = draw(st.integers(3, 14))
+    second = draw(st.integers(0, 2 * count))  # the line before which it stands, if there is one
+    for k in range(count):
+        if k == second:
+            plane = known[-draw(st.integers(1, len(known)))]
+            lines.append(f"    n, m = g.w_n({plane}), g.w_m({plane})")
+            known += ["n", "m"]
         # the newest are taken more often, so that steps become deep
         operands = [known[-draw(st.integers(1, len(known)))] for _ in range(2)]
         given = [draw(st.sampled_from(LEAVES)) for _ in range(2)]
         lines.append(f"    v{k} = {draw(st.sampled_from(forms)).format(*operands, *given)}")
         known.append(f"v{k}")
     states = [draw(st.sampled_from(known)), *known[-2:]]
-    return "\n".join(["def step(g, s, p):", *lines, f"    return {', '.join(states)}"])
+    if (
+        second < count
+    ):  # a matrix that nothing depends on has a gradient of zero, whatever NaN meets
+        states[0] += " + n + m"
+    text = "\n".join(["def step(g, s, p):", *lines, f"    return {', '.join(states)}"])
+    return text, second < count
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(steps(), st.sampled_from("hcn"), st.booleans(), st.integers(0, 1000))
-def test_random_steps(text, recurrent, special, seed):
+def test_random_steps(drawn, recurrent, special, seed):
+    text, second = drawn
     scope: dict = {"torch": torch, "F": F}
     exec(text, scope)
-    cell = Cell(scope["step"], "a x:b u:b", "h c n", "w", "dt", recurrent=recurrent, output="n")
+    gates = "a x:b u:b" + " w:n w:m" * second
+    cell = Cell(scope["step"], gates, "h c n", "w", "dt", recurrent=recurrent, output="n")
     planes = draw(cell, 4, 5, seed)
     if special:
         numbers = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, 1.0]).double()
