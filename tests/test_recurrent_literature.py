@@ -169,6 +169,11 @@ def of_spikes(g, s, p):
     return tanh(v), v
 
 
+def of_signs_of_a_norm(g, s, p):
+    """Only what comes before the second product sums over the units."""
+    return tanh(g.x_a + g.w_a((s.h > s.h.mean(-1, keepdim=True)).to(s.h.dtype)))
+
+
 PAPERS = {
     cell.name: cell
     for cell in (
@@ -198,6 +203,7 @@ PAPERS = {
         Cell(gated_antisymmetric, "z n"),
         Cell(rhn, "h t w:h w:t"),
         Cell(of_spikes, "x:v w:v", "h v"),
+        Cell(of_signs_of_a_norm, "x:a w:a"),
     )
 }
 

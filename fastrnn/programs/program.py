@@ -125,7 +125,7 @@ def build(traced: Traced, names: Names, recurrent: str, output: str) -> Program:
         "saved": len(saved),
         "saved_first": len(first),
         "output": order.index(output),
-        "row_sums": any(v.op == "sum" for v in needed([*new, *gradients, *d_w])),
+        "row_sums": any(v.op == "sum" for v in needed([*made, *gradients, *d_w])),
     }
     codes = (forward, backward, first_forward, first_backward)
     digest = hashlib.sha256(repr((OPS, numbers, codes)).encode()).hexdigest()
