@@ -1,7 +1,6 @@
 """LSTM, GRU and RNN as in `torch.nn`, computed by fused kernels."""
 
 import re
-from importlib import metadata
 
 
 def _check_torch() -> None:
@@ -30,11 +29,9 @@ from .programs import Cell, StepError
 from .recurrent import Recurrent
 from .small_weights import quantization_error
 from .streamer import Streamer
+from .version import VERSION
 
-try:
-    __version__ = metadata.version("fastrnn")
-except metadata.PackageNotFoundError:  # a checkout on the path that is not installed
-    __version__ = "0+unknown"
+__version__ = VERSION
 
 __all__ = [
     "Cell",

@@ -1,6 +1,7 @@
-"""`python -m fastrnn [--json]`: what was built, what runs here and whether it is right.
+"""What was built, what runs here and whether it is right.
 
-The exit status is 1 where something is wrong. `--json` prints the same facts for a bug report.
+The exit status is 1 where something is wrong. `selftest` compares the kernels for GPUs with the
+reference; where nobody has tried a kind of GPU, "auto" goes by that.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ _WORDS = {"slower": "this torch lacks {}, so calls take a longer way"}
 
 def text_of(facts: dict) -> str:
     """The facts as lines, the verdict last."""
+    return f"{lines_of(facts)}\n{facts['verdict']}"
+
+
+def lines_of(facts: dict) -> str:
+    """The facts as lines."""
     rows = []
     for label, fact in facts.items():
         if label in ("ok", "verdict") or fact == []:
@@ -30,15 +36,20 @@ def text_of(facts: dict) -> str:
             rows.append((label, _WORDS[label].format(", ".join(fact))))
         else:
             rows.append((label, str(fact)))
-    lines = [f"{label:<14}{text}" for label, text in rows]
-    return "\n".join([*lines, facts["verdict"]])
+    return "\n".join(f"{label:<14}{text}" for label, text in rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the report; the exit status."""
+    """Does what is asked; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m fastrnn", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=["report", "selftest"], default="report")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     asked = parser.parse_args(arguments)
+    if asked.command == "selftest":
+        found = diagnosis.selftests()
+        print(json.dumps(found, indent=2) if asked.json else lines_of({"self-tests": found}))
+        ran = [state for state in found.values() if not state.startswith(diagnosis.CANNOT)]
+        return 0 if ran and set(ran) == {"passed"} else 1
     facts = diagnosis.facts()
     print(json.dumps(facts, indent=2) if asked.json else text_of(facts))
     return 0 if facts["ok"] else 1

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import platform
+import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from . import __version__, modules, torch_private
-from .dispatch import BACKENDS, LOOPS, backend, backends, choice, cpu, cudnn, gpu
+from . import modules, torch_private
+from .dispatch import BACKENDS, LOOPS, backend, backends, choice, cpu, cudnn, gpu, selftest
+from .table import CELLS
+from .version import VERSION
 
+CANNOT = "cannot run"
 _CELLS = {
     "LSTM": (modules.LSTM, {}),
     "GRU": (modules.GRU, {}),
@@ -25,7 +31,7 @@ def facts() -> dict:
     checked = {name: check(name) for name, state in states.items() if state == "usable"}
     ok, verdict = _verdict(checked)
     return {
-        "fastrnn": __version__,
+        "fastrnn": VERSION,
         "torch": torch.__version__,
         "Python": f"{platform.python_version()} on {platform.system()} {platform.machine()}",
         **_build(),
@@ -33,6 +39,7 @@ def facts() -> dict:
         "backends": states,
         "auto": dict(served()),
         "slower": torch_private.missing,
+        **({"self-tests": found} if (found := _kept()) else {}),
         "checks": {name: wrong or "right" for name, wrong in checked.items()},
         "ok": ok,
         "verdict": verdict,
@@ -63,13 +70,18 @@ def served() -> list[tuple[str, str]]:
         on_gpu = f"none: {cudnn.NO_GPU}"
     else:
         major = gpu.nvidia(torch.device("cuda")) if torch.cuda.is_available() else 0
-        usable = [b.NAME for b in LOOPS if b.status() is None and (b.NAME, major) in choice.TRIED]
+        can = [b for b in LOOPS if b.status() is None]
+        usable = [b.NAME for b in can if choice.tried(b.NAME, major, False)]
         first = usable[0] if usable else "reference"
+        lacking = first
+        if not usable and can and major >= selftest.LEAST:
+            usable = [can[0].NAME]
+            lacking = f"{can[0].NAME} if its self-test passes, else reference"
         measured = any(row[:2] == (first, major) for row in choice.FASTER)
         on_gpu = "; ".join(
             [
                 f"cudnn{f', {first} where measured faster' if measured else ''}",
-                f"what torch.nn lacks: {first}",
+                f"what torch.nn lacks: {lacking}",
                 *(
                     f"not {b.NAME}: {b.status() or 'not yet tried on such a GPU'}"
                     for b in LOOPS
@@ -81,6 +93,44 @@ def served() -> list[tuple[str, str]]:
     if cpu.not_built:
         on_cpu = f"PyTorch's own kernels; what torch.nn lacks: reference; not cpu: {cpu.not_built}"
     return [("cpu tensors", on_cpu), ("cuda tensors", on_gpu)]
+
+
+def _kept() -> dict[str, str]:
+    """What self-tests found on the current GPU."""
+    if not torch.cuda.is_available():
+        return {}
+    return selftest.kept_of(torch.device("cuda", torch.cuda.current_device()))
+
+
+def selftests() -> dict[str, str]:
+    """Runs the self-tests of all built-in cells, in every precision, on the current GPU, or where
+    kernels are emulated; what each found. Later calls and processes go by it."""
+    results = {}
+    for kernels in LOOPS:
+        if reason := kernels.status():
+            results[kernels.NAME] = f"{CANNOT}: {reason}"
+            continue
+        device, clock = torch.device("cpu"), lambda: 0.0  # an emulation takes what it takes
+        if kernels.DEVICE == "cuda":
+            device, clock = torch.device("cuda", torch.cuda.current_device()), time.perf_counter
+        for dtype, tf32 in [(dtype, False) for dtype in kernels.DTYPES] + [(torch.float32, True)]:
+            with _products(tf32):
+                asked = {selftest.subject(kernels, cell, device, dtype): None for cell in CELLS}
+                for each in asked:
+                    verdict = selftest.run(kernels, each, clock=clock)
+                    results[each.title] = verdict.reason or "passed"
+    return results
+
+
+@contextlib.contextmanager
+def _products(tf32: bool) -> Iterator[None]:
+    """Products of float32 in TF32, or not."""
+    settings = torch.backends.cuda.matmul
+    before, settings.fp32_precision = settings.fp32_precision, "tf32" if tf32 else "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def check(name: str) -> str | None:

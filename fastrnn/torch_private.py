@@ -16,6 +16,7 @@ from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
 
 Result = TypeVar("Result")
+Function = TypeVar("Function", bound=Callable)
 
 missing: list[str] = []  # names that this torch lacks
 
@@ -119,6 +120,13 @@ def recording(function: Callable[[], Result]) -> Result:
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(call).result()
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Has `torch.compile` call a function while it traces and keep the result: what
+    `torch.compiler.assume_constant_result` does after importing the compiler, which takes long."""
+    function._dynamo_marked_constant = True
+    return function
 
 
 def for_recording() -> tuple[type, dict[Callable, Callable]]:

@@ -89,6 +89,14 @@ def poisoned_memory():
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def cache_folder(tmp_path_factory):
+    """What is found out on a machine is kept for the tests alone, and for processes of theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTRNN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """Every test draws the same numbers, alone or in a run of all."""

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from bench import results
 from fastrnn import Recurrent, diagnosis, dispatch
 from fastrnn.call import Call
-from fastrnn.dispatch import choice, cuda, cudnn, gpu, reference, triton
+from fastrnn.dispatch import choice, cuda, cudnn, gpu, reference, selftest, triton
 from fastrnn.dispatch.choice import Question
 from fastrnn.table import weight_names
 
@@ -66,6 +66,11 @@ def test_faster_only_where_tried():
         assert all(least <= most for least, most in row[5:9])
 
 
+def refused(*_) -> str:
+    """What a self-test says here: what it does is in test_selftest.py."""
+    return "not tried on such a GPU"
+
+
 @pytest.fixture
 def hopper(monkeypatch):
     """A GPU of compute capability 9 with the Triton kernels, as far as the choice can see."""
@@ -76,6 +81,7 @@ def hopper(monkeypatch):
     monkeypatch.setattr(gpu, "nvidia", lambda _: 9)
     monkeypatch.setattr(choice, "FASTER", (ROW,))
     monkeypatch.setattr(choice, "TRIED", set())
+    monkeypatch.setattr(selftest, "refused", refused)
 
 
 def call(cell: str, h: int = 256, directions: int = 1, projected: bool = False, **fields) -> Call:
@@ -124,6 +130,7 @@ def device_of(monkeypatch, capability: tuple[int, int], hip: str | None):
     for each in (cuda, triton):
         monkeypatch.setattr(each, "_missing", None)
     monkeypatch.setattr(triton, "DEVICE", "cuda")
+    monkeypatch.setattr(selftest, "refused", refused)
     with FakeTensorMode():
         yield torch.device("cuda", 0)
     monkeypatch.undo()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from cuda_kernels import (
     DEVICE,
+    HOW,
     ON_GPU,
     emulated,
     force,
@@ -18,7 +19,7 @@ from cuda_kernels import (
 )
 from op_cases import Case, arguments, assert_state_in_float32, backward, cotangents
 
-from fastrnn.dispatch import cuda, gpu
+from fastrnn.dispatch import cuda, gpu, selftest
 from fastrnn.dispatch.cuda import launch
 from fastrnn.table import CELLS
 
@@ -95,6 +96,29 @@ def test_wrong_calls_of_the_kernels_raise():
     ):
         with pytest.raises(ValueError, match="fastrnn: no (cell|dtype|T)"):
             make(cell, how, False, values)
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_the_self_test_passes(how, monkeypatch):
+    """Of all cells at once, as "auto" asks for it on a GPU that nobody has tried."""
+    force(monkeypatch, "stepwise", how)
+    dtype = getattr(torch, "float32" if how == "tf32" else how)
+    asked = selftest.subject(cuda, "gru", torch.device(DEVICE), dtype)
+    assert asked.cell == ""
+    asked = asked._replace(precision=how)
+    monkeypatch.setattr(gpu, "precision", lambda _: how)  # by which the tolerance is chosen
+    assert selftest._test(cuda, asked, None, lambda: 0.0) == selftest.Verdict(None)
+    right = cuda.run_backward
+
+    def run_backward(call, *rest):
+        gradients = right(call, *rest)
+        if call.cell == "rnn_relu" and call.h0.size(0) == 2:
+            gradients.weights[5][-1, -1] += 100  # w_hh of the reverse direction
+        return gradients
+
+    monkeypatch.setattr(cuda, "run_backward", run_backward)
+    reason = selftest._test(cuda, asked, None, lambda: 0.0).reason
+    assert reason.startswith("rnn_relu: the gradient of weight 5 is off by")
 
 
 def test_reasons(monkeypatch):

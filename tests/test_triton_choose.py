@@ -94,7 +94,7 @@ def test_launches_are_made_on_the_device_of_the_tensors(persistent, monkeypatch)
     monkeypatch.setattr(
         torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=10 + current[-1])
     )
-    monkeypatch.setattr(launch, "device_of", lambda tensor: H100)
+    monkeypatch.setattr(launch, "device_of", lambda *_: H100)
     monkeypatch.setattr(launch, "precision", lambda tensor: "tf32")
     monkeypatch.setattr(launch, "plan_for", lambda *_: Plan(persistent, 16, 16, 16, 4, 2))
     monkeypatch.setattr(launch, "constants", lambda *_: {})

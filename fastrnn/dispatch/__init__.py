@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import ModuleType
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..call import Call
-from ..results import Cotangents, Gradients, Needs, Results, Saved
 from ..scopes import Choice, Scope
 from ..torch_private import (
     are_transforms_active,
@@ -22,37 +20,9 @@ from ..torch_private import (
     is_tracing,
     unseen,
 )
-from . import choice, cpu, cuda, cudnn, gpu, reference, triton
+from . import choice, cpu, cuda, cudnn, gpu, reference, selftest, triton
 from .cpu import op
-
-
-class Backend(Protocol):
-    """What a backend has. Names are as the user gives them to `backend`."""
-
-    NAME: str
-
-    @staticmethod
-    def status() -> str | None:
-        """Why it cannot run here, or None."""
-
-    @staticmethod
-    def obstacle(call: Call, traced: bool = False) -> str | None:
-        """Why it cannot take a call, or None. traced: with what each step computed."""
-
-    @staticmethod
-    def run(call: Call, save: bool) -> Results:
-        """The layer; gates, cells and hidden if `save`. Without gradients, but of `reference` and
-        `cudnn`, which autograd goes through.
-
-        Raises:
-            RuntimeError: a rank, size, dtype or device does not fit, there is no time step, or, on
-                the CPU, a length is not in [0, T].
-        """
-
-    @staticmethod
-    def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
-        """The gradients that are needed, from what `run` saved. Not of `cudnn`."""
-
+from .protocol import Backend
 
 BACKENDS = {module.NAME: module for module in (cpu, cuda, triton, cudnn, reference)}
 LOOPS = (cuda, triton)  # for GPUs, in Python down to the loop over time; "auto" prefers the first
@@ -75,6 +45,7 @@ def on_cpu_override(function: Callable[[bool], None]) -> None:
 def _apply(name: str) -> None:
     global _chosen
     _set_override(getattr(BACKENDS.get(name), "DEVICE", "cuda") == "cpu")
+    choice.forced = name
     _chosen = name
 
 
@@ -180,18 +151,27 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
     on_gpu = gpu.on_gpu(call.input)
     if not on_gpu and (cpu.not_built is None or torch.compiler.is_exporting()):
         return reference if obstacle(cpu, call, traced) else cpu
-    order = [cudnn]
+    order, kernels = [cudnn], None
     if not on_gpu:
         order.append(cpu)  # the op, in compiled graphs
-    elif (kernels := _tried(call)) is not None:
-        # compiled graphs run PyTorch's own forward twice
-        first = torch.compiler.is_compiling() or _faster(kernels, call, layers)
-        order.insert(0 if first else 1, kernels)
+    else:
+        kernels = loops_for(call)
+        if kernels is not None and _tried(kernels, call):
+            # compiled graphs run PyTorch's own forward twice
+            first = torch.compiler.is_compiling() or _faster(kernels, call, layers)
+            order.insert(0 if first else 1, kernels)
     found = next((b for b in order if obstacle(b, call, traced) is None), reference)
-    if on_gpu and found is reference and call.kind.step:
-        untried = "its Triton kernels were not tried on such a GPU; backend('triton') takes them"
-        reference.warn_of_loop(call, obstacle(triton, call) or untried)
-    return found
+    return _untried(kernels or triton, call, traced) if on_gpu and found is reference else found
+
+
+def _untried(kernels: ModuleType, call: Call, traced: bool) -> ModuleType:
+    """Kernels that were not tried on such a GPU, if their self-test passes, or the reference."""
+    reason = obstacle(kernels, call, traced) or selftest.refused(kernels, call)
+    if reason is None:
+        return kernels
+    if call.kind.step:
+        reference.warn_of_loop(call, reason)
+    return reference
 
 
 def _is_recorded() -> bool:
@@ -261,12 +241,10 @@ def loops_for(call: Call) -> ModuleType | None:
     return None
 
 
-def _tried(call: Call) -> ModuleType | None:
-    """The kernels for GPUs that "auto" may take for a call, if any."""
-    kernels = loops_for(call)
-    table = choice.TRIED_FUNCTIONS if call.kind.step else choice.TRIED
-    tried = kernels and (kernels.NAME, gpu.nvidia(call.input.device)) in table
-    return kernels if tried else None
+def _tried(kernels: ModuleType, call: Call) -> bool:
+    """Whether "auto" may take kernels as they are."""
+    major = gpu.nvidia(call.input.device)
+    return choice.tried(kernels.NAME, major, call.kind.step is not None)
 
 
 def _faster(kernels: ModuleType, call: Call, layers: int) -> bool:

@@ -9,11 +9,24 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-# Backends whose every test has passed on a GPU of this major compute capability (`make gpu`). No
-# other is taken unless forced.
+# Backends whose every test has passed on a GPU of this major compute capability (`make gpu`). On
+# other NVIDIA GPUs "auto" takes one for what torch.nn lacks after its self-test: see `selftest`.
 TRIED: frozenset[tuple[str, int]] = frozenset({("cuda", 9), ("triton", 9)})
 # The same of cells that are functions. Their kernels have run in Triton's interpreter alone.
 TRIED_FUNCTIONS: frozenset[tuple[str, int]] = frozenset()
+
+forced = ""  # the backend that the user chose, which then runs wherever it can
+
+
+def tried(backend: str, major: int, functions: bool) -> bool:
+    """Whether the tests of a backend have passed on such a GPU; of its cells that are functions."""
+    return (backend, major) in (TRIED_FUNCTIONS if functions else TRIED)
+
+
+def may_meet(backend: str, major: int, functions: bool) -> bool:
+    """Whether blocks of its kernels may wait for each other. If something were wrong, they would
+    wait for ever: no self-test could tell."""
+    return backend == forced or tried(backend, major, functions)
 
 
 class Row(NamedTuple):

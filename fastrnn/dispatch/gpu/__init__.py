@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import re
+import sys
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,6 +30,20 @@ def nvidia(device: torch.device) -> int:
     An AMD GPU has numbers of its own under the same name, 9.0 and 9.4 among them.
     """
     return capability(device)[0] if device.type == "cuda" and torch.version.hip is None else 0
+
+
+def driver() -> str:
+    """The version of the NVIDIA driver, or that of CUDA which it serves, or "unknown"."""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text()
+        if found := re.search(r"\s(\d+\.\d[\d.]*)", text):
+            return found[1]
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        version = ctypes.c_int()
+        if library.cuDriverGetVersion(ctypes.byref(version)) == 0:
+            return f"of CUDA {version.value // 1000}.{version.value % 1000 // 10}"
+    return "unknown"
 
 
 def current(device: torch.device) -> contextlib.AbstractContextManager:

@@ -26,6 +26,8 @@ NAME = "triton"
 MINIMUM = (3, 6)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+COMPILED = False  # but at the first call
 
 
 PROGRAMS: dict[str, Program] = {}  # cells that are functions, by name
@@ -46,14 +48,15 @@ def missing(version: str | None) -> str | None:
     return None
 
 
-def _version() -> str | None:
+def version() -> str | None:
+    """That of Triton, or None where there is none."""
     for name in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
     return None
 
 
-_missing = missing(_version())
+_missing = missing(version())
 
 
 def status() -> str | None:
@@ -78,7 +81,7 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
         capability = gpu.capability(input.device)
         if capability < (8, 0):
             return f"the GPU has compute capability {capability}; Triton needs (8, 0)"
-    if input.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+    if input.dtype not in DTYPES:
         return f"dtype is {input.dtype}; convert to torch.float32, torch.bfloat16 or torch.float16"
     return None
 

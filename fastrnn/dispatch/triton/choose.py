@@ -17,6 +17,8 @@ class Device(NamedTuple):
     shared: int  # bytes of fast memory that one program can have
     lanes: int = 32  # of a warp
     tall: bool = False  # whether one instruction multiplies 64 rows: Hopper, datacenter Blackwell
+    # Whether only one launch for each step will do, in which no program waits for another.
+    stepwise: bool = False
 
 
 class Plan(NamedTuple):
@@ -82,7 +84,7 @@ def choose(
     if ieee:
         return _plan(False, 16 if N <= 16 else 32, 16, 16, device)
     room = device.shared - RESERVED
-    if alone <= 128 and depth * alone * itemsize <= room:
+    if alone <= 128 and depth * alone * itemsize <= room and not device.stepwise:
         # One program owns all units, so there is nothing to exchange.
         crowded = alone >= 64 and device.processors < (N + 15) // 16 * D
         return _plan(True, 32 if crowded else 16, alone, min(256 // itemsize, alone), device)
@@ -93,7 +95,7 @@ def choose(
         programs = plan.unit_tiles(units) * plan.row_blocks(N) * D
         unrolled = depth * itemsize // 32 * repeated
         fits = depth * block_u * itemsize <= room and unrolled <= UNROLLED
-        if programs <= device.processors and fits:
+        if programs <= device.processors and fits and not device.stepwise:
             return plan
     if device.tall and N > 32:
         return _plan(False, 64, 32, 128 // itemsize, device)

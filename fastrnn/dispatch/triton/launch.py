@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ...call import Sizes
 from ...table import Cell
-from .. import gpu
+from .. import choice, gpu
 from ..gpu import graphs
 from ..gpu.layer import Tensors
-from . import INTERPRETED, PROGRAMS, printed
+from . import INTERPRETED, NAME, PROGRAMS, printed
 from .backward import backward as backward_kernel
 from .cells import STEPS, Steps
 from .choose import Device, Plan, choose
@@ -60,14 +60,15 @@ def _kinds(memory: dict, size: Sizes) -> str:
     )
 
 
-def device_of(tensor: Tensor) -> Device:
-    """What the choice reads of the device of a tensor.
+def device_of(tensor: Tensor, functions: bool) -> Device:
+    """What the choice reads of the device of a tensor, for a cell that may be a function.
 
     On a CPU, under the interpreter, programs run one after the other: they cannot meet.
     """
     if not tensor.is_cuda:
         return Device(processors=0, shared=227 << 10)
-    return _of_gpu(tensor.device)
+    may_meet = choice.may_meet(NAME, gpu.nvidia(tensor.device), functions)
+    return _of_gpu(tensor.device)._replace(stepwise=not may_meet)
 
 
 @functools.cache
@@ -159,7 +160,9 @@ def launch(
     """
     w_hh, projected = tensors["w_hh"], tensors["w_hr"] is not None
     how = precision(w_hh)
-    plan = plan_for(kernel, cell, size, projected, w_hh.dtype, how, device_of(w_hh))
+    plan = plan_for(
+        kernel, cell, size, projected, w_hh.dtype, how, device_of(w_hh, cell.step is not None)
+    )
     units = max(size.H, size.P)
     groups = plan.row_blocks(size.N) * size.D
     meetings = torch.zeros(groups, dtype=torch.int32, device=w_hh.device)
