@@ -35,6 +35,25 @@ def test_measured(monkeypatch):
         assert not choice.faster(Question(*CALL[:k], other, *CALL[k + 1 :]))
     monkeypatch.setattr(choice, "FASTER", (ROW._replace(captured=True),))
     assert choice.faster(CALL) and choice.faster(CALL._replace(captured=True))
+    monkeypatch.setattr(choice, "FASTER", (ROW._replace(eights=False),))
+    assert not choice.faster(CALL) and choice.faster(CALL._replace(batch=9))
+
+
+def test_batches_for_which_cudnn_has_its_fast_kernel():
+    """In float16 those that are multiples of 8; in bfloat16 none, also of small layers."""
+
+    def faster(precision: str, batch: int, hidden: int, cell: str = "lstm") -> bool:
+        call = Question("cuda", 9, cell, precision, False, 1, 100, batch, hidden, False)
+        return choice.faster(call)
+
+    for batch in (1, 7, 9, 12, 15, 17, 63):
+        assert faster("float16", batch, 256) and faster("bfloat16", batch, 256)
+    for batch in (8, 16, 24, 32, 64):
+        assert not faster("float16", batch, 256) and faster("bfloat16", batch, 256)
+    assert faster("float16", 12, 1024) and not faster("float16", 16, 1024)
+    for hidden in (8, 64, 127):
+        assert faster("bfloat16", 16, hidden) and faster("bfloat16", 16, hidden, "gru")
+        assert not faster("float16", 12, hidden) and not faster("tf32", 16, hidden)
 
 
 @pytest.mark.parametrize("row", choice.FASTER, ids=range(len(choice.FASTER)))

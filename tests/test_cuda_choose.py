@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import KERNELS
+
+from fastrnn.call import Sizes
+from fastrnn.dispatch.gpu import graphs
+from fastrnn.table import CELLS
 
 if KERNELS is None:
     pytest.skip("needs the compiled kernels", allow_module_level=True)
@@ -44,6 +51,8 @@ def test_every_choice_can_run(device):
             for step in steps:
                 facts = KERNELS.cuda_tiles(step, N, D, how == "float64")
                 assert facts["shared"] <= SHARED[device]
+                # On Hopper the next launch comes in while this one ends, beside it.
+                assert device != H100 or 2 * facts["shared"] <= SHARED[device]
                 assert facts["blocks"] < 2**31 and facts["threads"] <= 1024
                 rows, units = facts["rows"], facts["units"]
                 assert facts["unit_tiles"] * units >= step[1] > (facts["unit_tiles"] - 1) * units
@@ -62,6 +71,49 @@ def test_schedules():
     assert choose(4096, 256) == choose(1024, 512) == choose(2048, 512, backward=True) == library
     assert choose(1024, 64, "float32") == choose(1024, 64, "float64") == library
     assert choose(128, 8, "float32") == choose(128, 8, "float64") == stepwise
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+@pytest.mark.parametrize("direction", ["CudaForward", "CudaBackward"])
+def test_launches_are_made_on_the_device_of_the_tensors(direction, capturing, monkeypatch):
+    """On its stream, whatever device is the current one; a chain of another device is another."""
+    launch = importlib.import_module("fastrnn.dispatch.cuda.launch")
+    current, launched, chains = [0], [], []
+
+    class On:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            current.append(self.device.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    def run(stream: int) -> None:
+        launched.append((current[-1], stream))
+
+    def stream(device=None):
+        index = current[-1] if device is None else device.index
+        return SimpleNamespace(cuda_stream=10 + index)
+
+    def loop(*_):
+        return SimpleNamespace(run=run)
+
+    kernels = SimpleNamespace(CudaForward=loop, CudaBackward=loop)
+    monkeypatch.setattr(launch, "KERNELS", kernels)
+    monkeypatch.setattr(torch.cuda, "device", On)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(graphs, "repeat", lambda key, chain: (chains.append(key), chain()))
+    size = Sizes(T=3, N=1, I=16, H=16, P=16, D=1, rows=3)
+    for index in (1, 0):
+        y = SimpleNamespace(device=torch.device("cuda", index), data_ptr=lambda: 16)
+        more = (0.0,) if direction == "CudaBackward" else ()
+        launch._run(direction, CELLS["lstm"], size, False, "tf32", {"y": y}, {}, more, None)
+    assert launched == [(1, 11), (0, 10)] and current == [0]
+    assert len(set(chains)) == (0 if capturing else 2)
 
 
 def test_unknown_dtypes_raise():

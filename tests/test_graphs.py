@@ -18,7 +18,8 @@ from fastrnn.dispatch.gpu import graphs
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch):
-    monkeypatch.setattr(graphs, "_chains", OrderedDict())
+    monkeypatch.setattr(graphs, "_graphs", OrderedDict())
+    monkeypatch.setattr(graphs, "_seen", OrderedDict())
     monkeypatch.setattr(graphs, "_recorders", {})
 
 
@@ -32,14 +33,51 @@ def test_graphs_replay_what_repeats():
     for _ in range(3):
         graphs.repeat("a", lambda: done.append("run"), record)
     assert done == ["run", "record", "replay", "replay"]
-    for k in range(graphs.LIMIT - 1):
-        graphs.repeat(k, lambda: None, record)
-    graphs.repeat("a", lambda: done.append("run"), record)
-    assert done[4:] == ["replay"]  # used since, so not the oldest
     for k in range(graphs.LIMIT):
-        graphs.repeat(("other", k), lambda: None, record)
+        twice(k)
+        graphs.repeat("a", lambda: done.append("run"), record)
+    assert done[4:] == ["replay"] * graphs.LIMIT  # used since, so not the oldest
+    assert 0 not in graphs._graphs and len(graphs._graphs) == graphs.LIMIT
+    for k in range(graphs.LIMIT):
+        twice(("other", k))
     graphs.repeat("a", lambda: done.append("run"), record)
-    assert done[5:] == ["run"] and len(graphs._chains) == graphs.LIMIT
+    assert done[4 + graphs.LIMIT :] == ["run"] and len(graphs._graphs) == graphs.LIMIT
+
+
+def twice(chain) -> None:
+    """As often as gets a chain its graph."""
+    for _ in range(2):
+        graphs.repeat(chain, lambda: None, lambda run: run)
+
+
+@pytest.mark.parametrize("more", [1, 40, 500])
+def test_more_chains_than_graphs_take_turns(more):
+    """As many are replayed as there are graphs; the others run as they are."""
+    counts = Counter()
+
+    def record(run):
+        counts["recorded"] += 1
+        return lambda: counts.update(replayed=1)
+
+    for _ in range(10):
+        for k in range(graphs.LIMIT + more):
+            graphs.repeat(k, lambda: counts.update(ran=1), record)
+    assert counts["recorded"] == graphs.LIMIT
+    assert counts["replayed"] == 9 * graphs.LIMIT
+    assert counts["ran"] == 10 * (graphs.LIMIT + more) - counts["replayed"]
+
+
+def test_graphs_that_are_not_used_give_way():
+    """To chains that repeat, and not to those that come once."""
+    for k in range(graphs.LIMIT):
+        twice(k)
+    for k in range(2 * graphs.SEEN):
+        graphs.repeat(("once", k), lambda: None, None)
+    assert set(graphs._graphs) == set(range(graphs.LIMIT)) and len(graphs._seen) == graphs.SEEN
+    for _ in range(2):
+        for k in range(graphs.LIMIT):
+            graphs.repeat(("new", k), lambda: None, lambda run: run)
+    assert set(graphs._graphs) == {("new", k) for k in range(graphs.LIMIT)}
 
 
 class Chain:
@@ -94,7 +132,7 @@ def test_threads_with_more_chains_than_are_remembered(key):
         sys.setswitchinterval(before)
     assert not errors
     assert sum(calls.values()) == 6000  # each call ran once, recorded or not
-    assert len(graphs._chains) == graphs.LIMIT
+    assert len(graphs._graphs) == graphs.LIMIT
 
 
 def test_threads_record_a_chain_once():
@@ -124,9 +162,9 @@ def test_a_graph_that_is_replayed_is_held_while_others_come():
 
     class Graph:
         def __call__(self):
-            for k in range(graphs.LIMIT + 1):
-                graphs.repeat(k, lambda: None, None)
-            assert "a" not in graphs._chains
+            for k in range(graphs.LIMIT):
+                twice(k)
+            assert "a" not in graphs._graphs
             seen.append("replayed")
 
         def __del__(self):

@@ -43,6 +43,7 @@ class Row(NamedTuple):
     batch: tuple[int, int]
     hidden: tuple[int, int]
     captured: bool  # also in a CUDA graph of the user's, where no call waits for the host
+    eights: bool = True  # also batches that are multiples of 8
 
 
 LSTM, GRU = frozenset({"lstm"}), frozenset({"gru"})
@@ -52,16 +53,21 @@ BF16, FP16, TF32 = frozenset({"bfloat16"}), frozenset({"float16"}), frozenset({"
 # wide as h. Other T, other inputs, and sizes between these are not measured: `steps` ends where a
 # call of ours would, by those rows, still take less, for each step gains and only what a call takes
 # besides is lost. In float16 PyTorch lets cuDNN use a persistent LSTM kernel for batches that are
-# multiples of 8, and in all dtypes but bfloat16 one for small layers; these are faster.
+# multiples of 8, and in all dtypes but bfloat16 one for small layers; these are faster. For other
+# batches and in bfloat16 it takes the same algorithm whatever the size (`get_algo` in PyTorch's
+# RNN.cpp). So rows of N = 1 speak for float16 LSTMs of other batches, up to those that gain in
+# bfloat16, and rows of H = 128 for smaller layers in bfloat16, where both sides wait for launches
+# alone.
 _hopper = partial(Row, "cuda", 9, packed=False, layers=(1, 1), steps=(50, 10_000))
 FASTER: tuple[Row, ...] = (
-    _hopper(LSTM | GRU, BF16, batch=(1, 64), hidden=(128, 512), captured=True),
+    _hopper(LSTM | GRU, BF16, batch=(1, 64), hidden=(1, 512), captured=True),
     _hopper(LSTM | GRU, BF16, batch=(1, 16), hidden=(513, 1024), captured=True),
     _hopper(LSTM | GRU, BF16, batch=(17, 64), hidden=(513, 1024), captured=False),
     _hopper(GRU, FP16, batch=(1, 64), hidden=(256, 512), captured=True),
     _hopper(GRU, FP16, batch=(1, 16), hidden=(513, 1024), captured=True),
     _hopper(GRU, FP16, batch=(17, 64), hidden=(513, 1024), captured=False),
-    _hopper(LSTM, FP16, batch=(1, 7), hidden=(256, 1024), captured=True),
+    _hopper(LSTM, FP16, batch=(1, 63), hidden=(256, 512), captured=True, eights=False),
+    _hopper(LSTM, FP16, batch=(1, 15), hidden=(513, 1024), captured=True, eights=False),
     _hopper(LSTM | GRU, TF32, batch=(1, 64), hidden=(256, 512), captured=True),
     _hopper(LSTM, TF32, batch=(16, 64), hidden=(513, 1024), captured=True),
     _hopper(LSTM, TF32, batch=(1, 15), hidden=(513, 1024), captured=False),
@@ -82,12 +88,15 @@ class Question(NamedTuple):
     batch: int
     hidden: int
     captured: bool  # whether a CUDA graph is being captured
+    directions: int = 1
+    inputs: int = 0  # width of the input
 
 
 def faster(asked: Question) -> bool:
     """Whether a row says that the backend is faster in such a call."""
     return any(
         row[:2] == asked[:2]
+        and asked.directions == 1
         and asked.cell in row.cells
         and asked.precision in row.precisions
         and row.packed == asked.packed
@@ -96,5 +105,6 @@ def faster(asked: Question) -> bool:
         and row.batch[0] <= asked.batch <= row.batch[1]
         and row.hidden[0] <= asked.hidden <= row.hidden[1]
         and (row.captured or not asked.captured)
+        and (row.eights or asked.batch % 8 != 0)
         for row in FASTER
     )

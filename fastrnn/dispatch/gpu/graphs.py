@@ -12,17 +12,28 @@ holds it until it is launched, and CUDA frees what was launched when it is done.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
 
-LIMIT = 64  # chains remembered
-_UNKNOWN = object()
+LIMIT = 64  # chains with a graph
+SEEN = 1024  # chains without one that are remembered
 
-_chains: OrderedDict[Hashable, Callable[[], None] | None] = OrderedDict()
-_lock = threading.Lock()  # of `_chains`
+
+class _Recorded:
+    """A chain's graph, and when it was last asked for."""
+
+    def __init__(self, replay: Callable[[], None], used: int) -> None:
+        self.replay, self.used = replay, used
+
+
+_graphs: OrderedDict[Hashable, _Recorded] = OrderedDict()  # the last used at the end
+_seen: OrderedDict[Hashable, int] = OrderedDict()  # when each came last
+_clock = itertools.count()
+_lock = threading.Lock()  # of the three
 _recording = threading.Lock()  # held while a chain is recorded, and of `_recorders`
 
 
@@ -87,28 +98,43 @@ def repeat(
     record: Callable[[Callable[[], None]], Callable[[], None]] = record,
 ) -> None:
     """Does what `run` does, by replaying a graph where `chain`, on this stream, has come before."""
-    with _lock:
-        replay = _chains.get(chain, _UNKNOWN)
-        if replay is not _UNKNOWN:
-            _chains.move_to_end(chain)
-    if replay is _UNKNOWN:
-        run()
-        _remember(chain, None)
-        return
-    if replay is None:
+    replay, worth = _look_up(chain)
+    if worth:
         with _recording:
             with _lock:
-                replay = _chains.get(chain)
-            if replay is None:
-                replay = record(run)
+                found = _graphs.get(chain)
+            replay = found.replay if found else record(run)
+            if not found:
                 _remember(chain, replay)
-    replay()
+    (replay or run)()
 
 
-def _remember(chain: Hashable, replay: Callable[[], None] | None) -> None:
+def _look_up(chain: Hashable) -> tuple[Callable[[], None] | None, bool]:
+    """(a chain's graph if it has one, whether it is to get one)
+
+    Where all places are taken, it gets that of a graph which was not used since the chain came
+    last. So chains that take turns do not drive each other out, however many they are.
+    """
+    with _lock:
+        now = next(_clock)
+        found = _graphs.get(chain)
+        if found is not None:
+            found.used = now
+            _graphs.move_to_end(chain)
+            return found.replay, False
+        before = _seen.pop(chain, None)
+        _seen[chain] = now
+        if len(_seen) > SEEN:
+            _seen.popitem(last=False)
+        if before is None:
+            return None, False
+        return None, len(_graphs) < LIMIT or next(iter(_graphs.values())).used < before
+
+
+def _remember(chain: Hashable, replay: Callable[[], None]) -> None:
     forgotten = []  # destroyed when the lock is free
     with _lock:
-        _chains[chain] = replay or _chains.get(chain)
-        _chains.move_to_end(chain)
-        while len(_chains) > LIMIT:
-            forgotten.append(_chains.popitem(last=False))
+        _seen.pop(chain, None)
+        _graphs[chain] = _Recorded(replay, next(_clock))
+        while len(_graphs) > LIMIT:
+            forgotten.append(_graphs.popitem(last=False))
