@@ -29,6 +29,7 @@ from .programs import Cell, StepError
 from .recurrent import Recurrent
 from .small_weights import quantization_error
 from .streamer import Streamer
+from .tuning import tune
 from .version import VERSION
 
 __version__ = VERSION
@@ -56,6 +57,7 @@ __all__ = [
     "release_memory",
     "set_backend",
     "to_torch",
+    "tune",
     "uninstall",
     "zoo",
 ]

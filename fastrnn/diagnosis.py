@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import modules, torch_private
-from .dispatch import BACKENDS, LOOPS, backend, backends, choice, cpu, cudnn, gpu, selftest
+from .dispatch import BACKENDS, LOOPS, backend, backends, choice, cpu, cudnn, gpu, selftest, tuned
 from .table import CELLS
 from .version import VERSION
 
@@ -40,6 +40,7 @@ def facts() -> dict:
         "auto": dict(served()),
         "slower": torch_private.missing,
         **({"self-tests": found} if (found := _kept()) else {}),
+        **({"tuned": f"{calls} calls, by fastrnn.tune"} if (calls := _tuned()) else {}),
         "checks": {name: wrong or "right" for name, wrong in checked.items()},
         "ok": ok,
         "verdict": verdict,
@@ -100,6 +101,14 @@ def _kept() -> dict[str, str]:
     if not torch.cuda.is_available():
         return {}
     return selftest.kept_of(torch.device("cuda", torch.cuda.current_device()))
+
+
+def _tuned() -> int:
+    """How many calls were measured on the current GPU."""
+    if not torch.cuda.is_available():
+        return 0
+    device = torch.device("cuda", torch.cuda.current_device())
+    return sum(len(lattice.times) for lattice in tuned.lattices(device))
 
 
 def selftests() -> dict[str, str]:

@@ -29,8 +29,13 @@ def run(stack: Stack, step: bool = False) -> Returned:
         return _under_autocast(stack, step)
     if stack.reset_state is not None:
         return restart.run(stack, run)
-    call, traced, transposed = stack.call, stack.states and stack.traced, stack.transposed
-    backend = dispatch.choose(call, stack.layers, traced)
+    traced = stack.states and stack.traced
+    return run_on(dispatch.choose(stack.call, stack.layers, traced), stack, traced)
+
+
+def run_on(backend: dispatch.Backend, stack: Stack, traced: bool = False) -> Returned:
+    """The same on a backend that can take the stack, and without autocast or `reset_state`."""
+    call, transposed = stack.call, stack.transposed
     if backend is cudnn and cudnn.takes_whole(stack):
         return *cudnn.run_stack(stack)[:3], None
     if transposed:

@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 from bench import results
 from fastrnn import Recurrent, diagnosis, dispatch
 from fastrnn.call import Call
-from fastrnn.dispatch import choice, cuda, cudnn, gpu, reference, selftest, triton
+from fastrnn.dispatch import choice, cuda, cudnn, gpu, kept, reference, selftest, triton
 from fastrnn.dispatch.choice import Question
 from fastrnn.table import weight_names
 
@@ -101,6 +101,7 @@ def hopper(monkeypatch):
     monkeypatch.setattr(choice, "FASTER", (ROW,))
     monkeypatch.setattr(choice, "TRIED", set())
     monkeypatch.setattr(selftest, "refused", refused)
+    monkeypatch.setattr(kept, "machine", lambda device: "a machine on which nothing was measured")
 
 
 def call(cell: str, h: int = 256, directions: int = 1, projected: bool = False, **fields) -> Call:
@@ -150,6 +151,7 @@ def device_of(monkeypatch, capability: tuple[int, int], hip: str | None):
         monkeypatch.setattr(each, "_missing", None)
     monkeypatch.setattr(triton, "DEVICE", "cuda")
     monkeypatch.setattr(selftest, "refused", refused)
+    monkeypatch.setattr(kept, "machine", lambda device: "a machine on which nothing was measured")
     with FakeTensorMode():
         yield torch.device("cuda", 0)
     monkeypatch.undo()

@@ -20,7 +20,7 @@ from ..torch_private import (
     is_tracing,
     unseen,
 )
-from . import choice, cpu, cuda, cudnn, gpu, reference, selftest, triton
+from . import choice, cpu, cuda, cudnn, gpu, race, reference, selftest, triton
 from .cpu import op
 from .protocol import Backend
 
@@ -156,10 +156,15 @@ def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
         order.append(cpu)  # the op, in compiled graphs
     else:
         kernels = loops_for(call)
-        if kernels is not None and _tried(kernels, call):
-            # compiled graphs run PyTorch's own forward twice
-            first = torch.compiler.is_compiling() or _faster(kernels, call, layers)
-            order.insert(0 if first else 1, kernels)
+        if kernels is not None:
+            tried = _tried(kernels, call)
+            if torch.compiler.is_compiling():
+                first = tried  # compiled graphs run PyTorch's own forward twice
+            else:
+                first = race.won(kernels, call, layers)
+                first = first and (tried or selftest.refused(kernels, call) is None)
+            if first or tried:
+                order.insert(0 if first else 1, kernels)
     found = next((b for b in order if obstacle(b, call, traced) is None), reference)
     return _untried(kernels or triton, call, traced) if on_gpu and found is reference else found
 
@@ -245,28 +250,6 @@ def _tried(kernels: ModuleType, call: Call) -> bool:
     """Whether "auto" may take kernels as they are."""
     major = gpu.nvidia(call.input.device)
     return choice.tried(kernels.NAME, major, call.kind.step is not None)
-
-
-def _faster(kernels: ModuleType, call: Call, layers: int) -> bool:
-    """Whether these were measured faster than PyTorch's own in such calls."""
-    planes = call.h0.size(0) if call.h0.dim() == 3 else 1
-    if planes != layers or call.projected:
-        return False
-    input, batch = call.input, call.h0.size(-2)
-    return choice.faster(
-        choice.Question(
-            kernels.NAME,
-            gpu.nvidia(input.device),
-            call.cell,
-            gpu.precision(input.dtype),
-            call.batch_sizes is not None,
-            layers,
-            call.mean_steps(),
-            batch,
-            call.h0.size(-1),
-            input.is_cuda and torch.cuda.is_current_stream_capturing(),
-        )
-    )
 
 
 def way(kernels: Backend, call: Call) -> ModuleType:
