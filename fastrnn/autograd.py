@@ -36,15 +36,15 @@ def _witnesses(given: tuple[Tensor | None, ...]) -> list[Tensor]:
 
 
 def _save(ctx, call: Call, results: Results, traced: bool) -> None:
-    """Saves a call and what it left for backward, of which the user has the output, and all that
-    `traced` gives.
+    """Saves a call and what it left for backward, of which the user has the output, but of a cell,
+    and all that `traced` gives.
 
     The user may change these in place. So aliases are saved, with versions of their own, and
     witnesses say whether they still hold what the layer gave. Autograd itself would not look where
     hooks take what is saved.
     """
     output, _, _, gates, cells, hidden = results
-    given = (output, gates, cells) if traced else (output,)
+    given = (output, gates, cells) if traced else () if call.is_step else (output,)
     ctx.witnesses = _witnesses(given)
     ctx.versions = [witness._version for witness in ctx.witnesses]
     output = output.data
@@ -70,7 +70,7 @@ def _saved(ctx) -> tuple[Call, Saved]:
     ]
     cell, names, *limits = ctx.rest
     call = Call(input, batch_sizes, h0, c0, list(tensors), cell, names, reset, lengths, *limits)
-    return call, Saved(output, *kept)
+    return call.over_time() if call.is_step else call, Saved(output, *kept)
 
 
 def _gradients(
@@ -96,14 +96,18 @@ def _gradients(
 class Layer(torch.autograd.Function):
     """`ops.layer` in eager mode: (backend, traced, call, *call.tensors()).
 
-    Gives the first three results, with `traced` five, of which the gates have no gradient.
+    Gives the first three results, with `traced` five, of which the gates have no gradient. Of the
+    call of a cell it gives (h', c'): a view outside would take longer than the step.
     """
 
     @staticmethod
     def forward(ctx, backend, traced, call, *tensors):
-        results = dispatch.way(backend, call).run(call, save=True)
+        whole = call.over_time() if call.is_step else call
+        results = dispatch.way(backend, whole).run(whole, save=True)
         _save(ctx, call, results, traced)
-        ctx.backend = backend
+        ctx.backend, ctx.is_step = backend, call.is_step
+        if ctx.is_step:
+            return tuple([t if t is None else t.squeeze(0) for t in results[1:3]])
         if not traced:
             return results[:3]
         if results.gates is not None:
@@ -116,11 +120,17 @@ class Layer(torch.autograd.Function):
         has_c = ctx.has_c
         need_state = need_h0 or (has_c and need_rest[0])
         need_weights = any(need_rest[1:] if has_c else need_rest)
-        cotangents = Cotangents(*grads[:3], grads[4] if len(grads) > 3 else None)
+        if ctx.is_step:
+            h, c = [grad if grad is None else grad.unsqueeze(0) for grad in grads]
+            cotangents = Cotangents(None, h, c, None)
+        else:
+            cotangents = Cotangents(*grads[:3], grads[4] if len(grads) > 3 else None)
         needs = Needs(need_input, need_state, need_weights)
         call, found = _gradients(ctx, ctx.backend, cotangents, needs)
         if found is None:
             return (None,) * len(ctx.needs_input_grad)
+        if ctx.is_step:
+            found = found.of_step()
         c0 = (found.c0 if need_state else None,) if has_c else ()
         return (
             None,

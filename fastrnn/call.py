@@ -102,6 +102,17 @@ class Call(NamedTuple):
         c0 = None if self.c0 is None else rest.pop(0)
         return self._replace(input=input, h0=h0, c0=c0, weights=rest)
 
+    @property
+    def is_step(self) -> bool:
+        """Whether it is that of a cell, in which nothing has a time: (N, I) and (N, H)."""
+        return self.h0.dim() == 2
+
+    def over_time(self) -> Call:
+        """The call of a cell as that of a layer, of one time step and one direction."""
+        input, h0, c0 = self.input, self.h0, self.c0
+        c0 = None if c0 is None else c0.unsqueeze(0)
+        return self._replace(input=input.unsqueeze(0), h0=h0.unsqueeze(0), c0=c0)
+
     def attached(self) -> bool:
         """Whether a gradient is wanted of any of the tensors. Raises as `check_alike`."""
         dtype, on_cpu, attached = self.input.dtype, self.input.is_cpu, False

@@ -70,12 +70,20 @@ def step(
             call.attached()  # and its checks
         results = getattr(torch, f"{cell}_cell")(input, h if c is None else (h, c), *weights)
         return (results,) if c is None else results
-    call.check_weights(input.size(-1))
-    c0 = None if c is None else c.unsqueeze(0)
-    call = call._replace(input=input.unsqueeze(0), h0=h.unsqueeze(0), c0=c0)
-    results = stack.run(Stack(call, 1, 1, 0.0, False), step=True) if cast else ops.layer(call)
-    h_n = results[1].squeeze(0)
-    return (h_n,) if c is None else (h_n, results[2].squeeze(0))
+    if torch.compiler.is_compiling():
+        call.check_weights(input.size(-1))
+    try:
+        if cast:
+            _, *states, _ = stack.run(Stack(call.over_time(), 1, 1, 0.0, False), step=True)
+            h, c_n = [t if t is None else t.squeeze(0) for t in states]
+        else:
+            h, c_n = ops.step(call)
+    except RuntimeError:
+        call.check_weights(
+            input.size(-1)
+        )  # in the names of parameters, where that is what is wrong
+        raise
+    return (h,) if c is None else (h, c_n)
 
 
 def lstm(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+from torch import Tensor
 
 from . import autograd, dispatch
 from .call import SCHEMA, Call
@@ -179,6 +180,18 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
     if attached:
         return Results(*autograd.apply(backend, traced, call, *call.tensors()))
     return dispatch.way(backend, call).run(call, save)
+
+
+def step(call: Call) -> tuple[Tensor, Tensor | None]:
+    """(h', c') of a cell, of which no tensor has a time. Errors as of `layer`."""
+    backend, whole = None, torch.compiler.is_compiling()
+    if not whole and call.attached():
+        backend = dispatch.choose(call)
+        whole = backend in (reference, cudnn) or dispatch.widens(backend, call.input)
+        if not whole:
+            return autograd.apply(backend, False, call, *call.tensors())
+    _, h_n, c_n, *_ = layer(call.over_time(), backend)
+    return h_n.squeeze(0), None if call.c0 is None else c_n.squeeze(0)
 
 
 def handed_out(results: Results) -> Results:

@@ -66,6 +66,10 @@ class Gradients(NamedTuple):
     c0: Tensor
     weights: list[Tensor]
 
+    def of_step(self) -> Gradients:
+        """The same of a cell, without a time."""
+        return Gradients(*(t if t is None else t.squeeze(0) for t in self[:3]), self.weights)
+
 
 def room(call: Call, save: bool) -> Results:
     """The results of a call, without data. Its shapes must fit."""
