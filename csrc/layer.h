@@ -116,6 +116,8 @@ struct Backward {
   T* dc0;              // [D, N, C] or null
   Weights<T> dweights[2];
   bool need_weights;
+  bool of_rows;          // weight gradients of each batch row by itself, [N, ...]: T is the type of
+                         // the sums, every row takes part in every step, and the cell is built in
   int64_t detach_every;  // the gradient of a state does not go from step t = k detach_every to
                          // t - 1, k > 0, nor back in the reverse direction; 0 for never
   double grad_clip;      // bound of what each step sends back to h_{t-1}; 0 for none

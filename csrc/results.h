@@ -18,6 +18,7 @@ struct Cotangents {
 struct Gradients {
   View input, h0, c0;             // absent is not wanted
   const View* weights = nullptr;  // as many as the call has, or null
+  bool of_rows = false;           // weights have a dimension more, the batch: one of each row
 };
 
 template <class T>
@@ -109,6 +110,7 @@ Backward<T> backward_of(const Call& call, const Results& saved, const Cotangents
   b.dh0 = data<T>(out.h0);
   b.dc0 = data<T>(out.c0);
   b.need_weights = out.weights != nullptr;
+  b.of_rows = out.of_rows;
   for (int64_t d = 0; d < call.size.directions && b.need_weights; ++d)
     b.dweights[d] = call.names.of<T>(out.weights + d * call.names.count);
   return b;

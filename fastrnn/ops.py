@@ -11,12 +11,13 @@ import warnings
 import torch
 from torch import Tensor
 
-from . import autograd, dispatch
+from . import autograd, dispatch, transforms
 from .call import SCHEMA, Call
 from .dispatch import Backend, cpu, cudnn, reference
 from .dispatch.cpu import op
 from .dispatch.cudnn import graph  # noqa: F401  (its ops)
 from .results import Cotangents, Needs, Results, Saved, empty_results
+from .torch_private import are_transforms_active
 
 _SCHEMAS = {
     "layer_inference": f"({SCHEMA}) -> (Tensor output, Tensor h_n, Tensor c_n)",
@@ -174,6 +175,8 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
         if compiling:
             return Results(*torch.ops.fastrnn.torch_layer.default(*call))
         return cudnn.run(call, False)
+    if backend is cpu and are_transforms_active():
+        return transforms.layer(call)
     save = traced or attached
     if compiling:
         return op.run(call, save)
@@ -184,7 +187,7 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
 
 def step(call: Call) -> tuple[Tensor, Tensor | None]:
     """(h', c') of a cell, of which no tensor has a time. Errors as of `layer`."""
-    backend, whole = None, torch.compiler.is_compiling()
+    backend, whole = None, torch.compiler.is_compiling() or are_transforms_active()
     if not whole and call.attached():
         backend = dispatch.choose(call)
         whole = backend in (reference, cudnn) or dispatch.widens(backend, call.input)

@@ -39,6 +39,38 @@ are_transforms_active: Callable[[], bool] = _private(
     "_are_functorch_transforms_active", _taken_to_be_so
 )
 
+_functorch = _private("_functorch", None)
+# What tells which transforms are active, and what `vmap` made of a tensor.
+_of_transforms = (
+    "get_interpreter_stack",
+    "is_functorch_wrapped_tensor",
+    "is_batchedtensor",
+    "maybe_get_bdim",
+    "get_unwrapped",
+)
+_tells_transforms = all(hasattr(_functorch, name) for name in _of_transforms)
+_backwards = {"Vmap", "Grad"}
+
+
+def are_transforms_backwards() -> bool:
+    """Whether the transforms that are active, if any are, derive at most once, and not forwards."""
+    if not _tells_transforms:
+        return not are_transforms_active()
+    kinds = [each.key().name for each in _functorch.get_interpreter_stack() or ()]
+    return _backwards.issuperset(kinds) and kinds.count("Grad") <= 1
+
+
+def members(tensor: torch.Tensor) -> int:
+    """How many tensors `vmap` makes of this one, where `are_transforms_backwards`."""
+    count = 1
+    while _tells_transforms and _functorch.is_functorch_wrapped_tensor(tensor):
+        inner = _functorch.get_unwrapped(tensor)
+        if _functorch.is_batchedtensor(tensor):
+            count *= inner.size(_functorch.maybe_get_bdim(tensor))
+        tensor = inner
+    return count
+
+
 # How many modes of __torch_dispatch__ and of __torch_function__ want to see every op.
 dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
 _function_modes = _private("_len_torch_function_stack", _taken_to_be_so)
@@ -64,7 +96,7 @@ def in_forward_ad() -> bool:
 
 
 _function_base = _private("_FunctionBase", None)
-_unwrap_if_dead = getattr(_private("_functorch", None), "unwrap_if_dead", None)
+_unwrap_if_dead = getattr(_functorch, "unwrap_if_dead", None)
 
 
 def apply_outside_transforms(function: type[torch.autograd.Function]) -> Callable:

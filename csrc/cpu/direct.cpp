@@ -143,8 +143,14 @@ class Direct {
       out = {like(*c, gradients[0], g.input), like(*c, gradients[1], g.h0),
              like(*c, gradients[2], g.c0 ? *g.c0 : View{})};
       const py::handle list = gradients[3];
-      for (Py_ssize_t i = 0; !list.is_none() && i < size_of(list); ++i)
-        weights.push_back(like(*c, item(list, i), inputs.weights.at(static_cast<size_t>(i))));
+      const Py_ssize_t count = list.is_none() ? 0 : size_of(list);
+      out.of_rows = count > 0 && read(item(list, 0)).dims > inputs.weights.at(0).dims;
+      if (out.of_rows && !rows_apart(*c)) throw Misfit();
+      for (Py_ssize_t i = 0; i < count; ++i) {
+        const View& weight = inputs.weights.at(static_cast<size_t>(i));
+        const View shape = out.of_rows ? of_rows(weight, c->size.batch) : weight;
+        weights.push_back(like(*c, item(list, i), shape));
+      }
       if (!weights.empty() && weights.size() != inputs.weights.size()) throw Misfit();
       out.weights = weights.empty() ? nullptr : weights.data();
     } catch (const std::runtime_error&) {
@@ -262,6 +268,17 @@ class Direct {
     plain_[weight.ptr()] = {py::weakref(weight), data};
     return true;
   }
+  // Whether the kernels can give weight gradients of each row.
+  static bool rows_apart(const Call& call) {
+    const Given& g = call.given;
+    const bool rounds = g.input.type != Type::kFloat && g.input.type != Type::kDouble;
+    return !(rounds || g.lengths || g.batch_sizes || call.info.program);
+  }
+  static View of_rows(View v, int64_t rows) {
+    v = lifted(v, v.dims + 1);
+    v.size[0] = rows;
+    return v;
+  }
   // One step may come without T, the states of one layer without L*D.
   static View lifted(View v, int dims) {
     if (v.dims != dims - 1) return v;
@@ -359,7 +376,8 @@ void bind_direct(py::module_& m) {
       .def("run_backward", &Direct::run_backward, py::arg("call"), py::arg("cotangents"),
            py::arg("saved"), py::arg("gradients"),
            "The gradients of one layer, from Cotangents and Saved of fastrnn/results.py, into "
-           "`gradients`, like Gradients there. None is zero, nothing, or not wanted.");
+           "`gradients`, like Gradients there. None is zero, nothing, or not wanted. Gradients of "
+           "weights may have the batch for a first dimension: they are then those of each row.");
 }
 
 }  // namespace fastrnn

@@ -190,60 +190,69 @@ class Gradients : protected Schedule<Stored> {
       return gradient;
   }
 
-  // One of several shares of the rows of every weight's gradient, summed over a chunk's rows.
+  // One of several shares of the rows of every weight's gradient, summed over a chunk's rows, or of
+  // each batch row's, summed over a chunk's steps.
   void weight_gradients(int64_t task, Range steps, bool add, int64_t shares) {
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t n = 0; n < (b_.of_rows ? N : 1); ++n)
+        weight_gradients(d, n, b_.of_rows ? N : 1, task, steps, add, shares);
+  }
+
+  // The same of one direction, summed over every `stride`th row from `first` on: gradient `first`.
+  void weight_gradients(int64_t d, int64_t first, int64_t stride, int64_t task, Range steps,
+                        bool add, int64_t shares) {
     const Range gates_x = piece(GX, task, shares, kTileRows<O, kNarrow>);
     const Range gates_u = piece(GU, task, shares, kTileRows<O, kNarrow>);
     const Range gates_w = piece(GW, task, shares, kTileRows<O, kNarrow>);
     const Range states = piece(P, task, shares, kTileRows<O, kNarrow>);
-    for (int64_t d = 0; d < D; ++d) {
-      const Direction& w = direction_[d];
-      const auto& out = b_.dweights[d];
-      const Range live = live_rows(d, steps);
-      const int64_t rows = live.count(), from = rows_of(d, steps).first + live.first;
-      const O* const left_x = w.d_x + live.first * ld_gates;
-      const O* const left_u = w.d_hidden() + live.first * ld_gates;
-      const auto d_x = [&](int64_t k) { return left_x + k * ld_gates; };
-      const auto d_u = [&](int64_t k) { return left_u + k * ld_gates; };
-      const auto d_w = [&](int64_t k) { return w.d_w + (live.first + k) * ld_gates; };
-      const auto x = [&](int64_t k) { return f.x + place(from + k) * I; };
-      const auto v = [&](int64_t k) { return v_of(d, from + k); };
-      const auto h = [&](int64_t k) { return previous_h(d, from + k); };
-      const auto m = [&](int64_t k) { return f.hidden + this->at_hidden(d, place(from + k)); };
-      T* next = w.sums;
-      const auto product = [&](Range range, int64_t m, int64_t n, const O* left, int64_t ld,
-                               auto&& right, Stored* to) {
-        T* const sum = sums(to, m * n, next);
-        outer<O>(rows, range, n, left, ld, right, sum, add);
-        finish(steps, to, sum, {range.first * n, range.last * n});
-      };
-      const auto column_sum = [&](Range range, int64_t count, auto&& left, Stored* to) {
-        T* const sum = sums(to, count, next);
-        column_sums(rows, range, left, sum, add);
-        finish(steps, to, sum, range);
-      };
-      product(gates_x, GX, I, left_x, ld_gates, x, out.w_ih);
-      if (s.heads == 1)
-        product(gates_u, GU, P, left_u, ld_gates, h, out.w_hh);
+    const Direction& w = direction_[d];
+    const auto& out = b_.dweights[d];
+    const Range live = live_rows(d, steps);
+    const int64_t rows = live.count() / stride, ld = stride * ld_gates;
+    const int64_t left = live.first + first, from = rows_of(d, steps).first + left;
+    const O* const left_x = w.d_x + left * ld_gates;
+    const O* const left_u = w.d_hidden() + left * ld_gates;
+    const auto row = [&](int64_t k) { return from + k * stride; };
+    const auto d_x = [&](int64_t k) { return left_x + k * ld; };
+    const auto d_u = [&](int64_t k) { return left_u + k * ld; };
+    const auto d_w = [&](int64_t k) { return w.d_w + left * ld_gates + k * ld; };
+    const auto x = [&](int64_t k) { return f.x + place(row(k)) * I; };
+    const auto v = [&](int64_t k) { return v_of(d, row(k)); };
+    const auto h = [&](int64_t k) { return previous_h(d, row(k)); };
+    const auto m = [&](int64_t k) { return f.hidden + this->at_hidden(d, place(row(k))); };
+    T* next = w.sums;
+    const auto product = [&](Range range, int64_t m, int64_t n, const O* left, int64_t ld,
+                             auto&& right, Stored* all) {
+      Stored* const to = all + first * m * n;
+      T* const sum = sums(to, m * n, next);
+      outer<O>(rows, range, n, left, ld, right, sum, add);
+      finish(steps, to, sum, {range.first * n, range.last * n});
+    };
+    const auto column_sum = [&](Range range, int64_t count, auto&& left, Stored* all) {
+      Stored* const to = all + first * count;
+      T* const sum = sums(to, count, next);
+      column_sums(rows, range, left, sum, add);
+      finish(steps, to, sum, range);
+    };
+    product(gates_x, GX, I, left_x, ld, x, out.w_ih);
+    if (s.heads == 1)
+      product(gates_u, GU, P, left_u, ld, h, out.w_hh);
+    else
+      head_gradients(task, shares, rows, left_u, h, steps, add, sums(out.w_hh, GU * head_, next),
+                     out.w_hh);
+    if (GW > 0) product(gates_w, GW, P, d_w(0), ld, v, out.w_hh + GU * P);
+    if (out.b_ih) {
+      column_sum(gates_x, GX, d_x, out.b_ih);
+      column_sum(gates_u, GU, d_u, out.b_hh);
+      if (GW > 0) column_sum(gates_w, GW, d_w, out.b_hh + GU);
+    }
+    if (s.projected) product(states, P, H, w.d_y + left * ld_y_, stride * ld_y_, m, out.w_hr);
+    for (int i = 0; i < params_; ++i) {
+      const auto d_p = [&](int64_t k) { return w.d_p + ((left + k) * params_ + i) * ld_cell; };
+      if (f.forms[i] == fastrnn::Form::kUnit)
+        column_sum(piece(H, task, shares, 1), H, d_p, out.params[i]);
       else
-        head_gradients(task, shares, rows, left_u, h, steps, add, sums(out.w_hh, GU * head_, next),
-                       out.w_hh);
-      if (GW > 0) product(gates_w, GW, P, d_w(0), ld_gates, v, out.w_hh + GU * P);
-      if (out.b_ih) {
-        column_sum(gates_x, GX, d_x, out.b_ih);
-        column_sum(gates_u, GU, d_u, out.b_hh);
-        if (GW > 0) column_sum(gates_w, GW, d_w, out.b_hh + GU);
-      }
-      if (s.projected) product(states, P, H, w.d_y + live.first * ld_y_, ld_y_, m, out.w_hr);
-      for (int i = 0; i < params_; ++i) {
-        const auto d_p = [&](int64_t k) {
-          return w.d_p + ((live.first + k) * params_ + i) * ld_cell;
-        };
-        if (f.forms[i] == fastrnn::Form::kUnit)
-          column_sum(piece(H, task, shares, 1), H, d_p, out.params[i]);
-        else
-          row_gradients(piece(rows, task, shares, 1), from, d_p, f.forms[i], out.params[i]);
-      }
+        row_gradients(piece(rows, task, shares, 1), from, d_p, f.forms[i], out.params[i]);
     }
   }
 

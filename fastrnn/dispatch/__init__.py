@@ -16,8 +16,10 @@ from ..call import Call
 from ..scopes import Choice, Scope
 from ..torch_private import (
     are_transforms_active,
+    are_transforms_backwards,
     in_forward_ad,
     is_tracing,
+    members,
     unseen,
 )
 from . import choice, cpu, cuda, cudnn, gpu, race, reference, selftest, triton
@@ -127,9 +129,20 @@ def obstacle(backend: Backend, call: Call, traced: bool = False) -> str | None:
     if not (call.input.size(-1) and call.h0.size(-1)):
         return "there are no features"
     # An op sees neither: jvp of one gives zero and vmap fails. Compiled code asks this as well.
-    if are_transforms_active() or in_forward_ad():
-        return "torch.func transforms and forward-mode AD go through the reference"
+    if in_forward_ad():
+        return "forward-mode AD goes through the reference"
+    if are_transforms_active() and not (backend is cpu and _is_transformed(call, traced)):
+        return "in such a transform of torch.func the reference takes such a call"
     return None
+
+
+def _is_transformed(call: Call, traced: bool) -> bool:
+    """Whether `transforms` takes a call to the CPU kernels. These take a call for each of many
+    weights, which takes longer than the reference where many small ones take few steps."""
+    plain = not (traced or call.kind.step) and call.batch_sizes is None
+    if not plain or torch.compiler.is_compiling() or not are_transforms_backwards():
+        return False
+    return max(map(members, call.weights)) <= 4 * call.mean_steps()
 
 
 def choose(call: Call, layers: int = 1, traced: bool = False) -> Backend:
@@ -196,7 +209,7 @@ def takes_torch_step(call: Call) -> bool:
         call.cell in ("rnn_tanh", "rnn_relu")
         and call.input.dtype in _PLAIN
         and _chosen == "auto"
-        and not torch.compiler.is_compiling()
+        and not (torch.compiler.is_compiling() or are_transforms_active())
         and obstacle(cpu, call) is None
     )
 

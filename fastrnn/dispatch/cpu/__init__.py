@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from ...call import Call
 from ...programs.program import Program
@@ -108,16 +110,39 @@ def run(call: Call, save: bool) -> Results:
 
 def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
     """As `dispatch.Backend` says."""
-    if direct is not None:
-        dense = _dense(call)
-        came = tuple([None if g is None else g.contiguous() for g in cotangents])
-        empty_like = torch.empty_like
-        gradients = Gradients(
-            empty_like(dense.input) if needs.input else None,
-            empty_like(dense.h0) if needs.state else None,
-            empty_like(dense.c0) if needs.state and call.c0 is not None else None,
-            list(map(empty_like, call.weights)) if needs.weights else [],
-        )
-        if direct.run_backward(dense, came, saved, gradients):
-            return gradients
-    return op.run_backward(call, cotangents, saved, needs)
+    found = _past_dispatcher(call, cotangents, saved, needs, torch.empty_like)
+    return op.run_backward(call, cotangents, saved, needs) if found is None else found
+
+
+def run_backward_of_rows(
+    call: Call, cotangents: Cotangents, saved: Saved, needs: Needs
+) -> Gradients | None:
+    """The same with the weights' gradients of each row of the batch, (N, ...); None where the
+    kernels have none: in half precision, with lengths, or of packed input."""
+    rows = call.h0.size(1)
+    return _past_dispatcher(
+        call, cotangents, saved, needs, lambda weight: weight.new_empty(rows, *weight.shape)
+    )
+
+
+def _past_dispatcher(
+    call: Call,
+    cotangents: Cotangents,
+    saved: Saved,
+    needs: Needs,
+    room_for: Callable[[Tensor], Tensor],
+) -> Gradients | None:
+    """The gradients, of a weight where `room_for` it makes room. None if the kernels do not take
+    that as it lies."""
+    if direct is None:
+        return None
+    dense = _dense(call)
+    came = tuple([None if g is None else g.contiguous() for g in cotangents])
+    empty_like = torch.empty_like
+    gradients = Gradients(
+        empty_like(dense.input) if needs.input else None,
+        empty_like(dense.h0) if needs.state else None,
+        empty_like(dense.c0) if needs.state and call.c0 is not None else None,
+        list(map(room_for, call.weights)) if needs.weights else [],
+    )
+    return gradients if direct.run_backward(dense, came, saved, gradients) else None
