@@ -10,6 +10,7 @@ MODES = ("inference", "forward", "training")  # no_grad; graph recorded; gradien
 DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
 BYTES = {"float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 RAGGED = ("lengths", "packed")  # jobs whose rows end at lengths of their own
+STREAMS = ("step", "small step")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Case:
     cells: tuple[str, ...] = ()  # those that such models have; () is those of the suite
     proj_size: int = 0  # of an LSTM's h, 0 where it is not projected
     shortest: float = 0.4  # row, as a share of T, where rows differ
+
+    @property
+    def streams(self) -> bool:
+        """Whether a call takes one time step, and the state is carried from call to call."""
+        return self.job in STREAMS
 
     @property
     def directions(self) -> int:

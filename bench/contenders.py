@@ -30,6 +30,7 @@ class Contender:
     dtypes: tuple[str, ...] = DTYPES
     fits: Callable[[Spec], bool] = lambda spec: True  # whatever else it needs
     asked: bool = False  # timed only by suites that name it in `extra`, or when asked for
+    tolerance: float = 0.0  # of an error, where it is more than that of the dtype: see `verify`
     lacks: tuple[str, ...] = ()  # of Problem.names: what it cannot give
     read: Callable[[Problem, list[Tensor]], list[Tensor]] = lambda problem, found: found
     around: Callable[[], AbstractContextManager] = nullcontext  # entered for each sample

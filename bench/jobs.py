@@ -9,8 +9,8 @@ from bench.contenders import BASELINE, OURS, Contender, compiled, graph, in_floa
 from bench.features import LAST, LENGTHS, RESET, STATES
 from bench.functions import FUNCTION
 from bench.packing import PACKED, PADDED
-from bench.peers import LIBRARIES, RUNTIMES, STEP_RUNTIMES
-from bench.streaming import STEP
+from bench.peers import LIBRARIES, RUNTIMES, SMALL_RUNTIMES, STEP_RUNTIMES
+from bench.streaming import SMALL, STEP
 
 
 def forced(backend: str, ours: Contender = OURS) -> Contender:
@@ -58,6 +58,7 @@ JOBS: dict[str, tuple[Contender, ...]] = {
     "states": STATES,
     "function": FUNCTION,
     "step": STEP + STEP_RUNTIMES,
+    "small step": SMALL + SMALL_RUNTIMES,
 }
 
 

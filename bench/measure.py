@@ -23,10 +23,11 @@ def measure(
     suite: str = "cpu",
 ) -> list[Row]:
     """Verify every contender, then time in turns those that passed."""
-    estimates, faults, peaks, kernels, hosts = {}, {}, {}, {}, {}
+    estimates, faults, errors, peaks, kernels, hosts = {}, {}, {}, {}, {}, {}
     for name, session in sessions.items():
         try:
             estimates[name] = session.open(spec)
+            errors[name] = session.error()
             peaks[name] = session.peak() if memory else None
             if spec.device == "cuda":
                 kernels[name], hosts[name] = session.kernels(), session.host()
@@ -39,6 +40,8 @@ def measure(
     rows = []
     for name in sessions:
         numbers = figures(spec, taken.get(name, ()), taken.get(baseline, ()), least)
+        if name in errors:
+            numbers["error"] = errors[name]
         if name in hosts:
             numbers["host_ms"] = 1e3 * hosts[name]
         if peaks.get(name) is not None:
@@ -58,7 +61,7 @@ def figures(
     time = spread(middles)
     found = {"turns": len(turns), "gflops": spec.flops() / time.median / 1e9}
     found |= {"ms": 1e3 * time.median, "ms_low": 1e3 * time.low, "ms_high": 1e3 * time.high}
-    if spec.case.job == "step" and spec.device == "cpu":
+    if spec.case.streams and spec.device == "cpu":
         calls = list(chain.from_iterable(turns))
         found |= {"ms": 1e3 * statistics.median(calls), "ms_p99": 1e3 * percentile(calls, 0.99)}
         if len(calls) >= 1000:

@@ -25,7 +25,7 @@ class Problem:
         """The results that a call has to give: with gradients in training, of the input and of
         every parameter in the order of `weights`. Of a stream, one call gives `output` alone."""
         spec = self.spec
-        if spec.case.job == "step":
+        if spec.case.streams:
             return ["output"]
         names = ["h_n"] if spec.cell in STEPS else ["output", "h_n"]
         names += ["c_n"] if spec.cell.startswith("LSTM") else []
@@ -65,7 +65,7 @@ def make_problem(spec: Spec) -> Problem:
     """The same numbers for a case and cell, whatever the mode, dtype, threads and device: drawn in
     float32 on the CPU, then rounded to `dtype`."""
     case = spec.case
-    steps = FRAMES if case.job == "step" else case.T
+    steps = FRAMES if case.streams else case.T
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = getattr(nn, spec.cell)(**sizes(spec))

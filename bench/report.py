@@ -14,6 +14,7 @@ from bench.results import OK, Row
 from bench.sessions import MISSING
 from bench.timing import NOISY, Spread, geometric_mean
 
+SEEN = 1e-5  # an error below it is that of the sums
 EVEN = 0.05  # a ratio within this of 1 is neither faster nor slower
 
 
@@ -197,14 +198,16 @@ def long(title: str, group: list[Line]) -> Table:
     """A line for each contender: the ways to one result, or the latencies of a stream."""
     tails = any(row.ms_p99 for line in group for row in line.rows.values())
     times = ["p50 µs", "p99 µs", "p99.9 µs"] if tails else ["ms"]
-    table = empty(title, "case", *times, "ratio", "±", "floor")
+    rounded = any(error(row) for line in group for row in line.rows.values())
+    table = empty(title, "case", *times, "ratio", "±", *["error"] * rounded, "floor")
     for line in group:
         table.add_row(f"[bold]{line.ours.case} {' '.join(section(line))}")
         for name, row in line.rows.items():
             found = [milliseconds(row, line.fastest, 1e3 if tails else 1)]
             if tails:
                 found += [Text(number(1e3 * ms) if ms else "") for ms in (row.ms_p99, row.ms_p999)]
-            table.add_row(f"  {name}", *found, coloured(row.ratio), scatter(row), share(row))
+            found += [coloured(row.ratio), scatter(row), *[error(row)] * rounded]
+            table.add_row(f"  {name}", *found, share(row))
         table.add_section()
     return table
 
@@ -227,6 +230,11 @@ def coloured(ratio: float | None, style: str = "") -> Text:
 
 def scatter(row: Row) -> Text:
     return Text(f"{noise(row):.0%}", "yellow" if noise(row) > NOISY else "dim")
+
+
+def error(row: Row) -> str:
+    """Where more than the sums are rounded."""
+    return f"{row.error:.0e}" if row.error and row.error > SEEN else ""
 
 
 def share(row: Row) -> Text:

@@ -46,6 +46,7 @@ class Row:
     kernels: str = ""  # on a GPU: what ran in a call
     proj_size: int = 0
     filled: float | None = None  # where rows end early: the share of T * N that is no padding
+    error: float | None = None  # of the results, rms relative to that of those in float64
     host_ms: float | None = None  # on a GPU: until the call returns, which waits for nothing there
 
     def key(self) -> tuple:

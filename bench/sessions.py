@@ -42,6 +42,9 @@ class Session(Protocol):
     def sample(self, repeats: int) -> Turn:
         """Of `repeats` calls of what was opened last: their mean, or of a stream each."""
 
+    def error(self) -> float:
+        """Of the results of what was opened last against float64, as `verify.Verified` says."""
+
     def peak(self) -> float | None:
         """Bytes that a call takes at its height, None where that cannot be known."""
 
@@ -61,6 +64,7 @@ class Local:
         self.contender, self.clock = contender, clock
         self.spec: Spec | None = None
         self.call: Callable[[], object] = lambda: None
+        self.off = 0.0
 
     def open(self, spec: Spec) -> float:
         self.close()
@@ -69,7 +73,7 @@ class Local:
         cuda.allow_tf32(spec.dtype == "tf32")
         try:
             with self.contender.around():
-                self.call, seconds = verified(self.contender, spec, self.clock)
+                self.call, seconds, self.off = verified(self.contender, spec, self.clock)
                 if spec.device == "cuda":  # whose calls return before they are done
                     return warm_up(lambda: cuda.sample(self.call, 1))
                 return warm_up(lambda: sample(self.call, 1, self.clock), seconds)
@@ -85,7 +89,7 @@ class Local:
         with self.contender.around(), no_garbage_collection():
             if self.spec.device == "cuda":
                 return [cuda.sample(self.call, repeats)]
-            if self.spec.case.job == "step":
+            if self.spec.case.streams:
                 return latencies(self.call, repeats, self.clock)
             return [sample(self.call, repeats, self.clock)]
 
@@ -94,6 +98,9 @@ class Local:
         results = self.call()
         torch.cuda.synchronize()
         return results
+
+    def error(self) -> float:
+        return self.off
 
     def peak(self) -> float | None:
         with self.contender.around():
@@ -150,6 +157,9 @@ class Remote:
 
     def sample(self, repeats: int) -> Turn:
         return self.ask("sample", repeats)
+
+    def error(self) -> float:
+        return self.ask("error")
 
     def peak(self) -> float | None:
         return self.ask("peak")

@@ -4,6 +4,7 @@ The call of every contender takes the next frame of the problem's input and give
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -64,9 +65,10 @@ def by_cells(module) -> Callable:
     return step
 
 
-def streamer(problem: Problem) -> Call:
+def streamer(problem: Problem, **small: object) -> Call:
     module = build("fastrnn", problem)
-    step = importlib.import_module("fastrnn").Streamer(module, batch_size=problem.spec.case.N)
+    kind = importlib.import_module("fastrnn").Streamer
+    step = kind(module, batch_size=problem.spec.case.N, **small)
     frames = cycle(problem.input)
     return lambda: step(next(frames))
 
@@ -89,4 +91,19 @@ STEP = (
     Contender("torch.nn", stepping("torch.nn", by_module)),
     Contender("torch.nn cells", stepping("torch.nn", by_cells), devices=("cpu",)),
     Contender("torch.nn compiled", stepping("torch.nn", by_module, compiled), asked=True),
+)
+
+
+def small(weights: str, tolerance: float) -> Contender:
+    """A Streamer whose weights are rounded."""
+    prepare = partial(streamer, weights=weights)
+    name = f"fastrnn Streamer, {weights}"
+    return Contender(name, prepare, devices=("cpu",), dtypes=("float32",), tolerance=tolerance)
+
+
+SMALL = (
+    small("int8", 0.1),
+    small("bfloat16", 0.05),
+    small("float16", 0.01),
+    *(one for one in STEP if one.name in ("fastrnn Streamer", "torch.nn")),
 )

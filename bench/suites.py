@@ -77,7 +77,14 @@ STREAM = (
 )
 
 
-STREAM = tuple(replace(case, job="step") for case in STREAM)
+STREAM = (
+    *(replace(case, job="step") for case in STREAM),
+    *(
+        replace(case, name=f"{case.name}-small", job="small step")
+        for case in STREAM
+        if case.hidden_size >= 256
+    ),
+)
 
 
 def axis(name: str, values: tuple[int, ...], user: str) -> tuple[Case, ...]:
@@ -164,7 +171,10 @@ SUITES = {
         "training with a loss on the last output", LAST, (1, None), modes=("training",)
     ),
     "stream": Suite(
-        "the latency of one time step", STREAM, cells=("LSTM", "GRU"), modes=("inference",)
+        "the latency of one time step, also with small weights",
+        STREAM,
+        cells=("LSTM", "GRU"),
+        modes=("inference",),
     ),
     "overhead": Suite(
         "what a call costs besides arithmetic, of the layers and of the cells",

@@ -1,7 +1,7 @@
 """Tables of rows in Markdown."""
 
 from bench.cases import MODES, shape
-from bench.report import Line, contenders, lines, mean_ratio, number, tables
+from bench.report import Line, contenders, error, lines, mean_ratio, number, tables
 from bench.results import OK, Record, Row
 from bench.timing import NOISY
 
@@ -58,14 +58,17 @@ def long(group: list[Line]) -> str:
     """A line for each contender."""
     tails = any(row.ms_p99 for line in group for row in line.rows.values())
     columns = ["p50 µs", "p99 µs", "p99.9 µs"] if tails else ["ms"]
+    rounded = any(error(row) for line in group for row in line.rows.values())
     heads = ["case (T, N, input, hidden, layers)", "cell", "mode", "contender", *columns, "ratio"]
+    heads += ["error"] * rounded
     out = [heads, ["---"] * 4 + ["---:"] * (len(heads) - 4)]
     for line in group:
         for row in line.rows.values():
             ms = [row.ms, row.ms_p99, row.ms_p999] if tails else [row.ms]
             found = [number(m and m * (1e3 if tails else 1)) for m in ms]
             found[0] = found[0] if row.status == OK else row.status.partition(":")[0]
-            out.append([place(row), row.cell, row.mode, row.contender, *found, times(row.ratio)])
+            found += [times(row.ratio), *[error(row)] * rounded]
+            out.append([place(row), row.cell, row.mode, row.contender, *found])
     return grid(out)
 
 

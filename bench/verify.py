@@ -2,6 +2,7 @@
 
 import time
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
@@ -32,6 +33,14 @@ class WrongResult(Exception):
     """A contender computed something else than torch.nn did."""
 
 
+class Verified(NamedTuple):
+    """A call that was found right."""
+
+    call: Call
+    seconds: float  # that it took at full size, 0 where it was not called
+    error: float  # the largest of a result: its root mean square relative to that in float64
+
+
 @lru_cache(maxsize=2)
 def expected(spec: Spec, dtype: str) -> Results:
     """What torch.nn computes from the numbers of `spec` in `dtype`: without cuDNN, so that nothing
@@ -44,45 +53,45 @@ def expected(spec: Spec, dtype: str) -> Results:
 
 def outcome(contender: Contender, problem: Problem, call: Call) -> Results:
     """The results of one call; of a stream, those of calls that go twice around the frames."""
-    if problem.spec.case.job != "step":
+    if not problem.spec.case.streams:
         return contender.read(problem, flatten(call()))
     return [torch.stack([flatten(call())[0].clone() for _ in range(2 * FRAMES)])]
 
 
-def compare(problem: Problem, results: Results, truth: Results, lacks: tuple[str, ...] = ()):
-    """Raise WrongResult at the first tensor of `results` that is not that of `truth`. `lacks` names
-    those that are not there."""
-    pairs = zip(problem.names(), truth, strict=True)
-    due = [(name, right) for name, right in pairs if name not in lacks]
+def compare(problem: Problem, results: Results, truth: Results, contender: Contender) -> float:
+    """The error as in `Verified`. Raises WrongResult at the first tensor of `results` that is not
+    that of `truth`."""
+    pairs, errors = zip(problem.names(), truth, strict=True), [0.0]
+    due = [(name, right) for name, right in pairs if name not in contender.lacks]
+    tolerance = max(TOLERANCE[problem.spec.dtype], contender.tolerance)
     if len(results) != len(due):
         raise WrongResult(f"{len(results)} results instead of {len(due)}")
     for (name, right), ours in zip(due, results, strict=True):
         if ours.shape != right.shape:
             raise WrongResult(f"{name} has shape {tuple(ours.shape)}, not {tuple(right.shape)}")
-        error = (ours.double() - right.double()).abs().max().item()
-        largest = right.double().abs().max().item()
-        if not error <= TOLERANCE[problem.spec.dtype] * largest:  # so that NaN fails
+        off, right = ours.double() - right.double(), right.double()
+        error, largest = off.abs().max().item(), right.abs().max().item()
+        if not error <= tolerance * largest:  # so that NaN fails
             raise WrongResult(
                 f"{name} is off by {error:.1e}, its largest entry being {largest:.1e}"
             )
+        errors.append((off.norm() / right.norm()).item() if largest else 0.0)
+    return max(errors)
 
 
-def verified(
-    contender: Contender, spec: Spec, clock: Clock = time.perf_counter
-) -> tuple[Call, float]:
+def verified(contender: Contender, spec: Spec, clock: Clock = time.perf_counter) -> Verified:
     """The call to be timed, after it was found right: on a problem of the same sizes against
     float64, twice, and if that had to be one of fewer time steps, on all of them against torch.nn
-    in float32 at least, since in the same dtype it may be wrong; with the seconds that this call
-    took, or 0 where it was not needed."""
+    in float32 at least, since in the same dtype it may be wrong."""
     short = spec.within(MOST_FLOPS[spec.device])
     problem = make_problem(short)
     call = contender.prepare(problem)
     # A second call may find what the first one left behind; a stream has had many.
-    for _ in range(1 if spec.case.job == "step" else 2):
+    for _ in range(1 if spec.case.streams else 2):
         found = outcome(contender, problem, call)
-        compare(problem, found, expected(short, "float64"), contender.lacks)
+        error = compare(problem, found, expected(short, "float64"), contender)
     if short == spec:
-        return call, 0.0
+        return Verified(call, 0.0, error)
     problem = make_problem(spec)
     call = contender.prepare(problem)
     start = clock()
@@ -90,5 +99,5 @@ def verified(
     seconds = clock() - start
     found = contender.read(problem, flatten(results))
     witness = "float64" if spec.dtype == "float64" else "float32"
-    compare(problem, found, expected(spec, witness), contender.lacks)
-    return call, seconds
+    compare(problem, found, expected(spec, witness), contender)
+    return Verified(call, seconds, error)

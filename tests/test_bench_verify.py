@@ -14,6 +14,7 @@ from bench.contenders import BASELINE, OURS, Contender, flatten, in_float32
 from bench.features import segments
 from bench.jobs import JOBS, entrants, find
 from bench.problems import make_problem
+from bench.report import SEEN
 from bench.suites import SUITES, select
 from bench.verify import WrongResult, expected, verified
 
@@ -24,7 +25,7 @@ from bench.verify import WrongResult, expected, verified
 @pytest.mark.parametrize("contender", [OURS, BASELINE], ids=lambda contender: contender.name)
 def test_both_libraries_are_found_right(contender, cell, mode, dtype):
     spec = Spec(TINY, cell, mode, dtype)
-    call, _ = verified(contender, spec)
+    call = verified(contender, spec).call
     assert len(flatten(call())) == len(make_problem(spec).names())
 
 
@@ -74,7 +75,7 @@ def test_everybody_is_right_in_every_variant(contender, spec):
 def test_ours_in_float32_gets_the_numbers_that_were_rounded():
     one = find("layer", "fastrnn float32")
     spec = replace(SPEC, dtype="bfloat16")
-    call, _ = verified(one, spec)
+    call = verified(one, spec).call
     assert {result.dtype for result in flatten(call())} == {torch.float32}
     rounded = Contender("", lambda problem: lambda: problem.input)
     seen = in_float32(rounded).prepare(make_problem(spec))()
@@ -216,4 +217,17 @@ def test_segments_between_resets():
 def test_streams_carry_their_state(contender, cell):
     case = Case("stream", 1, 2, 4, 5, 2, "nobody", job="step")
     if contender.name != "torch.nn compiled":  # which takes a minute
-        verified(contender, Spec(case, cell, "inference"))
+        found = verified(contender, Spec(case, cell, "inference"))
+        assert found.error < SEEN
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("contender", JOBS["small step"], ids=lambda contender: contender.name)
+def test_streams_of_small_weights_say_how_far_they_are_off(contender, cell):
+    """Those whose weights are rounded, and no other."""
+    case = Case("stream", 1, 2, 24, 40, 2, "nobody", job="small step")
+    spec = Spec(case, cell, "inference")
+    if contender.takes(spec):
+        found = verified(contender, spec)
+        assert (found.error > SEEN) == (contender.tolerance > 0)
+        assert found.error <= contender.tolerance or found.error < SEEN
