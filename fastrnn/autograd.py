@@ -107,7 +107,7 @@ class Layer(torch.autograd.Function):
         _save(ctx, call, results, traced)
         ctx.backend, ctx.is_step = backend, call.is_step
         if ctx.is_step:
-            return tuple([t if t is None else t.squeeze(0) for t in results[1:3]])
+            return tuple([t if t is None else t.squeeze_(0) for t in results[1:3]])  # no views
         if not traced:
             return results[:3]
         if results.gates is not None:
