@@ -102,8 +102,8 @@ void run(const char* name, const Shape& s, const Tensors<double>& expected,
          fastrnn::ForwardKernel<T>* forward, fastrnn::BackwardKernel<T>* backward,
          const fastrnn::Program* program) {
   // Of a Bf16, four units in the last place of the largest: results are rounded once, gradients
-  // come from states and gates that were.
-  const double tolerance = std::is_same_v<T, Bf16>    ? 0x1p-6
+  // come from states and gates that were, and, of a wide projection, are sums of many such.
+  const double tolerance = std::is_same_v<T, Bf16>    ? (s.P > 1000 ? 0x1p-5 : 0x1p-6)
                            : std::is_same_v<T, float> ? 2e-5
                                                       : 1e-12;
   const T nan = as<T>(std::nan(""));
