@@ -111,6 +111,7 @@ struct Backward {
   const T* dh_n;       // [D, N, P] or null
   const T* dc_n;       // [D, N, C] or null
   const T* dcells;     // [D, rows, C] or null: gradient of c_t from outside the layer
+  const T* dhidden;    // [D, rows, H] or null: of h_t, where a program has another output
   T* dx;               // [rows, I] or null, which means not wanted
   T* dh0;              // [D, N, P] or null
   T* dc0;              // [D, N, C] or null

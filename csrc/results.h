@@ -11,7 +11,7 @@ struct Results {
   View gates, cells, hidden;  // for backward
 };
 struct Cotangents {
-  View output, h_n, c_n, cells;  // absent is zero
+  View output, h_n, c_n, cells, hidden;  // absent is zero
   int64_t detach_every;
   double grad_clip;
 };
@@ -77,6 +77,8 @@ inline void check_backward(const Call& call, const Results& saved, const Cotange
   check("grad_h_n", in.h_n, count.h);
   check("grad_c_n", in.c_n, count.c);
   check("grad_cells", in.cells, count.cells);
+  const bool other = call.info.program && call.info.program->output > 0;
+  check("grad_hidden", in.hidden, other ? count.hidden : 0);
   FASTRNN_CHECK(in.detach_every >= 0 && in.grad_clip >= 0,
                 "detach_every and grad_clip must not be negative, got ", in.detach_every, " and ",
                 in.grad_clip);
@@ -104,6 +106,7 @@ Backward<T> backward_of(const Call& call, const Results& saved, const Cotangents
   b.dh_n = data<T>(in.h_n);
   b.dc_n = data<T>(in.c_n);
   b.dcells = data<T>(in.cells);
+  b.dhidden = data<T>(in.hidden);
   b.detach_every = in.detach_every;
   b.grad_clip = in.grad_clip;
   b.dx = data<T>(out.input);

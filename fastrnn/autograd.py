@@ -44,12 +44,12 @@ def _save(ctx, call: Call, results: Results, traced: bool) -> None:
     hooks take what is saved.
     """
     output, _, _, gates, cells, hidden = results
-    given = (output, gates, cells) if traced else () if call.is_step else (output,)
+    given = (output, gates, cells, hidden) if traced else () if call.is_step else (output,)
     ctx.witnesses = _witnesses(given)
     ctx.versions = [witness._version for witness in ctx.witnesses]
     output = output.data
     if traced:
-        gates, cells = (each if each is None else each.data for each in (gates, cells))
+        gates, cells, hidden = (t if t is None else t.data for t in (gates, cells, hidden))
     ctx.has_c, ctx.rest = call.c0 is not None, (*call[5:7], *call[9:])
     # Each place in what is saved takes 2 us of a call, whatever is in it.
     ctx.given, present = [], []
@@ -78,11 +78,11 @@ def _gradients(
 ) -> tuple[Call, Gradients | None]:
     """The call and its gradients, of the things needed; None if nothing comes in."""
     call, saved = _saved(ctx)
-    output, h_n, c_n, cells = cotangents
+    output, h_n, c_n, cells, hidden = cotangents
     if call.c0 is None:
         c_n = cells = None
         cotangents = Cotangents(output, h_n, c_n, cells)
-    if output is h_n is c_n is cells is None:
+    if output is h_n is c_n is cells is hidden is None:
         return call, None
     if torch.is_grad_enabled() or in_vmap():
         return call, reference.differentiable_gradients(call, cotangents)
@@ -93,11 +93,18 @@ def _gradients(
     return call, way.run_backward(call, cotangents, saved, needs)
 
 
+def _constant(call: Call, results: Results) -> list[Tensor]:
+    """The results that have no gradient."""
+    hidden = None if call.kind.output else results.hidden  # before a projection
+    return [each for each in (results.gates, hidden) if each is not None]
+
+
 class Layer(torch.autograd.Function):
     """`ops.layer` in eager mode: (backend, traced, call, *call.tensors()).
 
-    Gives the first three results, with `traced` five, of which the gates have no gradient. Of the
-    call of a cell it gives (h', c'): a view outside would take longer than the step.
+    Gives the first three results, with `traced` all. The gates have no gradient, and hidden has
+    one only where it is not the output. Of the call of a cell it gives (h', c'): a view outside
+    would take longer than the step.
     """
 
     @staticmethod
@@ -110,9 +117,8 @@ class Layer(torch.autograd.Function):
             return tuple([t if t is None else t.squeeze_(0) for t in results[1:3]])  # no views
         if not traced:
             return results[:3]
-        if results.gates is not None:
-            ctx.mark_non_differentiable(results.gates)
-        return results[:5]
+        ctx.mark_non_differentiable(*_constant(call, results))
+        return tuple(results)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -124,7 +130,7 @@ class Layer(torch.autograd.Function):
             h, c = [grad if grad is None else grad.unsqueeze(0) for grad in grads]
             cotangents = Cotangents(None, h, c, None)
         else:
-            cotangents = Cotangents(*grads[:3], grads[4] if len(grads) > 3 else None)
+            cotangents = Cotangents(*grads[:3], *(grads[4:] or (None,)))
         needs = Needs(need_input, need_state, need_weights)
         call, found = _gradients(ctx, ctx.backend, cotangents, needs)
         if found is None:
@@ -149,16 +155,16 @@ apply = apply_outside_transforms(Layer)
 
 def op_setup_context(ctx, inputs, output):
     """Saves for `op_backward` what layer_forward was given and gave."""
-    results = Results(*output)
-    _save(ctx, Call(*inputs), results, True)
-    ctx.mark_non_differentiable(results.gates, results.hidden)
+    call, results = Call(*inputs), Results(*output)
+    _save(ctx, call, results, True)
+    ctx.mark_non_differentiable(*_constant(call, results))
 
 
 def op_backward(ctx, *grads):
     """The derivative of layer_forward, with respect to each of its arguments."""
     need_input, _, need_h0, need_c0, need_weights, *others = ctx.needs_input_grad
     needs = Needs(need_input, need_h0 or need_c0, any(need_weights))
-    cotangents = Cotangents(*grads[:3], grads[4])
+    cotangents = Cotangents(*grads[:3], *grads[4:])
     call, found = _gradients(ctx, op, cotangents, needs)
     weights = [None] * len(call.weights)
     if found is None:

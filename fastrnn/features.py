@@ -23,7 +23,7 @@ from .trees import map_tensors
 class States(NamedTuple):
     """The state after every time step, in a tuple of one tensor for each layer.
 
-    h: (T, N, D, P), the layer's output before dropout.
+    h: (T, N, D, P), the layer's output before dropout. Of a `Recurrent` the recurrent state.
     c: (T, N, D, H); None where there is no cell state.
     gates: (T, N, D, G, H), activated, without gradient, in the order of `torch.nn`'s weights:
         i, f, g, o of an LSTM; r, z, n of a GRU; the activation, h itself, of an RNN. None where
@@ -212,7 +212,10 @@ def states_of(
     for results in layers:
         output = results.output
         user = output.transpose(0, 1) if batch_first else output
-        h.append(user.unflatten(-1, (directions, -1)))
+        if kind.output:
+            h.append(by_time(results.hidden, output))
+        else:
+            h.append(user.unflatten(-1, (directions, -1)))
         if kind.has_c:
             c.append(by_time(results.cells, output))
         if with_gates and kind.saved:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import autocast, table
+from .checks import two_devices
 from .dispatch import cpu, triton
 from .dispatch.reference.definition import block_diagonal
-from .features import Asked
 from .programs import Cell
 from .programs.trace import Planes
 
@@ -126,29 +126,34 @@ def parameter_shapes(
     return shapes | dict.fromkeys(cell.params, (H,))
 
 
-def given(cell: Cell, inputs: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
-    """The inputs of a call in the cell's order. TypeError if they have no names, ValueError if they
-    are not those of the cell."""
+def given(
+    cell: str, names: Sequence[str], inputs: Mapping[str, Tensor] | None
+) -> dict[str, Tensor] | None:
+    """The inputs of a call in the order of `names`, which are the cell's. TypeError if they have no
+    names, ValueError if they are not those."""
     if inputs is not None and not isinstance(inputs, Mapping):
         raise TypeError(f"inputs should be a dict of tensors by name, got {type(inputs).__name__}")
-    if not (cell.inputs or inputs):
+    if not (names or inputs):
         return None
-    names = set(inputs or ())
-    if names != set(cell.inputs):
+    if set(inputs or ()) != set(names):
         raise ValueError(
-            f"{cell.name} needs inputs={{{', '.join(map(repr, cell.inputs))}}}, "
-            f"got {', '.join(map(repr, sorted(names))) or 'none'}"
+            f"{cell} needs inputs={{{', '.join(map(repr, names))}}}, "
+            f"got {', '.join(map(repr, sorted(inputs or ()))) or 'none'}"
         )
-    return {name: inputs[name] for name in cell.inputs} if inputs else None
+    return {name: inputs[name] for name in names} if inputs else None
 
 
-def check_asked(cell: Cell, asked: Asked) -> None:
-    """ValueError if a call asks for what goes with no cell, or not with this one."""
-    if asked.return_states and cell.output != cell.recurrent:
-        raise ValueError(
-            f"return_states needs a cell whose output is its recurrent state; {cell.name} gives "
-            f"{cell.output}: return {cell.recurrent} as another state to see it"
-        )
+def begun(module, given: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor | None]:
+    """`reset_state` of a call, which has a tensor for each state of the cell, as (h, c); each may
+    have the steps as a first dimension. RuntimeError if they are not so many."""
+    tensors = [given] if isinstance(given, Tensor) else list(given)
+    if not all(isinstance(each, Tensor) for each in tensors):
+        return given  # whose checks say what is wrong
+    module._check_count(given)
+    most = max(tensors, key=Tensor.dim)
+    tensors = [t if t.dim() == most.dim() else t.expand(len(most), *t.shape) for t in tensors]
+    h, c = module._parts(tensors if module._several else tensors[0])
+    return h if c is None else (h, c)
 
 
 def names_of(module) -> str:
@@ -197,6 +202,57 @@ def weights(
     return names, whole
 
 
+class HeldInputs:
+    """The inputs of a module's cell in memory that stays, (N, H) each; `like` has N rows. A module
+    of a built-in cell has none."""
+
+    def __init__(self, module, like: Tensor) -> None:
+        cell = getattr(module, "cell", None)
+        is_made = isinstance(cell, Cell)
+        self._name = cell.name if is_made else type(module).__name__
+        names = cell.inputs if is_made else ()
+        planes = like.new_zeros(len(names), len(like), module.hidden_size)
+        self.planes = dict(zip(names, planes, strict=True))
+
+    def write(self, inputs: Mapping[str, Tensor] | None) -> None:
+        """The inputs of the next step. TypeError, ValueError or RuntimeError as of a call."""
+        found = {}
+        for name, each in (given(self._name, tuple(self.planes), inputs) or {}).items():
+            to = self.planes[name]
+            if hasattr(each, "__array_interface__"):
+                each = torch.as_tensor(each)
+            found[name] = each = as_tensor(name, each, to)
+            if each.device != to.device:
+                raise two_devices(to, each)
+            try:
+                each.expand(to.shape)
+            except RuntimeError:
+                raise _does_not_broadcast(name, to.shape, each) from None
+        with torch.no_grad():
+            for name, each in found.items():
+                self.planes[name].copy_(each)
+
+
+def as_tensor(name: str, each: Tensor | Real, like: Tensor) -> Tensor:
+    """An input of a call in the dtype of `like`; ValueError or RuntimeError if it has another."""
+    if isinstance(each, Real):
+        return like.new_full((), float(each))
+    if not isinstance(each, Tensor):
+        raise ValueError(f"input {name}: expected a tensor, got {type(each).__name__}")
+    if not (each.is_floating_point() or each.is_complex()):
+        each = each.to(like.dtype)  # a mask, or whole numbers
+    if each.dtype != like.dtype and not autocast.is_on(like):
+        raise RuntimeError(
+            f"input {name} must have the same dtype as the layer's input, {like.dtype}, "
+            f"got {each.dtype}"
+        )
+    return each
+
+
+def _does_not_broadcast(name: str, shape: Sequence[int], each: Tensor) -> ValueError:
+    return ValueError(f"input {name} must broadcast to {tuple(shape)}, got {tuple(each.shape)}")
+
+
 def _spread(
     name: str,
     each: Tensor | PackedSequence,
@@ -206,29 +262,15 @@ def _spread(
     batch_first: bool,
 ) -> Tensor:
     """An input of a call as a parameter of a `Call`: (H,), or with the rows of the input."""
-    if isinstance(each, PackedSequence):
-        each = each.data
-    if isinstance(each, Real):
-        each = input.new_full((), float(each))
-    if not isinstance(each, Tensor):
-        raise ValueError(f"input {name}: expected a tensor, got {type(each).__name__}")
-    if not (each.is_floating_point() or each.is_complex()):
-        each = each.to(input.dtype)  # a mask, or whole numbers
-    if each.dtype != input.dtype and not autocast.is_on(input):
-        raise RuntimeError(
-            f"input {name} must have the same dtype as the layer's input, {input.dtype}, "
-            f"got {each.dtype}"
-        )
+    each = as_tensor(name, each.data if isinstance(each, PackedSequence) else each, input)
     rows = input.shape[:-1]
     width = 1 if each.dim() and each.size(-1) == 1 else H
     try:
-        if each.dim() < 2 and (batch_sizes is None or each.dim() < 2):
+        if each.dim() < 2:
             return each.expand(H).contiguous()
         spread = each.expand(*rows, width)
     except RuntimeError:
-        raise ValueError(
-            f"input {name} must broadcast to {(*rows, H)}, got {tuple(each.shape)}"
-        ) from None
+        raise _does_not_broadcast(name, (*rows, H), each) from None
     if batch_first and batch_sizes is None:
         spread = spread.transpose(0, 1)
     return spread.contiguous()

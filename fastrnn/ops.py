@@ -24,7 +24,8 @@ _SCHEMAS = {
     "layer_forward": f"({SCHEMA}) -> "
     "(Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor hidden)",
     "layer_backward": "(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
-    "Tensor? grad_cells, Tensor output, Tensor gates, Tensor cells, Tensor hidden, "
+    "Tensor? grad_cells, Tensor? grad_hidden, Tensor output, Tensor gates, Tensor cells, "
+    "Tensor hidden, "
     f"bool need_input, bool need_state, bool need_weights, {SCHEMA}) -> "
     "(Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)",
 }
@@ -32,8 +33,8 @@ _SCHEMAS = {
 
 def backward_arguments(arguments: tuple) -> tuple[Call, Cotangents, Saved, Needs]:
     """What `layer_backward` was given."""
-    call = Call(*arguments[11:])
-    return call, Cotangents(*arguments[:4]), Saved(*arguments[4:8]), Needs(*arguments[8:11])
+    call = Call(*arguments[12:])
+    return call, Cotangents(*arguments[:5]), Saved(*arguments[5:9]), Needs(*arguments[9:12])
 
 
 # What the ops run on in Python: kernels for GPUs, and the reference without any.
@@ -155,8 +156,8 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
     All tensors but batch_sizes share one device, and all but it, reset and lengths one dtype.
     float16 and bfloat16 on the CPU are computed in float32, which the states keep between the steps
     of a layer; a product may take h and gradients rounded to bfloat16, where the CPU multiplies
-    these. With `traced` the results have gates, detached, and cells. Differentiable, and to any
-    order but on PyTorch's own kernels for GPUs.
+    these. With `traced` the results have gates, detached, and cells, and hidden where it is not the
+    output. Differentiable, and to any order but on PyTorch's own kernels for GPUs.
 
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit, the backend that was forced
@@ -204,13 +205,10 @@ def handed_out(results: Results) -> Results:
     What nobody asks for is not copied. `Tensor.clone` would not do: Inductor takes it out before it
     knows what backward reads.
     """
-    _, _, _, gates, cells, _ = results
+    _, _, _, *traced = results
     copied = torch.ops.fastrnn.copied.default
-    return results._replace(
-        output=copied(results.output),
-        gates=None if gates is None else copied(gates),
-        cells=None if cells is None else copied(cells),
-    )
+    traced = [each if each is None else copied(each) for each in traced]
+    return Results(copied(results.output), *results[1:3], *traced)
 
 
 def _in_float32(call: Call, traced: bool) -> Results:

@@ -264,7 +264,9 @@ class Recurrent(RNNBase):
         """
         given = asked = None
         if inputs is not None or self._takes_inputs:
-            given = made.given(self.cell, inputs)
+            given = made.given(self.cell.name, self.cell.inputs, inputs)
+        if reset_state is not None:
+            reset_state = made.begun(self, reset_state)
         plain = given is reset is lengths is detach_every is grad_clip is reset_state is None
         if not plain or return_states:
             asked = Asked(
@@ -281,8 +283,6 @@ class Recurrent(RNNBase):
     def _named_weights(
         self, input: Tensor, batch_sizes: Tensor | None, asked: Asked | None
     ) -> tuple[str, Sequence[Tensor]]:
-        if asked is not None:
-            made.check_asked(self.cell, asked)
         return made.weights(self, input, batch_sizes, asked and asked.inputs)
 
     def step(

@@ -32,6 +32,7 @@ class Cotangents(NamedTuple):
     h_n: Tensor | None
     c_n: Tensor | None
     cells: Tensor | None
+    hidden: Tensor | None = None  # where it is not the output
 
 
 class Saved(NamedTuple):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +11,9 @@ from torch import Tensor
 from . import small_weights
 from .call import Call
 from .dispatch import cpu
+from .features import Asked
+from .made import HeldInputs
 from .modules import RNNBase
-from .recurrent import Recurrent
 from .small_weights import Weights
 from .table import cell_named
 from .trees import map_tensors
@@ -44,6 +45,7 @@ class Streamer:
         for x in frames:       # (batch_size, input_size)
             y = stream(x)      # (batch_size, hidden_size), or proj_size
 
+    A cell with `inputs` is given them at each call, as `module.step` is: `stream(x, {"dt": 0.1})`.
     Where no kernels are built, PyTorch's own compute the steps: then a call does allocate.
 
     A call computes what `module.step(x, state)` does in eval mode, and keeps the state. It
@@ -73,9 +75,9 @@ class Streamer:
 
     Raises:
         TypeError: module is not an LSTM, GRU, RNN or Recurrent of this package.
-        ValueError: it is bidirectional, or of another dtype or device, or its cell has `inputs`, or
-            batch_size < 1; or weights or activations do not fit it, or a weight has a number that
-            its format cannot hold, such as one beyond 65504 in float16.
+        ValueError: it is bidirectional, or of another dtype or device, or batch_size < 1; or
+            weights or activations do not fit it, or a weight has a number that its format cannot
+            hold, such as one beyond 65504 in float16.
         RuntimeError: weights is given, and no kernels are built.
     """
 
@@ -88,20 +90,13 @@ class Streamer:
         activations: str | None = None,
     ) -> None:
         if not isinstance(module, RNNBase):
-            torchs = isinstance(module, torch.nn.RNNBase)
+            torchs = " of torch.nn: fastrnn.convert(module) makes it one"
             raise TypeError(
                 "Streamer takes an LSTM, GRU, RNN or Recurrent of fastrnn, got "
-                f"{type(module).__name__}"
-                + " of torch.nn: fastrnn.convert(module) makes it one"
-                * torchs
+                f"{type(module).__name__}{torchs * isinstance(module, torch.nn.RNNBase)}"
             )
         if module.bidirectional:
             raise ValueError("a bidirectional module cannot run one time step at a time")
-        if isinstance(module, Recurrent) and module.cell.inputs:
-            raise ValueError(
-                f"a Streamer has no way to give {module.cell.name} its inputs "
-                f"{', '.join(module.cell.inputs)}: call module.step"
-            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         weight = _weights(module)[0]
@@ -128,6 +123,7 @@ class Streamer:
             if own:
                 self._c = self._h.new_zeros(module.num_layers, batch_size, own)
             self._output = self._h.new_zeros(batch_size, width)
+            self._inputs = HeldInputs(module, self._output)
         self._address = self._output.data_ptr()
         self._lend()
         self._y_numpy = self._numpy_dtype = None  # where numpy is installed, and asked for
@@ -169,7 +165,10 @@ class Streamer:
         """
         module = self._module
         batch, width = self._output.shape
-        names, weights = module._named_weights(_weights(module)[0], None, None)
+        rows = torch.tensor([batch], device="cpu")  # a step is packed input
+        _weights(module)
+        asked = Asked(inputs=self._inputs.planes)
+        names, weights = module._named_weights(self._output, rows, asked)
         weights = [weight.detach().resolve_neg().contiguous() for weight in weights]
         for weight in weights:
             if weight.dtype != self._dtype or not weight.is_cpu:
@@ -179,10 +178,10 @@ class Streamer:
                 )
         count = len(weights) // module.num_layers
         for k in range(module.num_layers):
-            x = self._h.new_empty(1, batch, width if k else module.input_size)
+            x = self._h.new_empty(batch, width if k else module.input_size)
             c = None if self._c is None else self._c[k : k + 1]
             own = weights[k * count : (k + 1) * count]
-            Call(x, None, self._h[k : k + 1], c, own, module.mode.lower(), names).sizes()
+            Call(x, rows, self._h[k : k + 1], c, own, module.mode.lower(), names).sizes()
         small = []
         if self._formats:
             with torch.no_grad():
@@ -199,7 +198,9 @@ class Streamer:
             module.input_size,
             module.hidden_size,
             width,
+            width // (weights[1].size(-1) or width),  # heads
             names,
+            len(self._inputs.planes),
             [weight.data_ptr() for weight in weights],
             self._h.data_ptr(),
             0 if self._c is None else self._c.data_ptr(),
@@ -208,13 +209,15 @@ class Streamer:
             self._activations is None,
         )
 
-    def step(self, x: Frame) -> Frame:
+    def step(self, x: Frame, inputs: Mapping[str, Any] | None = None) -> Frame:
         """The next time step: x (N, input_size) -> y (N, hidden_size), or proj_size.
 
         A torch tensor gives a tensor, a numpy array an array; both are views of one memory.
+        `inputs` are those of the cell of a `Recurrent`, as of its `step`, or arrays.
 
-        Raises:
+        Raises, before anything changes:
             ValueError: x has another shape, dtype or device.
+            TypeError, ValueError, RuntimeError: inputs are missing, or do not fit.
         """
         if isinstance(x, Tensor):
             if x.shape != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
@@ -224,15 +227,17 @@ class Streamer:
             address = x.data_ptr()
             if not address:
                 raise ValueError(f"x must be a tensor with memory, got {type(x).__name__} without")
+            if inputs or self._inputs.planes:
+                self._inputs.write(inputs)
             self._stack.step(address)
             if self._y.data_ptr() != self._address:
                 self._lend()
             return self._y.detach()
-        return self._step_numpy(x)
+        return self._step_numpy(x, inputs)
 
     __call__ = step
 
-    def _step_numpy(self, x):
+    def _step_numpy(self, x, inputs):
         if self._y_numpy is None:
             import numpy
 
@@ -246,6 +251,7 @@ class Streamer:
             self._refuse(x.shape, x.dtype, "the CPU")
         if not x.flags.c_contiguous:
             x = x.copy()
+        self._inputs.write(inputs)
         self._stack.step(x.__array_interface__["data"][0])
         return self._y_numpy.view()
 
@@ -271,8 +277,7 @@ class Streamer:
 
     @property
     def state(self) -> State:
-        """A copy of the state, as the module returns it: h (num_layers, N, H or proj_size), or
-        (h, c) for an LSTM."""
+        """A copy of the state, in the form in which the module returns it."""
         c = None if self._c is None else self._c.clone()
         return map_tensors(Tensor.contiguous, self._module._joined(self._h.clone(), c))
 

@@ -167,7 +167,7 @@ def expected(case: Case) -> tuple[tuple, tuple]:
 def backward(function, args: tuple, results: tuple, grads, needs=(True, True, True)) -> tuple:
     """Calls a layer_backward with what belongs to one forward call."""
     output, _, _, *saved = results
-    return function(*grads, None, output, *saved, *needs, *args)
+    return function(*grads, None, None, output, *saved, *needs, *args)
 
 
 def assert_gradients(actual: tuple, wanted: tuple) -> None:

@@ -25,7 +25,7 @@ def test_opcheck(name, D):
     grads = [torch.randn_like(t) if t.numel() else None for t in (output, h_n, c_n, cells)]
     saved = (output, gates, cells, hidden)
     needs = (True, True, True)
-    backward = (*grads, *saved, *needs, *args)
+    backward = (*grads, None, *saved, *needs, *args)
     torch.library.opcheck(torch.ops.fastrnn.layer_backward, backward)
 
 
@@ -63,7 +63,7 @@ def test_ops_match_float64(name, D, sizes, dtype, isa):
             [g if g is None else g.double() for g in grads],
         ),
     ):
-        *inputs, weights = function(*seeds, saved[0], *saved[3:], True, True, True, *call)
+        *inputs, weights = function(*seeds, None, saved[0], *saved[3:], True, True, True, *call)
         gradients.append([*inputs, *weights])
     for k, (a, e) in enumerate(zip(*gradients, strict=True)):
         assert_matches(a, e, f"gradient {k}")

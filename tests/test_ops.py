@@ -189,10 +189,10 @@ def test_opcheck(case):
     results = ops_of.layer_forward(*args)
     needs = (True, True, True)
     output, _, _, *saved = results
-    backward_args = (*cotangents(results), None, output, *saved, *needs, *args)
+    backward_args = (*cotangents(results), None, None, output, *saved, *needs, *args)
     torch.library.opcheck(ops_of.layer_inference, args)
     torch.library.opcheck(ops_of.layer_backward, backward_args)
-    torch.library.opcheck(ops_of.layer_backward, (*backward_args[:8], False, True, False, *args))
+    torch.library.opcheck(ops_of.layer_backward, (*backward_args[:9], False, True, False, *args))
     input, batch_sizes, h0, c0, weights, cell, names = args
     wanted = [t.requires_grad_() for t in (input, h0, *weights)]
     assert all(t.is_leaf for t in wanted)

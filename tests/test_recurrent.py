@@ -56,9 +56,11 @@ def test_features(name):
     )
 
 
-@pytest.mark.parametrize("name", [n for n in EXACT if CELLS[n].output == CELLS[n].recurrent])
+@pytest.mark.parametrize("name", EXACT)
 def test_states(name):
-    """Every state of every step, by name, with gradients."""
+    """Every state of every step, by name, with gradients; also of one that is not the output."""
+    two = Example(name, 6, 3, 4, 8, num_layers=2, bidirectional=True)
+    assert_as_defined(two, return_states=True, lengths=torch.tensor([2, 6, 0]), grad_clip=0.05)
     example = Example(name, 5, 3, 4, 11, num_layers=2, batch_first=True)
     assert_as_defined(example, return_states=True)
     *_, states = example.module(example.x, inputs=example.inputs or None, return_states=True)
@@ -71,10 +73,32 @@ def test_states(name):
             assert torch.equal(each[:, -1, 0], last[layer])
 
 
-def test_states_of_another_output_say_what_to_do():
-    example = Example("unicornn", 3, 2, 4, 5)
-    with pytest.raises(ValueError, match="return h as another state"):
-        example(return_states=True)
+OTHER_OUTPUT = [n for n in EXACT if CELLS[n].output != CELLS[n].recurrent]
+
+
+@pytest.mark.parametrize("name", OTHER_OUTPUT)
+def test_recurrent_states_that_are_not_the_output(name, isa):
+    """Their gradient alone, in every dtype, derived again, and after a write in place."""
+    for dtype in (torch.float32, torch.bfloat16):
+        assert_as_defined(Example(name, 5, 7, 4, 33, dtype), return_states=True)
+    example = Example(name, 5, 3, 4, 7, num_layers=2)
+    leaves, recurrent = example.leaves(), example.cell.recurrent
+    for leaf in leaves:
+        leaf.requires_grad_()
+    found = []
+    for backend in ("auto", "reference"):
+        with fastrnn.backend(backend):
+            hx = example.hx if len(example.hx) > 1 else example.hx[0]
+            inputs = example.inputs or None
+            *_, states = example.module(example.x, hx, inputs=inputs, return_states=True)
+            first, last = states[recurrent]
+            loss = first.sin().sum() + last[2:].clone().sin().sum()
+            last.detach().zero_()
+            grads = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
+            whole = sum(each.square().sum() for each in grads)
+            found.append(grads + torch.autograd.grad(whole, leaves, materialize_grads=True))
+    for a, e in zip(*found, strict=True):
+        torch.testing.assert_close(a, e)
 
 
 def test_projection():

@@ -7,6 +7,9 @@ import torch
 from recurrent_calls import Example, mask
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+# Of three states and more, one of which is not the first, and one that is not the output.
+SEVERAL = ["mc_lstm", "slstm", "unicornn"]
+
 
 def test_packed_input_and_inputs():
     """Inputs as a PackedSequence, as rows, and for each unit, as lengths would have it."""
@@ -59,7 +62,7 @@ def test_inputs_broadcast(batch_first):
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("name", ["decaying_lstm", "zoneout_lstm", "original_gru"])
+@pytest.mark.parametrize("name", ["decaying_lstm", "zoneout_lstm", "original_gru", *SEVERAL])
 def test_reset_to_given_states(name, batch_first):
     """As a loop of steps has it, inputs of each row among what is laid out anew."""
     T, N = 7, 4

@@ -114,7 +114,7 @@ def test_projection(name, plan):
     check(Example(name, 3, 5, 3, 12, torch.float32, proj_size=7), lengths=KEPT.clamp(max=3))
 
 
-@pytest.mark.parametrize("name", ["slstm", "gru"])
+@pytest.mark.parametrize("name", ["slstm", "gru", "unicornn", "mc_lstm"])
 def test_states(name):
     check(Example(name, 3, 3, 4, 5, torch.float32, batch_first=True), return_states=True)
 

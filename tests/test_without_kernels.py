@@ -17,8 +17,10 @@ import pytest
 sys.exit(pytest.main(sys.argv[1:]))
 """
 
+NAMES = ["without_kernels", "test_modules", "test_feature_kinds", "test_recurrent_streamer"]
 
-@pytest.mark.parametrize("name", ["without_kernels", "test_modules", "test_feature_kinds"])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_hidden(name):
     command = [sys.executable, "-c", HIDDEN, "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     run = subprocess.run(

@@ -43,7 +43,7 @@ def cotangents(case: Case, results: tuple, batch_sizes: Tensor | None, loss: str
 def backward(function, args: tuple, results: tuple, grads: list, *limits) -> tuple:
     """A layer_backward with what belongs to one forward call; limits: reset and what follows it."""
     output, _, _, *saved = results
-    return function(*grads, None, output, *saved, True, True, True, *args, *limits)
+    return function(*grads, None, None, output, *saved, True, True, True, *args, *limits)
 
 
 def flat(gradients: tuple) -> list[Tensor]:

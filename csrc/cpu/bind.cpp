@@ -94,10 +94,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
 
 std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     OptionalTensor grad_output, OptionalTensor grad_h_n, OptionalTensor grad_c_n,
-    OptionalTensor grad_cells, Tensor output, Tensor gates, Tensor cells, Tensor hidden,
-    bool need_input, bool need_state, bool need_weights, Tensor input, OptionalTensor batch_sizes,
-    Tensor h0, OptionalTensor c0, std::vector<Tensor> weights, std::string cell, std::string names,
-    OptionalTensor reset, OptionalTensor lengths, int64_t detach_every, double grad_clip) {
+    OptionalTensor grad_cells, OptionalTensor grad_hidden, Tensor output, Tensor gates,
+    Tensor cells, Tensor hidden, bool need_input, bool need_state, bool need_weights, Tensor input,
+    OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
+    std::string cell, std::string names, OptionalTensor reset, OptionalTensor lengths,
+    int64_t detach_every, double grad_clip) {
   Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths);
   const Call& call = a.call;
   const bool c = call.size.cell > 0;
@@ -107,6 +108,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
                       given(grad_h_n),
                       c ? given(grad_c_n) : View{},
                       c ? given(grad_cells) : View{},
+                      given(grad_hidden),
                       detach_every,
                       grad_clip};
   check_backward(call, saved, in);

@@ -136,6 +136,7 @@ class Direct {
             plain(cotangents[1]),
             plain(cotangents[2]),
             plain(cotangents[3]),
+            plain(cotangents[4]),
             py::cast<int64_t>(call[kDetachEvery]),
             py::cast<double>(call[kGradClip])};
       check_backward(*c, kept, in);

@@ -247,9 +247,7 @@ struct ProgramDerivative : Gradients<Stored> {
   using Base::active, Base::b_, Base::direction_, Base::f, Base::GU, Base::GW, Base::GX, Base::H,
       Base::kind, Base::ld_cell, Base::ld_gates, Base::ld_state, Base::N, Base::params_,
       Base::place, Base::previous_c, Base::previous_h, Base::row, Base::rows_of, Base::s;
-  using typename Base::O;
-  using typename Base::T;
-  using typename Base::V;
+  using typename Base::O, typename Base::T, typename Base::V;
   using L = Lies<T>;
   static constexpr int64_t kLane = kLanes<T>;
   static constexpr auto kMemory = std::is_same_v<Stored, T> ? L::kExact : L::kNarrow;
@@ -359,7 +357,7 @@ struct ProgramDerivative : Gradients<Stored> {
     return {first, ld, kLane, kMemory, even ? nullptr : begin};
   }
 
-  // Adds to the gradients of the states what comes from outside: of y, and of every c_t.
+  // Adds to the gradients of the states what comes from outside: of y, and of every state.
   void gather(int64_t d, int64_t n0, int64_t first, int64_t rows, Range units) {
     auto& w = direction_[d];
     const int64_t output = program_.output;
@@ -374,6 +372,7 @@ struct ProgramDerivative : Gradients<Stored> {
         add(output ? d_c(output - 1) : w.d_h + (n0 + n) * ld_state, b_.dy + this->at_y(d, own));
       for (int64_t k = 0; k < kind.own && b_.dcells; ++k)
         add(d_c(k), b_.dcells + this->at_cell(d, own) + k * H);
+      if (b_.dhidden) add(w.d_h + (n0 + n) * ld_state, b_.dhidden + this->at_hidden(d, own));
     }
   }
 

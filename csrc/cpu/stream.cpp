@@ -26,13 +26,15 @@ class Stack {
 };
 
 // h [L, N, P] and c [L, N, C] are read and written in place, y [N, P] is the top layer's output.
+// The last `inputs` params, [N, H], are read at every step, where others read the weights once.
 template <class T>
 class StackOf final : public Stack {
  public:
   // make(forward, layer) returns the layer's stream.
   template <class Make>
   StackOf(Make&& make, int64_t layers, Sizes size, const std::vector<Address>& weights,
-          const WeightNames& names, const Program* program, Address h, Address c, Address y)
+          const WeightNames& names, int inputs, const Program* program, Address h, Address c,
+          Address y)
       : active_(size.batch), forwards_(static_cast<size_t>(layers)), between_(layers - 1) {
     std::vector<View> views(weights.size());
     for (size_t i = 0; i < views.size(); ++i) views[i].data = at(weights[i]);
@@ -43,6 +45,13 @@ class StackOf final : public Stack {
       f.size.active = &active_;
       f.size.offset = &offset_;
       f.weights[0] = names.of<const T>(&views[k * static_cast<size_t>(names.count)]);
+      for (int i = 0; i < names.params; ++i) {
+        const T*& param = f.weights[0].params[i];
+        if (i < names.params - inputs)
+          param = params_.emplace_back(param, param + size.hidden).data();
+        else
+          f.forms[i] = Form::kEach;
+      }
       const int64_t n = static_cast<int64_t>(k) * size.batch;
       f.h0 = f.h_n = at(h) + n * size.state;
       if (c) f.c0 = f.c_n = at(c) + n * size.cell;
@@ -73,6 +82,7 @@ class StackOf final : public Stack {
   const int64_t active_, offset_ = 0;
   std::vector<Forward<T>> forwards_;
   std::vector<std::vector<T>> between_;  // outputs of all layers but the last, [N, P]
+  std::vector<std::vector<T>> params_;   // learned ones: a step reads them
   std::vector<std::unique_ptr<Stream>> layers_;
 };
 
@@ -98,7 +108,7 @@ Stream* make_small(int position, const Forward<float>& f, const WeightNames& nam
 
 std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64_t layers,
                                   int64_t batch, int64_t input, int64_t hidden, int64_t state,
-                                  const std::string& weight_names,
+                                  int64_t heads, const std::string& weight_names, int inputs,
                                   const std::vector<Address>& weights, Address h, Address c,
                                   Address y, const Formats& formats, bool wide) {
   CellInfo info;
@@ -110,16 +120,19 @@ std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64
   size.input = input;
   size.hidden = hidden;
   size.state = state;
+  size.heads = heads;
   size.cell = info.own * hidden;
   const WeightNames names(weight_names);
   size.projected = names.w_hr >= 0;
-  if (static_cast<int64_t>(weights.size()) != layers * names.count || names.params != info.params)
+  if (static_cast<int64_t>(weights.size()) != layers * names.count || names.params != info.params ||
+      inputs < 0 || inputs > names.params || heads < 1 || state % heads != 0)
     throw std::invalid_argument("a stream needs all weights of its layers");
   if (!formats.empty() && (is_double || info.program || formats.size() != weights.size()))
     throw std::invalid_argument("small weights need a format each, float32 and no program");
   const Kernels& kernels = cpu::kernels();
   const auto stack = [&]<class T>(T, auto&& make) -> std::unique_ptr<Stack> {
-    return std::make_unique<StackOf<T>>(make, layers, size, weights, names, info.program, h, c, y);
+    return std::make_unique<StackOf<T>>(make, layers, size, weights, names, inputs, info.program, h,
+                                        c, y);
   };
   if (is_double)
     return stack(double{},

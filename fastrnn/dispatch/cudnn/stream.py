@@ -1,4 +1,5 @@
-"""`_C.Stream` where no kernels are built: PyTorch's own, over the same memory."""
+"""`_C.Stream` where no kernels are built, over the same memory: PyTorch's own kernels, or of a cell
+that a user made the definition."""
 
 from __future__ import annotations
 
@@ -8,14 +9,17 @@ import math
 import torch
 from torch import Tensor
 
+from ...call import Call
 from ...table import cell_named, weight_shapes
+from .. import reference
 
 
 class Stream:
     """The layers of a `Streamer`, one step a call. Addresses are of dense memory of the CPU.
     `formats` and `wide` are of small weights, which it has not.
 
-    Weights are copied; state and output are read and written in place.
+    Weights are copied, but for the last `inputs` of each layer, (N, H), which are read at each
+    step; state and output are read and written in place.
     """
 
     def __init__(
@@ -27,7 +31,9 @@ class Stream:
         input_size: int,
         hidden: int,
         width: int,
+        heads: int,
         names: str,
+        inputs: int,
         weights: list[int],
         h: int,
         c: int,
@@ -36,16 +42,29 @@ class Stream:
         wide: bool,
     ) -> None:
         self._dtype = torch.float64 if double else torch.float32
+        kind, each = cell_named(cell), names.split()
         self._input = (batch, input_size)
         self._h = self._at(h, layers, batch, width)
-        self._c = self._at(c, layers, batch, hidden) if c else None
+        self._c = self._at(c, layers, batch, kind.own * hidden) if c else None
         self._y = self._at(y, batch, width)
-        own, addresses, kind = [], iter(weights), cell_named(cell)
+        own, addresses = [], iter(weights)
         for k in range(layers):
             shapes = weight_shapes(kind, width if k else input_size, hidden, width)
-            own += [self._at(next(addresses), *shapes[name]).clone() for name in names.split()]
-        self._options = own, "b_ih" in names, layers, 0.0, False, False, False
-        self._function = getattr(torch, cell)
+            shapes["w_hh"] = kind.hidden_gates * hidden, width // heads
+            for i, name in enumerate(each, inputs - len(each)):
+                if i < 0:
+                    shape = shapes.get(name, (hidden,))  # a param's, if it is of no product
+                    own.append(self._at(next(addresses), *shape).clone())
+                else:
+                    own.append(self._at(next(addresses), batch, hidden))
+        self._made = kind.step is not None
+        if self._made:
+            self._rows = torch.tensor([batch], device="cpu")
+            self._layers = [own[at : at + len(each)] for at in range(0, len(own), len(each))]
+            self._names = cell, names
+        else:
+            self._options = own, "b_ih" in names, layers, 0.0, False, False, False
+            self._function = getattr(torch, cell)
 
     def _at(self, address: int, *shape: int) -> Tensor:
         size = math.prod(shape) * self._dtype.itemsize
@@ -56,11 +75,24 @@ class Stream:
 
     def step(self, address: int) -> None:
         """The next step, of the input at the address."""
+        x = self._at(address, *self._input)
         with torch.no_grad():
-            x = self._at(address, 1, *self._input)
-            hx = self._h if self._c is None else (self._h, self._c)
-            output, h_n, *c_n = self._function(x, hx, *self._options)
-            self._y.copy_(output[0])
-            self._h.copy_(h_n)
-            if self._c is not None:
-                self._c.copy_(c_n[0])
+            return self._step_as_defined(x) if self._made else self._step(x)
+
+    def _step(self, x: Tensor) -> None:
+        hx = self._h if self._c is None else (self._h, self._c)
+        output, h_n, *c_n = self._function(x.unsqueeze(0), hx, *self._options)
+        self._y.copy_(output[0])
+        self._h.copy_(h_n)
+        if self._c is not None:
+            self._c.copy_(c_n[0])
+
+    def _step_as_defined(self, x: Tensor) -> None:
+        for k, weights in enumerate(self._layers):
+            h, c = self._h[k : k + 1], None if self._c is None else self._c[k : k + 1]
+            results = reference.run(Call(x, self._rows, h, c, weights, *self._names), save=False)
+            h.copy_(results.h_n)
+            if c is not None:
+                c.copy_(results.c_n)
+            x = results.output
+        self._y.copy_(x)

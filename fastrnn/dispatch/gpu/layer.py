@@ -33,7 +33,7 @@ class Loops(Protocol):
     K: gates, hidden_gates, saved and own of the cell; B: planes that it keeps, h and then those of
     c. Only where cells are functions U is not G, K and B can be above 1, and there is more:
     `params`, a list of [D, H], [D, rows, H] or [D, rows, 1], and backward, where y is not what the
-    cell calls h, `hidden`.
+    cell calls h, `hidden` and its gradient `d_hidden`, None if zero.
     """
 
     @staticmethod
@@ -274,6 +274,7 @@ def run_backward(
     }
     if cell.step is not None and cell.keeps_hidden(call.projected):
         tensors["hidden"] = _dense(saved.hidden)
+        tensors["d_hidden"] = _dense(cotangents.hidden)
     if layer.params:
         tensors["params"] = layer.params
     d_params = loops.backward(cell, size, tensors, call.detach_every, call.grad_clip)

@@ -74,11 +74,11 @@ def run_detached(call: Call, save: bool) -> Results:
 def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
     """The gradients, by computing the layer again; what was saved is not read."""
     attached = call.with_tensors([t.detach().requires_grad_() for t in call.tensors()])
-    y, h_n, c_n, _, cells, _ = recording(lambda: run(attached, save=True))
+    y, h_n, c_n, _, cells, hidden = recording(lambda: run(attached, save=True))
     wanted = [attached.input] * needs.input
     wanted += [t for t in (attached.h0, attached.c0) if t is not None] * needs.state
     wanted += list(attached.weights) * needs.weights
-    pairs = zip((y, h_n, c_n, cells), cotangents, strict=True)
+    pairs = zip((y, h_n, c_n, cells, hidden), cotangents, strict=True)
     pairs = [(result, grad) for result, grad in pairs if grad is not None]
     grads = ()
     if wanted and pairs:
@@ -103,11 +103,11 @@ def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
     With grad_clip a second backward clamps twice, what comes through these gradients and what comes
     through the layer's results, where the reference by itself would clamp their sum.
     """
-    positions = (0, 1, 2, 4)  # of what cotangents belong to, in `Results`
+    positions = (0, 1, 2, 4, 5)  # of what cotangents belong to, in `Results`
     wanted = [k for k, grad in zip(positions, cotangents, strict=True) if grad is not None]
 
     def layer(*tensors):
-        results = in_float32(definition.layer)(call.with_tensors(tensors), 4 in wanted)
+        results = in_float32(definition.layer)(call.with_tensors(tensors), max(wanted) > 2)
         return tuple(results[k] for k in wanted)
 
     came = [grad for grad in cotangents if grad is not None]

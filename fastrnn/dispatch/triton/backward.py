@@ -127,9 +127,10 @@ def _store_parameters(
 
 @triton.jit(do_not_specialize=["T", "N", "rows", "first", "last", "detach_every", "grad_clip"])
 def backward(
-    dy,  # [rows, D, P] given gradients, like the two that follow; None: zero
+    dy,  # [rows, D, P] given gradients, like the three that follow; None: zero
     dh_n,  # [D, N, P]
     d_cells,  # [D, rows, OWN, H]
+    d_hidden,  # [D, rows, H]
     d_kept,  # [D, N, planes, H] float32, or None: the gradient of what the last step kept
     #          (cells.py), in the end that of the initial one, without what goes through w_hh
     w_hh,  # [D, U, H, P]
@@ -213,6 +214,9 @@ def backward(
                 dh = _clip(dh, grad_clip)
             if OUTPUT == 0:
                 dh += dy_t.to(tl.float32)
+            if d_hidden is not None:
+                at_row = (d.to(tl.int64) * rows + row)[:, None]
+                dh += tl.load(d_hidden + at_row * H + j[None, :], mask=mask, other=0.0)
             if dh_n is not None:
                 ends = mask_p & (t == last_step)[:, None]
                 at_end = state[:, None] * P + j[None, :]

@@ -33,7 +33,8 @@ def backward(
     cell: Cell, size: Sizes, tensors: Tensors, detach_every: int, grad_clip: float
 ) -> list[Tensor]:
     """As `gpu.layer.Loops` says."""
-    memory = tensors | {"hidden": tensors.get("hidden"), "d_units": None, "d_rows": None}
+    none = dict.fromkeys(("hidden", "d_hidden", "d_units", "d_rows"))
+    memory = none | tensors
     kinds = _kinds(memory, size)
     units, (D, N, H) = kinds.count("u"), (size.D, size.N, size.H)
     if units:
