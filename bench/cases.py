@@ -5,6 +5,34 @@ from dataclasses import dataclass, replace
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}  # class name in torch.nn -> gates; RNN is tanh, its default
 CELLS = tuple(GATES)
 STEPS = tuple(f"{cell}Cell" for cell in CELLS)  # modules of a single time step
+
+
+@dataclass(frozen=True)
+class Published:
+    """A cell that torch.nn does not have."""
+
+    gates: int  # of its products, with the input and with h
+    params: tuple[str, ...] = ()  # vectors of H, which come after weights and biases
+    bias: bool = True
+
+
+GAINS = tuple(f"{of}_{gate}" for of in "xu" for gate in "ifgo")
+PUBLISHED = {
+    "PeepholeLSTM": Published(4, ("w_i", "w_f", "w_o")),
+    "LayerNormLSTM": Published(4, (*GAINS, "w_c", "b_i", "b_f", "b_g", "b_o", "b_c"), bias=False),
+    "LiGRU": Published(2),
+    "UGRNN": Published(2),
+    "CfC": Published(4),
+}
+
+
+def gates_of(cell: str) -> int:
+    """Of a cell's products, by a name in CELLS, STEPS or PUBLISHED."""
+    if cell in PUBLISHED:
+        return PUBLISHED[cell].gates
+    return GATES[cell.removesuffix("Cell")]
+
+
 MODES = ("inference", "forward", "training")  # no_grad; graph recorded; gradients of everything
 # tf32: float32 tensors whose products a GPU may round to TF32, which "float32" forbids.
 DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
@@ -88,7 +116,7 @@ class Spec:
     """One row of the table, before it is measured."""
 
     case: Case
-    cell: str  # of CELLS or, for a case of one time step and layer, STEPS
+    cell: str  # of CELLS or PUBLISHED or, for a case of one time step and layer, STEPS
     mode: str  # of MODES
     dtype: str = "float32"  # of DTYPES
     threads: int = 1
@@ -96,7 +124,7 @@ class Spec:
 
     @property
     def gates(self) -> int:
-        return GATES[self.cell.removesuffix("Cell")]
+        return gates_of(self.cell)
 
     def backward(self) -> bool:
         """Whether a backward pass has to multiply at every step. Where the loss is of the last

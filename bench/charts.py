@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from bench.cases import BYTES, GATES, recurrent
+from bench.cases import BYTES, gates_of, recurrent
 from bench.facts import Facts
 from bench.report import Line, contenders, lines
 from bench.results import Record, Row
@@ -149,8 +149,7 @@ def curve(name: str, rows: list[Row], value: Callable, number: int) -> Series:
 def intensity(row: Row) -> float:
     """Operations for each byte of recurrent weights that a CPU has to read: a step reads them once,
     and the backward pass once more."""
-    gates = GATES[row.cell.removesuffix("Cell")]
-    weights = recurrent(row, gates) * BYTES[row.dtype] * row.layers * row.directions
+    weights = recurrent(row, gates_of(row.cell)) * BYTES[row.dtype] * row.layers * row.directions
     read = row.T * weights * (2 if row.mode == "training" else 1)
     return row.gflops * row.ms * 1e6 / read
 

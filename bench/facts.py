@@ -17,7 +17,9 @@ from bench import cuda
 from bench.ceilings import Ceilings, matrix_rate
 
 ROOT = Path(__file__).parent.parent
-PEERS = ("onnxruntime", "openvino", "torchrl", "haste-pytorch", "flashrnn")
+PEERS = (
+    "onnxruntime", "openvino", "torchrl", "haste-pytorch", "flashrnn", "torchrecurrent", "ncps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from bench.features import LAST, LENGTHS, RESET, STATES
 from bench.functions import FUNCTION
 from bench.packing import PACKED, PADDED
 from bench.peers import LIBRARIES, RUNTIMES, SMALL_RUNTIMES, STEP_RUNTIMES
+from bench.published import OF_ZOO
 from bench.streaming import SMALL, STEP
 
 
@@ -57,6 +58,7 @@ JOBS: dict[str, tuple[Contender, ...]] = {
     "lengths": LENGTHS,
     "states": STATES,
     "function": FUNCTION,
+    "published": OF_ZOO,
     "step": STEP + STEP_RUNTIMES,
     "small step": SMALL + SMALL_RUNTIMES,
 }

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from bench.cases import CELLS, DTYPES, MODES, STEPS
+from bench.cases import CELLS, DTYPES, MODES, PUBLISHED, STEPS
 from bench.facts import ROOT
 from bench.jobs import names
 from bench.results import FOLDER
@@ -35,7 +35,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add = select.add_argument
     add("--filter", default="", metavar="WORDS", help="cases whose names contain one of a,b,c")
-    add("--cells", type=some(*CELLS, *STEPS), default=(), metavar=",".join(CELLS))
+    add("--cells", type=some(*CELLS, *STEPS, *PUBLISHED), default=(), metavar=",".join(CELLS))
     add("--modes", type=some(*MODES), default=(), metavar=",".join(MODES))
     add("--dtypes", type=some(*DTYPES), default=(), metavar=",".join(DTYPES))
     add("--threads", type=counts, default=(), metavar="1,2")

@@ -5,14 +5,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from bench.cases import RAGGED, STEPS, Spec
+from bench.cases import PUBLISHED, RAGGED, STEPS, Spec
 
 FRAMES = 8  # of a stream: a call takes the next one, and the first again after the last
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Numbers for one spec. `weights` is the state_dict of the torch.nn module."""
+    """Numbers for one spec. `weights` is the state_dict of the torch.nn module, or of one of
+    `fastrnn.Recurrent`."""
 
     spec: Spec
     input: Tensor  # (T, N, input_size); (N, input_size) for a cell; (FRAMES, N, ...) for a stream
@@ -28,7 +29,7 @@ class Problem:
         if spec.case.streams:
             return ["output"]
         names = ["h_n"] if spec.cell in STEPS else ["output", "h_n"]
-        names += ["c_n"] if spec.cell.startswith("LSTM") else []
+        names += ["c_n"] if "LSTM" in spec.cell else []
         if spec.case.job == "states":
             names.insert(1, "states")
         if spec.mode == "training":
@@ -61,6 +62,20 @@ def sizes(spec: Spec) -> dict[str, object]:
     return found | ({"proj_size": case.proj_size} if case.proj_size else {})
 
 
+def drawn(spec: Spec) -> dict[str, Tensor]:
+    """Weights as a module begins with."""
+    if spec.cell not in PUBLISHED:
+        return getattr(nn, spec.cell)(**sizes(spec)).state_dict()
+    case, published = spec.case, PUBLISHED[spec.cell]
+    rows, H = published.gates * case.hidden_size, case.hidden_size
+    shapes = {"weight_ih": (rows, case.input_size), "weight_hh": (rows, H)}
+    if published.bias:
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+    shapes |= dict.fromkeys(published.params, (H,))
+    bound = H**-0.5
+    return {f"{name}_l0": torch.empty(s).uniform_(-bound, bound) for name, s in shapes.items()}
+
+
 def make_problem(spec: Spec) -> Problem:
     """The same numbers for a case and cell, whatever the mode, dtype, threads and device: drawn in
     float32 on the CPU, then rounded to `dtype`."""
@@ -68,7 +83,7 @@ def make_problem(spec: Spec) -> Problem:
     steps = FRAMES if case.streams else case.T
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = getattr(nn, spec.cell)(**sizes(spec))
+        weights = drawn(spec)
         x = torch.randn(steps, case.N, case.input_size)
         shape = steps, case.N, case.directions * case.output_size
         gradients = [torch.randn(shape) for _ in range(2 if case.job == "states" else 1)]
@@ -84,7 +99,7 @@ def make_problem(spec: Spec) -> Problem:
     problem = Problem(
         spec,
         x,
-        module.state_dict(),
+        weights,
         tuple(gradients),
         episodes if case.job == "reset" else None,
         lengths,

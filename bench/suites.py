@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bench.cases import CELLS, STEPS, Case, Spec
+from bench.cases import CELLS, PUBLISHED, STEPS, Case, Spec
 
 CPU = (
     Case("stream", 1, 1, 128, 256, 1, "a speech front end or an agent that gets one frame a call"),
@@ -52,12 +52,21 @@ FEATURES = (
     lstm("states", 100, 32, 128, 256, 1, "anyone who reads or trains cell states", job="states"),
 )
 
-# The cells of torch.nn, which are known to be right, stand for any.
+# The cells of torch.nn, whose built-in layer tells what a cell as a function costs; and published
+# ones, against a loop and the libraries that have them.
+SIZES = tuple((N, H) for N in (1, 32) for H in (16, 128, 256, 512))
 FUNCTIONS = tuple(
     Case(f"{N} x {H}", 100, N, H, H, 1, "anyone whose cell is not in torch.nn", job="function")
-    for N in (1, 32)
-    for H in (16, 128, 256, 512)
+    for N, H in SIZES
 )
+published = partial(Case, job="published", cells=tuple(PUBLISHED))
+OF_ZOO = (
+    *(published(f"zoo {N} x {H}", 100, N, H, H, 1, "who took it from a paper") for N, H in SIZES),
+    Case(
+        "zoo 8 steps", 8, 1, 128, 128, 1, "nobody: as many as torch.compile unrolls in a minute",
+        job="published", cells=("PeepholeLSTM",),
+    ),
+)  # fmt: skip
 
 LAST = tuple(
     Case(f"last-{T}", T, 32, 64, 128, 1, user, job="last")
@@ -166,7 +175,11 @@ SUITES = {
         extra=("fastrnn cuda", "fastrnn triton", "fastrnn graph", "torch.nn graph", "haste"),
     ),
     "features": Suite("what torch.nn has only work-arounds for", FEATURES),
-    "cells": Suite("cells that are Python functions, by those of torch.nn", FUNCTIONS),
+    "cells": Suite(
+        "cells that are Python functions: those of torch.nn, and those of the zoo",
+        FUNCTIONS + OF_ZOO,
+        cells=CELLS + tuple(PUBLISHED),
+    ),
     "last-step": Suite(
         "training with a loss on the last output", LAST, (1, None), modes=("training",)
     ),
