@@ -109,7 +109,7 @@ def test_features(cell, which, how):
         results = forward(*args, **options)
         output, _, _, *saved = results
         needs = (True, True, True)
-        return results, back(*grads, output, *saved, *needs, *args, **options)
+        return results, back(*grads, None, output, *saved, *needs, *args, **options)
 
     double = converted(args, torch.float64)
     shapes = reference_ops.layer_forward(*double, **options)

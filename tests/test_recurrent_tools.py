@@ -191,6 +191,22 @@ def test_jit_trace():
 
 
 @needs_kernels
+def test_no_compiler_is_needed():
+    """A cell is traced, runs and trains where no program can be found."""
+    program = """
+import shutil, torch, fastrnn
+assert not any(map(shutil.which, ("cc", "gcc", "g++", "clang++", "ninja", "nvcc")))
+layer = fastrnn.Recurrent(fastrnn.zoo.LayerNormLSTM, 4, 8, bias=False)
+with fastrnn.backend("cpu"):
+    layer(torch.randn(5, 2, 4))[0].sum().backward()
+print(layer.w_c_l0.grad.abs().sum().item() > 0)
+"""
+    env = {"PATH": "/nowhere", "PYTHONPATH": str(ROOT), "HOME": "/nowhere"}
+    run = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert run.stdout == "True\n", run.stderr
+
+
+@needs_kernels
 def test_operations_are_those_of_the_kernels():
     from fastrnn._C import program_ops, register_program
     from fastrnn.programs.bytecode import OPS

@@ -79,7 +79,7 @@ def test_equals_torch(name, D, packed, bias):
     saved = reference_ops.layer_forward(*args)
     grads = grads if len(grads) == 3 else [*grads, None]
     grad_input, grad_h0, grad_c0, grad_weights = reference_ops.layer_backward(
-        *grads, None, saved[0], *saved[3:], True, True, True, *args
+        *grads, None, None, saved[0], *saved[3:], True, True, True, *args
     )
     states = [grad_h0] if args[3] is None else [grad_h0, grad_c0]
     for a, e in zip([grad_input, *states, *grad_weights], gradients, strict=True):

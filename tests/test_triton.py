@@ -120,7 +120,7 @@ def test_features(cell, which, plan):
         results = ops.layer_forward(*args, **options)
         output, _, _, *saved = results
         needs = (True, True, True)
-        return results, ops.layer_backward(*grads, output, *saved, *needs, *args, **options)
+        return results, ops.layer_backward(*grads, None, output, *saved, *needs, *args, **options)
 
     double = converted(args, torch.float64)
     shapes = reference_ops.layer_forward(*double, **options)
