@@ -18,6 +18,7 @@ from .programs import Cell
 from .programs.trace import Planes
 
 HEAD_UNITS = 64  # kHeadUnits of csrc/layer.h
+MOST_PARAMS = 16  # kMostParams there
 
 
 def register(cell: Cell, H: int, projected: bool, heads: int = 1) -> str:
@@ -25,12 +26,16 @@ def register(cell: Cell, H: int, projected: bool, heads: int = 1) -> str:
 
     Raises:
         StepError: the step cannot be traced.
-        ValueError: no gate has an input part, a projected state is read or is not the output, or
-            there is a second product with a projection or heads.
+        ValueError: no gate has an input part, there are too many params, a projected state is read
+            or is not the output, or there is a second product with a projection or heads.
     """
     program = cell.program(H)
     if program.gates_x == 0:
         raise ValueError(f"{cell.name}: no gate sees the input")
+    if program.params > MOST_PARAMS:
+        raise ValueError(
+            f"{cell.name} has {program.params} params and inputs, the kernels take {MOST_PARAMS}"
+        )
     if program.gates_w and (projected or heads > 1):
         raise ValueError(
             f"{cell.name} has a second product (gates w:…), which goes with neither heads nor "

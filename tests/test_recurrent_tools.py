@@ -226,6 +226,13 @@ def test_refused():
         Recurrent(peephole, 3, 4)
     with pytest.raises(ValueError, match="hidden_size must be a positive integer, got 0"):
         Recurrent(CELLS["lstm"], 3, 0)
+    many = [f"w{k}" for k in range(17)]
+    cell = Cell(lambda g, s, p: g.a * sum(getattr(p, w) for w in many), "a", params=many[1:])
+    with pytest.raises(AttributeError, match="no parameter or input is named 'w0'"):
+        Recurrent(cell, 3, 4)
+    cell = Cell(cell.step, "a", params=many[1:], inputs="w0", name="many")
+    with pytest.raises(ValueError, match="many has 17 params and inputs, the kernels take 16"):
+        Recurrent(cell, 3, 4)
     with pytest.raises(ValueError, match="no gate sees the input"):
         Recurrent(Cell(lambda g, s, p: torch.tanh(g.u_a), "u:a"), 3, 4)
     with pytest.warns(UserWarning, match="dropout is applied between layers"):
