@@ -18,10 +18,14 @@ from .trees import map_tensors
 
 
 class RNNBase(torch.nn.RNNBase):
-    """What RNN, LSTM and GRU share: the way from user input to the stack of layers.
+    """What RNN, LSTM, GRU and Recurrent share: `forward`, and `step` for one time step.
 
-    Derived classes are told apart by `mode`: LSTM, GRU, RNN_TANH, RNN_RELU, or the name of a cell
-    that was made of a function.
+    It is for `isinstance`; build one of the four. Its attribute `mode` tells them apart: LSTM, GRU,
+    RNN_TANH, RNN_RELU, or the name of a cell that was made of a function.
+
+    Example:
+        >>> isinstance(fastrnn.LSTM(10, 20), fastrnn.RNNBase)
+        True
     """
 
     # The class of torch.nn that does the same, if there is one.
@@ -196,9 +200,9 @@ class RNNBase(torch.nn.RNNBase):
 
         Args:
             input: (N, input_size).
-            state: as `hx` of a call, and what the step before returned; zeros if None.
-            reset: (N,) bool. Where True the row begins anew, from a state of zero,
-            reset_state: or from this one, in the form of `state`.
+            state: in the form of `hx`: what the step before returned; zeros if None.
+            reset: (N,) bool. Where True the row begins anew, from zeros or from `reset_state`.
+            reset_state: in the form of `state`.
 
         Returns:
             The last layer's output (N, P), and the state after the step.
@@ -206,6 +210,11 @@ class RNNBase(torch.nn.RNNBase):
         Raises:
             ValueError: the module is bidirectional, or as a call raises.
             RuntimeError: as a call raises.
+
+        Example:
+            >>> gru, h = fastrnn.GRU(10, 20), None
+            >>> for frame in torch.randn(5, 3, 10):
+            ...     y, h = gru.step(frame, h)
         """
         return self._step(input, state, reset, reset_state)
 

@@ -126,7 +126,7 @@ class RNNCell(AsTorch, _CellBase):
         bias_ih, bias_hh: (H,).
 
     Example:
-        >>> cell, h = RNNCell(10, 20), torch.zeros(3, 20)
+        >>> cell, h = fastrnn.RNNCell(10, 20), torch.zeros(3, 20)
         >>> for x in torch.randn(5, 3, 10):
         ...     h = cell(x, h)
         >>> h.shape
@@ -193,7 +193,7 @@ class GRUCell(AsTorch, _CellBase):
         The gates are in the order r, z, n.
 
     Example:
-        >>> cell = GRUCell(10, 20)
+        >>> cell = fastrnn.GRUCell(10, 20)
         >>> cell(torch.randn(3, 10)).shape
         torch.Size([3, 20])
     """
@@ -246,7 +246,7 @@ class LSTMCell(AsTorch, _CellBase):
         The gates are in the order i, f, g, o.
 
     Example:
-        >>> cell = LSTMCell(10, 20)
+        >>> cell = fastrnn.LSTMCell(10, 20)
         >>> h, c = cell(torch.randn(3, 10), (torch.zeros(3, 20), torch.zeros(3, 20)))
         >>> h.shape, c.shape
         (torch.Size([3, 20]), torch.Size([3, 20]))

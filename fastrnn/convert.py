@@ -114,22 +114,30 @@ def _list(left: list[str]) -> None:
 def convert(module: Module, filter: Filter | None = None) -> Module:
     """Makes every RNN, LSTM, GRU and cell of `torch.nn` in a model compute with fastrnn.
 
-    In place: the modules stay the same objects and only their class changes, so parameters, hooks,
-    names, tied weights, parametrizations and the training flag are kept, a module that occurs twice
-    is still one, and an optimizer or a variable that holds them goes on working.
+    The conversion is in place: the modules stay the same objects, and only their class changes.
+    Parameters, hooks, names, tied weights, parametrizations and the training flag are kept. An
+    optimizer or a variable that holds a module goes on working.
 
-    An instance of a subclass gets a class that derives from the subclass and from ours. It is left
-    alone, and a UserWarning lists it, where a method that a call is made of is overridden, in the
-    class or in the instance; but a `forward` that calls `super().forward` goes on, to ours. A model
-    in which there is nothing to convert is a UserWarning too.
+    An instance of a subclass gets a class that derives from the subclass and from ours. A subclass
+    or an instance that overrides `forward`, or a method that `forward` calls, is left alone. A
+    `forward` that calls `super().forward` is no obstacle: the call reaches ours.
 
     Args:
         module: a model, or a recurrent module by itself.
-        filter: called with the name within the model ("" for the model itself) and the module;
-            those for which it returns False stay as they are.
+        filter: called with the name within the model ("" for the model itself) and the module. A
+            module for which it returns False stays as it is.
 
     Returns:
         `module`.
+
+    Warns:
+        UserWarning: modules were left alone, which the warning lists; or the model has nothing to
+            convert.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(10, 20))
+        >>> fastrnn.convert(model) is model, type(model[0])
+        (True, <class 'fastrnn.modules.LSTM'>)
     """
     left, found = [], False
     for name, child in list(module.named_modules()):
@@ -157,16 +165,22 @@ def convert(module: Module, filter: Filter | None = None) -> Module:
 def to_torch(module: Module) -> Module:
     """The reverse of `convert`: every module of ours in a model becomes that of `torch.nn`.
 
-    For what knows `torch.nn` only: export to ONNX, quantization, TorchScript, code that checks the
-    class. In place as `convert` is, on the same parameters; `to_torch(copy.deepcopy(model))` leaves
-    the model as it is. A UserWarning lists what stays: instances of subclasses of ours, and those
-    with a `forward` of their own.
+    It serves tools that know only `torch.nn`. It works in place, on the same parameters;
+    `to_torch(copy.deepcopy(model))` leaves the model as it is.
 
     Args:
         module: a model, or a recurrent module by itself, whether `convert` made it or not.
 
     Returns:
         `module`.
+
+    Warns:
+        UserWarning: modules stay ours, which the warning lists: instances of subclasses of ours,
+            and those with a `forward` of their own.
+
+    Example:
+        >>> type(fastrnn.to_torch(fastrnn.GRU(10, 20)))
+        <class 'torch.nn.modules.rnn.GRU'>
     """
     left = []
     for name, child in list(module.named_modules()):
@@ -220,22 +234,44 @@ _patched = Choice(False, _set_patched)
 def patch() -> Scope:
     """Context manager in which `torch.nn.LSTM(...)` and its siblings build ours, in every thread.
 
-    It reaches constructors of other libraries, however they imported the classes, and modules that
-    are unpickled or copied. Subclasses of the classes are built as they are; `convert` takes those
-    that can be replaced. It may be entered by several threads, which may leave in any order: the
-    classes are torch's own again when all have left. Without `with` it has no effect, and warns of
-    that: `install` is for a swap that stays.
+    It reaches the code of other libraries, however they imported the classes, and modules that are
+    unpickled or copied. Subclasses are built as they are; `convert` takes those that can be
+    replaced. Several threads may enter it, and leave in any order: the classes are torch's own
+    again when all have left. Without `with` it has no effect, and warns; `install` is for a swap
+    that stays.
+
+    Example:
+        >>> with fastrnn.patch():
+        ...     model = torch.nn.Sequential(torch.nn.LSTM(10, 20))
+        >>> type(model[0])
+        <class 'fastrnn.modules.LSTM'>
     """
     unused = "fastrnn.patch() has no effect without `with`; fastrnn.install() swaps for good"
     return Scope(_patched, True, unused)
 
 
 def install() -> None:
-    """Does what `patch` does until `uninstall`: for libraries that build or load `torch.nn`'s
-    modules out of reach. It holds in the whole process; a second call changes nothing."""
+    """Does what `patch` does, in the whole process and until `uninstall`.
+
+    It serves libraries that build or load modules of `torch.nn` where no `with` can be put around
+    them. A second call changes nothing.
+
+    Example:
+        >>> fastrnn.install()
+        >>> type(torch.nn.GRU(10, 20))
+        <class 'fastrnn.modules.GRU'>
+        >>> fastrnn.uninstall()
+    """
     _patched.begin("install", True)
 
 
 def uninstall() -> None:
-    """Ends what `install` began. Modules built meanwhile stay ours; a `patch` goes on."""
+    """Ends what `install` began. Modules that were built meanwhile stay ours; a `patch` goes on.
+
+    Example:
+        >>> fastrnn.install()
+        >>> fastrnn.uninstall()
+        >>> type(torch.nn.GRU(10, 20))
+        <class 'torch.nn.modules.rnn.GRU'>
+    """
     _patched.end("install")

@@ -21,15 +21,23 @@ from .trees import map_tensors
 
 
 class States(NamedTuple):
-    """The state after every time step, in a tuple of one tensor for each layer.
+    """The state after every time step: what `return_states` and `return_gates` add to a call.
 
-    h: (T, N, D, P), the layer's output before dropout. Of a `Recurrent` the recurrent state.
-    c: (T, N, D, H); None where there is no cell state.
-    gates: (T, N, D, G, H), activated, without gradient, in the order of `torch.nn`'s weights:
-        i, f, g, o of an LSTM; r, z, n of a GRU; the activation, h itself, of an RNN. None where
-        not asked for.
+    Each field is a tuple with one tensor for each layer. N comes first if `batch_first`, and is
+    missing for unbatched input.
 
-    N comes first if `batch_first`, and is missing for unbatched input.
+    Attributes:
+        h: (T, N, D, P), the layer's output before dropout; of a `Recurrent` the recurrent state.
+        c: (T, N, D, H); None where there is no cell state.
+        gates: (T, N, D, G, H), after the activation, without gradient, in the order of
+            `torch.nn`'s weights: i, f, g, o of an LSTM; r, z, n of a GRU; h itself of an RNN. None
+            without `return_gates`.
+
+    Example:
+        >>> gru = fastrnn.GRU(10, 20, num_layers=2)
+        >>> output, h_n, states = gru(torch.randn(5, 3, 10), return_gates=True)
+        >>> states.h[1].shape, states.c, states.gates[0].shape
+        (torch.Size([5, 3, 1, 20]), None, torch.Size([5, 3, 1, 3, 20]))
     """
 
     h: tuple[Tensor, ...]

@@ -1,9 +1,9 @@
 """LSTM, GRU and RNN as functions over flat lists of weights.
 
-Weights are listed as `torch.nn` orders them: per layer, per direction: w_ih (G*H, in), w_hh
-(G*H, P), then b_ih and b_hh (G*H,) if `bias`, then w_hr (P, H) if an LSTM is projected. Here
-`in` is the input size for the first layer and D*P for the others, D is 1 or 2 directions, P is
-the projection size or H.
+The list has the order of `torch.nn`: for each layer and each direction w_ih (G*H, in), w_hh
+(G*H, P), then b_ih and b_hh (G*H,) if `bias`, then w_hr (P, H) if an LSTM is projected. G is the
+number of gates: 4 of an LSTM, 3 of a GRU, 1 of an RNN. `in` is the input size for the first layer
+and D*P for the others, D is 1 or 2 directions, P is the projection size or H.
 """
 
 from __future__ import annotations
@@ -112,34 +112,45 @@ def lstm(
         input: (T, N, in), (N, T, in) if `batch_first`, or (rows, in) with `batch_sizes`.
         hx: h0 (num_layers*D, N, P) and c0 (num_layers*D, N, H).
         weights: flat, in the order of `torch.nn`.
-        dropout: probability of zeroing an element between layers, if `training`.
-        batch_sizes: (T,) int64 on the CPU for the data of a PackedSequence; `hx` and the final
+        bias: whether `weights` has b_ih and b_hh.
+        num_layers, bidirectional, batch_first: as of `LSTM`.
+        dropout: probability of zeroing an element of what a layer gives the next one.
+        training: whether there is dropout.
+        batch_sizes: (T,) int64 on the CPU for the data of a PackedSequence. `hx` and the final
             states are then in its sorted order, and `batch_first` has no meaning.
 
-    The rest needs padded input. `reset` and `lengths` may be lists, tuples or arrays of numpy too:
+    The rest needs padded input. `reset` and `lengths` may be lists, tuples or numpy arrays, too:
         reset: (T, N) bool, (N, T) if `batch_first`. Where True, h and c of the row are zero before
             the step, in every layer. Not bidirectional.
-        reset_state: what they are there in place of zero: a pair in the form of `hx`, or of
-            (T, num_layers, N, ...), one for each step. Gradients flow into it. It waits for the
-            values of `reset` if these are on a GPU, and dropout masks are not those of a call
-            without it. A compiled graph takes one step at a time.
-        lengths: (N,) of any integer dtype, on any device, each in [0, T], in any order. Results
-            are zero past a row's length, h_n and c_n are those of its own last step, and the
-            reverse direction begins there. What the input holds past it plays no part.
-        return_states, return_gates: whether to return States of every step, and with gates.
-        detach_every: k >= 1: no gradient passes through h and c from step j*k to step j*k - 1, for
-            any j: truncated back-propagation through time.
-        grad_clip: v > 0: what each step sends back through h to the step before it, or to h0, is
-            clamped to [-v, v], before gradients from output, h_n and States are added.
+        reset_state: h and c of such a row in place of zero: a pair in the form of `hx`, or of
+            (T, num_layers, N, ...), one for each step. Gradients flow into it. With it, a
+            call waits for a `reset` on a GPU, dropout draws other masks than without it, and a
+            compiled graph takes one step at a time.
+        lengths: (N,) of any integer dtype, on any device, each in [0, T], in any order. Past a
+            row's length the input is not read and results are zero. h_n and c_n are those of the
+            row's last step, and the reverse direction begins there.
+        return_states: whether to return the `States` of every step.
+        return_gates: whether to return `States` with the gates in them.
+        detach_every: k >= 1, for truncated back-propagation through time. No gradient passes
+            through h and c from step j*k to step j*k - 1, for any j.
+        grad_clip: v > 0. The gradient that a step sends back through h, to the step before it or
+            to h0, is clamped to [-v, v] before gradients of output, h_n and States are added.
 
     Returns:
-        output (T, N, D*P), (N, T, D*P) or (rows, D*P); h_n and c_n in the shape of `hx`; States
+        output (T, N, D*P), (N, T, D*P) or (rows, D*P); h_n and c_n in the shape of `hx`; `States`
         if asked for.
 
     Raises:
         ValueError: a feature is out of its range, of a wrong dtype, or does not go with the input.
-        RuntimeError: ranks, sizes, dtypes or devices do not fit, there is no time step, or, where
-            lengths are on the CPU, one is out of range; elsewhere their values are not read.
+        RuntimeError: ranks, sizes, dtypes or devices do not fit; there is no time step; or a
+            length on the CPU is out of range. Lengths on a GPU are not read.
+
+    Example:
+        >>> lstm, x = fastrnn.LSTM(10, 20), torch.randn(5, 3, 10)
+        >>> zeros = torch.zeros(1, 3, 20)
+        >>> output, h_n, c_n = fastrnn.functional.lstm(x, (zeros, zeros), lstm._flat_weights)
+        >>> torch.equal(output, lstm(x)[0])
+        True
     """
     if len(hx) != 2:
         raise RuntimeError("lstm expects two hidden states")
@@ -150,7 +161,7 @@ def lstm(
     )  # fmt: skip
 
 
-def _without_cell_state(cell: str, title: str) -> Callable[..., tuple[Tensor, ...]]:
+def _without_cell_state(cell: str, title: str, owner: str) -> Callable[..., tuple[Tensor, ...]]:
     def function(
         input: Tensor,
         h0: Tensor,
@@ -180,11 +191,21 @@ def _without_cell_state(cell: str, title: str) -> Callable[..., tuple[Tensor, ..
     function.__name__ = function.__qualname__ = cell
     function.__doc__ = f"""A stack of {title} layers: (output, h_n).
 
-    Arguments, results and errors as in `lstm`, with h0 (num_layers*D, N, H) alone for a state.
+    Args:
+        h0: (num_layers*D, N, H), in place of the pair `hx` of `lstm`.
+
+    All other arguments, the results and the errors are those of `lstm`, without c.
+
+    Example:
+        >>> weights = fastrnn.{owner}._flat_weights
+        >>> x, h0 = torch.randn(5, 3, 10), torch.zeros(1, 3, 20)
+        >>> output, h_n = fastrnn.functional.{cell}(x, h0, weights)
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
     """
     return function
 
 
-gru = _without_cell_state("gru", "GRU")
-rnn_tanh = _without_cell_state("rnn_tanh", "RNN (tanh)")
-rnn_relu = _without_cell_state("rnn_relu", "RNN (ReLU)")
+gru = _without_cell_state("gru", "GRU", "GRU(10, 20)")
+rnn_tanh = _without_cell_state("rnn_tanh", "RNN (tanh)", "RNN(10, 20)")
+rnn_relu = _without_cell_state("rnn_relu", "RNN (ReLU)", "RNN(10, 20)")

@@ -6,14 +6,19 @@ import importlib
 
 
 def release_memory() -> int:
-    """Gives the system the memory that the kernels for CPUs keep for their next call.
+    """Gives back to the system the working memory that the CPU kernels keep between calls.
 
-    They keep at most 64 MiB for the whole process, whatever the number of threads. A call that
-    comes later asks the system again. May be called at any time, also while others compute.
-    The memory of tensors is torch's and plays no part here.
+    The kernels keep at most 64 MiB for the whole process, whatever the number of threads. The next
+    call asks the system again. This function may be called at any time, also while other threads
+    compute. It leaves tensors alone: their memory is torch's.
 
     Returns:
-        The number of bytes; 0 where no kernels are compiled.
+        The number of bytes given back; 0 where no kernels are compiled.
+
+    Example:
+        >>> freed = fastrnn.release_memory()
+        >>> fastrnn.release_memory()
+        0
     """
     try:
         kernels = importlib.import_module("fastrnn._C")

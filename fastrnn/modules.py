@@ -22,7 +22,7 @@ _PROJ_SIZE = "proj_size argument is only supported for LSTM, not RNN or GRU"
 
 
 class RNN(AsTorch, RNNBase):
-    """Elman network; as `torch.nn.RNN`.
+    """Elman network (Elman 1990, "Finding structure in time"); as `torch.nn.RNN`.
 
         h' = tanh(W_ih x + b_ih + W_hh h + b_hh), or relu in place of tanh
 
@@ -51,7 +51,7 @@ class RNN(AsTorch, RNNBase):
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
 
     Example:
-        >>> rnn = RNN(10, 20, nonlinearity="relu")
+        >>> rnn = fastrnn.RNN(10, 20, nonlinearity="relu")
         >>> output, h_n = rnn(torch.randn(5, 10))
         >>> output.shape, h_n.shape
         (torch.Size([5, 20]), torch.Size([1, 20]))
@@ -96,7 +96,8 @@ class RNN(AsTorch, RNNBase):
 
 
 class GRU(AsTorch, RNNBase):
-    """Gated recurrent unit, reset after the product; as `torch.nn.GRU`.
+    """Gated recurrent unit (Cho et al. 2014, arXiv 1406.1078), in the form of cuDNN, which resets
+    after the product; as `torch.nn.GRU`.
 
         r = sigmoid(W_ir x + b_ir + W_hr h + b_hr)
         z = sigmoid(W_iz x + b_iz + W_hz h + b_hz)
@@ -128,7 +129,7 @@ class GRU(AsTorch, RNNBase):
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
 
     Example:
-        >>> gru = GRU(10, 20, batch_first=True)
+        >>> gru = fastrnn.GRU(10, 20, batch_first=True)
         >>> output, h_n = gru(torch.randn(3, 5, 10), torch.randn(1, 3, 20))
         >>> output.shape, h_n.shape
         (torch.Size([3, 5, 20]), torch.Size([1, 3, 20]))
@@ -167,7 +168,8 @@ class GRU(AsTorch, RNNBase):
 
 
 class LSTM(AsTorch, RNNBase):
-    """Long short-term memory, optionally with a projection of h; as `torch.nn.LSTM`.
+    """Long short-term memory (Gers, Schmidhuber & Cummins 2000, "Learning to forget"), optionally
+    with a projection of h (Sak et al. 2014, arXiv 1402.1128); as `torch.nn.LSTM`.
 
         i = sigmoid(W_ii x + b_ii + W_hi h + b_hi)      c' = f * c + i * g
         f = sigmoid(W_if x + b_if + W_hf h + b_hf)      h' = o * tanh(c')
@@ -201,7 +203,7 @@ class LSTM(AsTorch, RNNBase):
         ValueError, TypeError: an argument is out of range or of a wrong type, as in `torch.nn`.
 
     Example:
-        >>> lstm = LSTM(10, 20, num_layers=2, bidirectional=True)
+        >>> lstm = fastrnn.LSTM(10, 20, num_layers=2, bidirectional=True)
         >>> output, (h_n, c_n) = lstm(torch.randn(5, 3, 10))
         >>> output.shape, h_n.shape, c_n.shape
         (torch.Size([5, 3, 40]), torch.Size([4, 3, 20]), torch.Size([4, 3, 20]))

@@ -24,9 +24,6 @@ State = Tensor | tuple[Tensor, ...]
 class Recurrent(RNNBase):
     """Layers of a cell of one's own, as `LSTM` is of its cell: with the same features and kernels.
 
-        layer = fastrnn.Recurrent(cell, 128, 256, num_layers=2, bidirectional=True)
-        output, state = layer(x, state, inputs={"dt": dt})
-
     Args:
         cell: a `Cell`, whose step is a function.
         input_size, hidden_size: I and H, features of the input and units of every state.
@@ -35,10 +32,8 @@ class Recurrent(RNNBase):
         batch_first: whether input and output are (N, T, features), not (T, N, features).
         dropout: probability of zeroing an element of what a layer gives the next one, in training.
         bidirectional: whether a second direction reads the sequence from its end; D is 2 then.
-        proj_size: P, the width of a projected recurrent state; 0 for none. Its step then cannot
-            read that state.
-        heads: equal parts of the units; W_hh has a part of h enter the gates of the same units
-            only.
+        proj_size: P, the width of a projected recurrent state, which the step cannot read; or 0.
+        heads: equal parts of the units; W_hh connects the units of one part with each other only.
         device, dtype: of the parameters.
 
     Shapes of a call `output, state = layer(input, state)`, see `forward`:
@@ -58,7 +53,13 @@ class Recurrent(RNNBase):
 
     Raises:
         StepError: the step cannot be traced; see `Cell`.
-        ValueError: an argument is out of range.
+        TypeError, ValueError: `cell` is no `Cell`; an argument is out of range.
+
+    Example:
+        >>> layer = fastrnn.Recurrent(fastrnn.zoo.CfC, 10, 20)
+        >>> output, h = layer(torch.randn(5, 3, 10), inputs={"dt": torch.rand(5, 3, 1)})
+        >>> output.shape, h.shape
+        (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
     """
 
     # Nothing of torch.nn computes it.

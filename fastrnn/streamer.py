@@ -41,29 +41,23 @@ def _stream_class() -> type:
 class Streamer:
     """Runs a unidirectional LSTM, GRU, RNN or Recurrent forward, one time step a call.
 
-        stream = fastrnn.Streamer(module, batch_size=1)
-        for x in frames:       # (batch_size, input_size)
-            y = stream(x)      # (batch_size, hidden_size), or proj_size
+    A call computes what `module.step(x, state)` computes in eval mode, and keeps the state. It
+    allocates nothing and releases the GIL. The result is the same memory at every call, and the
+    next call overwrites it: clone what you keep. You may change, reshape or share the result; the
+    state lives elsewhere. Each thread may run a stream of its own; one stream serves one thread at
+    a time. Where no kernels are built, PyTorch's own compute the steps, and a call does allocate.
 
     A cell with `inputs` is given them at each call, as `module.step` is: `stream(x, {"dt": 0.1})`.
-    Where no kernels are built, PyTorch's own compute the steps: then a call does allocate.
 
-    A call computes what `module.step(x, state)` does in eval mode, and keeps the state. It
-    allocates nothing and releases the GIL. `y` is the same memory at every call, overwritten by the
-    next one: clone what is to be kept. It may be changed, reshaped, shared with another process or
-    moved otherwise: the stream goes on in memory of its own. Several threads may run a stream each;
-    one stream is for one thread at a time.
-
-    The weights are those of the moment at which the stream was made, packed: a later change of the
-    module's does not reach it, however it is made, until `refresh()` takes them again. A copy by
-    `copy.deepcopy` or `pickle` takes the module and the state along, and the weights that the
-    module then has.
+    The stream packs the weights when it is made. A later change of the module does not reach it
+    until `refresh()`. `copy.deepcopy` and `pickle` take the module and the state along; the copy
+    packs the weights that the module then has.
 
     A step of a few rows takes as long as reading the weights. `weights` makes these smaller, for an
     LSTM, GRU or RNN in float32; biases, states and gates stay float32. Weights of int8 have a scale
-    for each row. What meets them is rounded at every step to 16 bits, or, with
-    `activations="int8"`, to 8, with a scale for each row of the batch. A row with infinity or NaN
-    there becomes NaN, until it is reset. `quantization_error` says what small weights cost.
+    for each row. Their factors, the input and the hidden state, are rounded at every step to 16
+    bits, or to 8 with `activations="int8"`, with a scale for each row of the batch. A row with
+    infinity or NaN becomes NaN until it is reset. `quantization_error` tells the loss.
 
     Args:
         module: float32 or float64, on the CPU. No gradients are recorded; no dropout is applied.
@@ -79,6 +73,13 @@ class Streamer:
             weights or activations do not fit it, or a weight has a number that its format cannot
             hold, such as one beyond 65504 in float16.
         RuntimeError: weights is given, and no kernels are built.
+
+    Example:
+        >>> stream = fastrnn.Streamer(fastrnn.GRU(8, 16), batch_size=1)
+        >>> for x in torch.randn(5, 1, 8):  # (batch_size, input_size)
+        ...     y = stream(x)
+        >>> y.shape  # (batch_size, hidden_size), or proj_size
+        torch.Size([1, 16])
     """
 
     def __init__(

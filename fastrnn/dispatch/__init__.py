@@ -73,15 +73,20 @@ def status(name: str) -> str | None:
 
 
 def backends() -> dict[str, str]:
-    """Each backend by name, with "usable" or the reason why it is not."""
+    """Each backend by name, with "usable" or the reason why it is not.
+
+    Example:
+        >>> fastrnn.backends()["reference"]
+        'usable'
+    """
     return {name: status(name) or "usable" for name in BACKENDS}
 
 
 def backend(name: str) -> Scope:
     """Context manager that chooses what computes the layers, in every thread of the process.
 
-    The last one entered that has not been left counts, whichever thread entered it; they may be
-    left in any order. Also a decorator. Without `with` it has no effect, and warns of that:
+    Where several are active, in one thread or in several, the one entered last counts; they may be
+    left in any order. It is a decorator, too. Without `with` it has no effect, and warns;
     `set_backend` is for a choice that stays.
 
     Args:
@@ -92,7 +97,15 @@ def backend(name: str) -> Scope:
 
     Raises:
         ValueError: there is no such backend.
-        RuntimeError: the backend cannot run: here, or in a call whose tensors it does not take.
+        RuntimeError: the backend cannot run on this machine; or, from a call inside the `with`,
+            it does not take the tensors of the call.
+
+    Example:
+        >>> lstm, x = fastrnn.LSTM(10, 20), torch.randn(5, 3, 10)
+        >>> with fastrnn.backend("reference"):
+        ...     slow = lstm(x)[0]
+        >>> torch.allclose(slow, lstm(x)[0], atol=1e-6)
+        True
     """
     unused = (
         f"fastrnn.backend({name!r}) has no effect without `with`; "
@@ -104,7 +117,14 @@ def backend(name: str) -> Scope:
 def set_backend(name: str) -> None:
     """Chooses what computes the layers, at once and in every thread, until it is called again.
 
-    A later `with backend(...)` goes before it while that lasts. Names and errors as in `backend`.
+    A `with backend(...)` that is entered later counts while it lasts.
+
+    Args:
+        name: as of `backend`, with its errors.
+
+    Example:
+        >>> fastrnn.set_backend("reference")
+        >>> fastrnn.set_backend("auto")
     """
     _choice.begin("set_backend", _checked(name))
 

@@ -26,10 +26,10 @@ def _split(kind: str, names: str | Sequence[str]) -> tuple[str, ...]:
 class Cell:
     """A recurrent cell whose step is a Python function.
 
-    `step(g, s, p)` is plain PyTorch. It is given gates `g.name`, states `s.name` and parameters
+    `step(g, s, p)` is plain PyTorch. It takes gates `g.name`, states `s.name` and parameters
     `p.name`, each a plane of shape (N, H): batch, units. It returns the new states in the order
-    of `states`, or one tensor if there is one. It is traced once: autograd derives it, and both
-    become programs that compiled kernels run.
+    of `states`, or one tensor if there is one. It is traced once, and autograd derives it. The
+    step and its derivative become programs that compiled kernels run.
 
     Args:
         step: the function. It computes each unit of each row by itself, but for sums over the
@@ -57,16 +57,15 @@ class Cell:
     A cell does not change. Cells of the same arguments are equal; a cell can be pickled if its
     step can.
 
-    Example::
-
-        def step(g, s, p):
-            i = torch.sigmoid(g.i + p.w_i * s.c)
-            f = torch.sigmoid(g.f + p.w_f * s.c)
-            c = f * s.c + i * torch.tanh(g.c)
-            o = torch.sigmoid(g.o + p.w_o * c)
-            return o * torch.tanh(c), c
-
-        peephole = Cell(step, gates="i f c o", states="h c", params="w_i w_f w_o")
+    Example:
+        >>> def step(g, s, p):
+        ...     i = torch.sigmoid(g.i + p.w_i * s.c)
+        ...     f = torch.sigmoid(g.f + p.w_f * s.c)
+        ...     c = f * s.c + i * torch.tanh(g.c)
+        ...     o = torch.sigmoid(g.o + p.w_o * c)
+        ...     return o * torch.tanh(c), c
+        >>> peephole = fastrnn.Cell(step, gates="i f c o", states="h c", params="w_i w_f w_o")
+        >>> output, (h, c) = fastrnn.Recurrent(peephole, 10, 20)(torch.randn(5, 3, 10))
     """
 
     def __init__(

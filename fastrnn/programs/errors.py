@@ -16,7 +16,15 @@ _TORCHS = str(Path(torch.__file__).parent)
 
 
 class StepError(RuntimeError):
-    """A step that cannot become a program. The message names the line and the remedy."""
+    """A step that cannot become a program. The message names the line and the remedy.
+
+    Example:
+        >>> loud = fastrnn.Cell(lambda g, s, p: torch.tanh(g.n + torch.randn(())), gates="n")
+        >>> fastrnn.Recurrent(loud, 10, 20)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        fastrnn.programs.errors.StepError: ...
+    """
 
 
 def step_error(step: Callable, message: str, until: CodeType | None = None) -> StepError:

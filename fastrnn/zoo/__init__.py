@@ -1,11 +1,12 @@
 """Cells of the literature, for `fastrnn.Recurrent`.
 
-    layer = fastrnn.Recurrent(fastrnn.zoo.PeepholeLSTM, 128, 256)
-
 Each is a `fastrnn.Cell`. Its step is the function of the same name in small letters, whose
-docstring has the formula and the paper: `help(fastrnn.zoo.peephole_lstm)`. There W is what
-multiplies the input x, U what multiplies the recurrent state, and s the sigmoid; biases are left
-out.
+docstring has the formula and the paper: `help(fastrnn.zoo.peephole_lstm)`. In a formula W
+multiplies the input x, U multiplies the recurrent state, and s is the sigmoid. Biases are left out.
+
+Example:
+    >>> layer = fastrnn.Recurrent(fastrnn.zoo.PeepholeLSTM, 10, 20)
+    >>> output, (h, c) = layer(torch.randn(5, 3, 10))
 """
 
 from .gru import (

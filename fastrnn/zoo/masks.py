@@ -12,16 +12,24 @@ from ..recurrent import Recurrent
 def zoneout(
     layer: Recurrent, input: Tensor | PackedSequence, h: float = 0.05, c: float = 0.5
 ) -> dict[str, Tensor]:
-    """`inputs` for a call of a layer of `ZoneoutLSTM`: `layer(x, inputs=zoneout(layer, x))`.
+    """`inputs` for a call of a layer of `ZoneoutLSTM`.
 
     Args:
         layer: the layer. In training each unit keeps its state in each step by a draw of its own;
             in eval mode it keeps the expected part.
-        input: what the layer is about to be called with.
+        input: the input of the coming call.
         h, c: the probability that a unit keeps its h, and its c.
+
+    Returns:
+        The masks `keep_h` and `keep_c`.
 
     Raises:
         ValueError: a probability is not in [0, 1).
+
+    Example:
+        >>> layer = fastrnn.Recurrent(fastrnn.zoo.ZoneoutLSTM, 10, 20)
+        >>> x = torch.randn(5, 3, 10)
+        >>> output, (h, c) = layer(x, inputs=fastrnn.zoo.zoneout(layer, x))
     """
     _check(h=h, c=c)
     if not layer.training:
@@ -36,12 +44,21 @@ def recurrent_dropout(
 
     Args:
         layer: the layer. In eval mode the mask is 1.
-        input: what the layer is about to be called with.
-        p: the probability that a unit is dropped; one that is not is divided by 1 - p.
+        input: the input of the coming call.
+        p: the probability that a unit is dropped. A unit that is kept is divided by 1 - p.
         per: "sequence" for one draw a row, which holds for all its steps; "step" for one a step.
+
+    Returns:
+        The mask `mask`.
 
     Raises:
         ValueError: p is not in [0, 1), or `per` is something else.
+
+    Example:
+        >>> layer = fastrnn.Recurrent(fastrnn.zoo.RecurrentDropoutLSTM, 10, 20)
+        >>> x = torch.randn(5, 3, 10)
+        >>> masks = fastrnn.zoo.recurrent_dropout(layer, x, p=0.5, per="step")
+        >>> output, (h, c) = layer(x, inputs=masks)
     """
     _check(p=p)
     if per not in ("sequence", "step"):
