@@ -233,14 +233,21 @@ $(filter $(ARM)/clang%,$(HOT_LOOPS)): $(ARM)/clang_%.o: tests/cpp/hot_loops.cpp 
 $(ARM)/test_%: $(ARM)/test_%.o $(ARM_OBJECTS)
 	$(ARM_CXX) $(ARM_FLAGS) $^ -o $@
 
-# What is excluded comes with torch.
+# CUDA kernels where there is an nvcc; they load beside a torch without CUDA, too. What is excluded comes
+# with torch. The check runs what pip installs from the wheel, not this folder.
+NVCC := $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc) $(shell command -v nvcc)
+WHEEL_BUILD := $(patsubst auto,$(if $(strip $(NVCC)),cuda,cpu),$(FASTRNN_BUILD))
 wheel: $(INSTALLED)
 	rm -rf build/wheel build/lib.*
-	PATH="$(abspath $(BIN)):$$PATH" FASTRNN_BUILD=cpu $(BIN)/python -m pip wheel --quiet \
+	PATH="$(abspath $(BIN)):$$PATH" FASTRNN_BUILD=$(WHEEL_BUILD) $(BIN)/python -m pip wheel --quiet \
 	    --no-build-isolation --no-deps --wheel-dir build/wheel .
 	$(BIN)/python -m auditwheel show build/wheel/*.whl
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --plat manylinux_2_28_$(shell uname -m) \
-	    --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheel/*.whl
+	    --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir build/wheel/dist build/wheel/*.whl
+	$(PIP) --no-deps --target build/wheel/installed build/wheel/dist/*.whl
+	cd build/wheel/installed && $(abspath $(BIN))/python -m fastrnn
+	mkdir -p dist && cp build/wheel/dist/*.whl dist/
+	ls -l dist
 
 -include $(wildcard build/sanitize/*.d build/races/*.d build/coverage/*.d build/arm/*.d)
 

@@ -176,7 +176,7 @@ def kernels(cuda: bool) -> dict:
 
     # As system headers, torch's do not drown our own warnings.
     system = [pybind11.get_include(), *cpp_extension.include_paths()]
-    sources = ["csrc/module.cpp", *sorted(glob("csrc/cpu/*.cpp"))]
+    sources = [*sorted(glob("csrc/*.cpp")), *sorted(glob("csrc/cpu/*.cpp"))]
     module = Extension(
         "fastrnn._C",
         sources=sources + sorted(glob("csrc/cuda/*.cpp")) * cuda,

@@ -186,6 +186,18 @@ def test_wheels_hold_the_package_only(pure_wheel: Path, compiled_wheel: Path):
     assert f"fastrnn-{VERSION}.dist-info/licenses/LICENSE" in names(pure_wheel)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="manylinux is of Linux")
+def test_compiled_wheel_is_of_manylinux_2_28(compiled_wheel: Path, tmp_path: Path):
+    """auditwheel looks at the version of each symbol that the extension takes from glibc and
+    libstdc++; csrc/older_systems.cpp has those that would be too new."""
+    plat = f"manylinux_2_28_{os.uname().machine}"
+    command = ["-m", "auditwheel", "repair", "--plat", plat, "--wheel-dir", str(tmp_path)]
+    run(sys.executable, *command, "--exclude", "libtorch*", "--exclude", "libc10*", compiled_wheel)
+    (repaired,) = tmp_path.glob("*.whl")
+    assert plat in repaired.name
+    assert not [name for name in names(repaired) if ".libs/" in name]  # nothing was copied into it
+
+
 def test_compiled_wheel_works_with_torch_alone(compiled_python: Path, tmp_path: Path):
     facts = json.loads(run(compiled_python, "-c", SMOKE, cwd=tmp_path))
     assert facts == {"version": VERSION, "compiled": True, "numpy": False, "warnings": []}
