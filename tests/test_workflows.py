@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 import yaml
 from project import PYPROJECT, ROOT
+
+from tools import addresses
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 FOLDER = ROOT / ".github" / "workflows"
 MAKE = re.compile(r"^\s*make\b.*", re.M)
@@ -44,6 +52,21 @@ def test_the_tests_are_those_of_the_whole_check():
     assert named - emulated == targets((ROOT / ".ci" / "run").read_text()) - on_gpu
     made = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}:", made, re.M) for target in named)
+
+
+def test_what_is_published_has_absolute_links_and_addresses():
+    text, project = (ROOT / "README.md").read_text(), (ROOT / "pyproject.toml").read_text()
+    link = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
+    for one, image in link.findall(addresses.readme(text, "https://host/us/fastrnn", "v1")):
+        kind, _, path = (one or image).removeprefix("https://host/us/fastrnn/").partition("/v1/")
+        assert kind == ("raw" if path.endswith(".png") else "blob")
+        assert (ROOT / path.partition("#")[0]).exists()
+    parsed = tomllib.loads(addresses.pyproject(project, "https://host/us/fastrnn", "v1"))
+    assert parsed["project"].pop("urls")["Repository"] == "https://host/us/fastrnn"
+    assert parsed == PYPROJECT
+    jobs = workflow("wheels.yml")["jobs"]
+    for name in ("wheels", "sdist"):
+        assert any("tools/addresses.py" in step.get("run", "") for step in jobs[name]["steps"])
 
 
 def test_wheels():
