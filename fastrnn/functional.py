@@ -127,8 +127,8 @@ def lstm(
             call waits for a `reset` on a GPU, dropout draws other masks than without it, and a
             compiled graph takes one step at a time.
         lengths: (N,) of any integer dtype, on any device, each in [0, T], in any order. Past a
-            row's length the input has no influence, and results are zero. h_n and c_n are those of the
-            row's last step, and the reverse direction begins there.
+            row's length the input has no influence, and results are zero. h_n and c_n are those of
+            the row's last step, and the reverse direction begins there.
         return_states: whether to return the `States` of every step.
         return_gates: whether to return `States` with the gates in them.
         detach_every: k >= 1, for truncated back-propagation through time. No gradient passes

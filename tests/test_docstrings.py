@@ -9,6 +9,7 @@ import torch
 
 import fastrnn
 from fastrnn import functional, zoo
+from tools import docstrings
 
 PUBLIC = {name: getattr(fastrnn, name) for name in fastrnn.__all__ if name != "functional"}
 PUBLIC |= {f"functional.{name}": getattr(functional, name) for name in functional.__all__}
@@ -46,6 +47,16 @@ def test_layers_and_cells_have_their_formulas_and_shapes(name):
     text = PUBLIC[name].__doc__
     for part in ("Args:", "Shapes of a call", "Parameters", " = tanh(W_i", "Example:"):
         assert part in text, part
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_site_shows_products_and_lists(name):
+    """Markdown would make italics of the asterisks in "(4*H, D*P)", and a paragraph of lines."""
+    shown = docstrings.markdown(inspect.getdoc(PUBLIC[name]))
+    assert not re.search(r"[^\\ ]\*[A-Z]", shown)
+    assert "\nExamples:\n    >>> " in shown  # of the singular it makes quotations
+    assert re.search(r"^- \*\*weight_hh\w*\*\* – ", shown, re.M)
+    assert re.search(r"^    h' = ", shown, re.M) or "      h' = o * tanh(c')" in shown
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
