@@ -239,7 +239,9 @@ NVCC := $(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc) $(shell comma
 WHEEL_BUILD := $(patsubst auto,$(if $(strip $(NVCC)),cuda,cpu),$(FASTRNN_BUILD))
 wheel: $(INSTALLED)
 	rm -rf build/wheel build/lib.*
-	PATH="$(abspath $(BIN)):$$PATH" FASTRNN_BUILD=$(WHEEL_BUILD) $(BIN)/python -m pip wheel --quiet \
+	$(BIN)/python tools/older_glibc.py build/wheel/older
+	PATH="$(abspath $(BIN)):$$PATH" FASTRNN_BUILD=$(WHEEL_BUILD) \
+	    LDFLAGS="$(if $(filter cuda,$(WHEEL_BUILD)),-L$(abspath build/wheel/older))" $(BIN)/python -m pip wheel --quiet \
 	    --no-build-isolation --no-deps --wheel-dir build/wheel .
 	$(BIN)/python -m auditwheel show build/wheel/*.whl
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --plat manylinux_2_28_$(shell uname -m) \
