@@ -18,7 +18,7 @@ def _check_torch() -> None:
 
 _check_torch()
 
-from . import functional, zoo
+from . import dispatch, functional, zoo
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, install, patch, to_torch, uninstall
 from .dispatch import backend, backends, set_backend
@@ -33,6 +33,8 @@ from .tuning import tune
 from .version import VERSION
 
 __version__ = VERSION
+
+dispatch.set_from_environment()
 
 __all__ = [
     "Cell",

@@ -6,12 +6,15 @@ import copy
 import gc
 import io
 import itertools
+import subprocess
+import sys
 import threading
 import warnings
 
 import pytest
 import torch
 from conftest import KERNELS
+from project import ROOT
 from torch import nn
 from torch_pairs import everything, layers
 
@@ -114,6 +117,29 @@ def test_set_backend():
     finally:
         fastrnn.set_backend("auto")
     assert dispatch.chosen() == "auto"
+
+
+def imported(name: str, monkeypatch) -> subprocess.CompletedProcess[str]:
+    """A process whose environment chooses a backend, and that then chooses "auto"."""
+    monkeypatch.setenv("FASTRNN_BACKEND", name)
+    program = (
+        "import fastrnn; from fastrnn.dispatch import chosen; print(chosen()); "
+        "fastrnn.set_backend('auto'); print(chosen())"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["reference", "auto", ""])
+def test_the_environment_chooses(name, monkeypatch):
+    ran = imported(name, monkeypatch)
+    assert ran.stdout.split() == [name or "auto", "auto"], ran.stderr
+
+
+def test_what_the_environment_cannot_choose(monkeypatch):
+    ran = imported("gpu", monkeypatch)
+    error = ran.stderr.strip().splitlines()[-1]
+    assert error.startswith("ImportError: FASTRNN_BACKEND=gpu: unknown backend 'gpu'")
 
 
 @pytest.mark.parametrize("choose", [fastrnn.backend, fastrnn.set_backend])

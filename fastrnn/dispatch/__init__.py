@@ -6,6 +6,7 @@ one for a stack of layers; it is then carried along.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from types import ModuleType
 
@@ -87,7 +88,7 @@ def backend(name: str) -> Scope:
 
     Where several are active, in one thread or in several, the one entered last counts; they may be
     left in any order. It is a decorator, too. Without `with` it has no effect, and warns;
-    `set_backend` is for a choice that stays.
+    `set_backend`, or FASTRNN_BACKEND in the environment, is for a choice that stays.
 
     Args:
         name: "auto", the fastest that can run; "cpu", the compiled kernels; "cuda" and "triton",
@@ -127,6 +128,19 @@ def set_backend(name: str) -> None:
         >>> fastrnn.set_backend("auto")
     """
     _choice.begin("set_backend", _checked(name))
+
+
+def set_from_environment() -> None:
+    """What `set_backend` does, for the name in the environment variable FASTRNN_BACKEND, if any.
+
+    Raises:
+        ImportError: that backend does not exist or cannot run: fastrnn is being imported.
+    """
+    if name := os.environ.get("FASTRNN_BACKEND"):
+        try:
+            set_backend(name)
+        except (ValueError, RuntimeError) as error:
+            raise ImportError(f"FASTRNN_BACKEND={name}: {error}") from None
 
 
 def chosen() -> str:
