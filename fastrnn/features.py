@@ -170,14 +170,21 @@ def mask_of(given, input: Tensor) -> Tensor | None:
     """`reset` as a tensor: it may be a list, a tuple or an array of numpy too."""
     if given is None or isinstance(given, Tensor):
         return given
-    return torch.as_tensor(given, device=input.device)
+    return _read(given, input.device)
+
+
+def _read(given, device: torch.device | str) -> Tensor:
+    """A copy: with an array that is read-only no memory may be shared. Compiled code has no arrays,
+    but tensors in their place."""
+    make = torch.as_tensor if torch.compiler.is_compiling() else torch.tensor
+    return make(given, device=device)
 
 
 def lengths_of(given) -> Tensor | None:
     """`lengths` likewise, on the CPU, where they are checked."""
     if given is None or isinstance(given, Tensor):
         return given
-    tensor = torch.as_tensor(given)
+    tensor = _read(given, "cpu")
     return tensor if tensor.numel() else tensor.long()  # an empty list has no dtype of its own
 
 

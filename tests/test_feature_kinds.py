@@ -14,10 +14,11 @@ LENGTHS = [4, 2, 0]
 
 
 def kinds_of(nested: list) -> list:
-    """The same as lists, tuples, arrays, a view with strides, and mixtures."""
+    """The same as lists, tuples, arrays, mixtures; a view with strides, one that is read-only."""
     array = np.array(nested)
     rows = [tuple(row) if isinstance(row, list) else row for row in nested]
-    kinds = [nested, tuple(rows), array, np.repeat(array, 2, 0)[::2], list(array)]
+    read_only = np.broadcast_to(array, array.shape)
+    kinds = [nested, tuple(rows), array, np.repeat(array, 2, 0)[::2], list(array), read_only]
     return [*kinds, array.tolist(), torch.tensor(nested)]
 
 

@@ -8,11 +8,13 @@ import sys
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 from torch_pairs import CELLS, everything, example, layers, pair, state
 
 import fastrnn
+from fastrnn.interop import flops
 
 
 def counted(call) -> int:
@@ -101,3 +103,37 @@ def test_whichever_is_imported_first(order):
     subprocess.run([sys.executable, "-c", program], check=True)
     program = "import sys, fastrnn; assert 'torch.utils.flop_counter' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+class ByTable(TorchDispatchMode):
+    """Counts as ptflops does: a formula of the arguments and results for each operator."""
+
+    aten = torch.ops.aten
+
+    def __init__(self):
+        super().__init__()
+        self.total, self.ATEN_OPS_MAPPING = 0, {
+            self.aten.mm: lambda args, _: args[0].numel() * args[1].size(1),
+            self.aten.addmm: lambda args, _: (args[1].numel() + args[1].size(0)) * args[2].size(1),
+        }  # fmt: skip
+        flops.register_macs(self)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **kwargs or {})
+        count = self.ATEN_OPS_MAPPING.get(func._overloadpacket, lambda args, _: 0)
+        self.total += count(args, results)
+        return results
+
+
+@everything
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_table_of_operators(name, options, bias):
+    modules = pair(name, 4, 3, bias=bias, dtype=torch.float64, **({} if name in CELLS else options))
+    for grad in (True, False):
+        counts = []
+        for module in modules:
+            with torch.set_grad_enabled(grad), ByTable() as table:
+                module(example(name, T=6, N=5).double())
+            counts.append(table.total)
+        assert counts[0] == counts[1] > 0, (grad, counts)

@@ -200,6 +200,17 @@ def test_fx(name, swap):
     assert type(traced.rnn) is getattr(fastrnn, name) and traced.rnn is ours
 
 
+@everything
+def test_fx_of_a_bare_module(name):
+    """It is no leaf then, and torch.nn's cannot be recorded."""
+    ours, theirs = pair(name, 4, 3)
+    for module in (ours, theirs):
+        with pytest.raises(fx.proxy.TraceError, match="cannot be used as inputs to control flow"):
+            fx.symbolic_trace(module)
+    x = example(name)
+    assert_same_results(ours(x), theirs(x))
+
+
 @layers
 def test_fx_keeps_what_torch_lacks(name):
     asked = {"lengths": torch.tensor([5, 2, 3]), "return_states": True, "detach_every": 2}

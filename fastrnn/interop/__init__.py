@@ -19,5 +19,6 @@ class AsTorch(PassesFor, PerSample, Quantizable, Recorded):
 when_imported("torch.utils.flop_counter", flops.register)
 when_imported("torch.ao.quantization.quantize", quantization.register)
 when_imported("opacus.grad_sample", opacus.register)
+when_imported("ptflops.aten_ops", flops.register_macs)
 when_imported("ptflops.pytorch_ops", lambda ptflops: flops.share(ptflops.MODULES_MAPPING))
 when_imported("thop.profile", lambda thop: flops.share(thop.register_hooks))

@@ -69,6 +69,22 @@ def register(counter: ModuleType) -> None:
         counter.register_flop_formula(packet, get_raw=True)(formula(packet.default))
 
 
+def register_macs(ptflops: ModuleType) -> None:
+    """Tells `ptflops.aten_ops` of the ops. It counts one for each entry of a matrix, and of a
+    bias, that meets a row."""
+
+    def formula(op):
+        def macs(args: tuple, results: tuple) -> int:
+            given = _named(op, args, {})
+            return _rows(given["input"]) * sum(map(torch.numel, given["weights"]))
+
+        return macs
+
+    for name in ("layer_inference", "layer_forward", "torch_layer"):
+        packet = getattr(torch.ops.fastrnn, name)
+        ptflops.ATEN_OPS_MAPPING[packet] = formula(packet.default)
+
+
 def share(table: dict[type, object]) -> None:
     """Enters our classes into a table that has those of `torch.nn`."""
     from .. import cells, modules

@@ -71,9 +71,12 @@ def of_no_tensor(module: nn.Module, input, hx, asked: dict | None = None):
     if not proxies:
         return as_torch(module, input, hx, asked)
     tracer = proxies[0].tracer
+    path = tracer.path_of_module(module)
+    if not path:  # it is the whole model, so no leaf: fx says that it cannot record torch.nn's
+        return as_torch(module, input, hx)
     asked = {key: value for key, value in (asked or {}).items() if value is not None}
     arguments = (input,) if hx is None else (input, hx)
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), arguments, asked)
+    return tracer.create_proxy("call_module", path, arguments, asked)
 
 
 def _flat(hx) -> tuple:
