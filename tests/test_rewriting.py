@@ -69,6 +69,30 @@ def test_after_a_script_the_module_is_ours_again():
         ours.nothing  # noqa: B018
 
 
+class OfTheFirstKind(torch.jit.ScriptModule):
+    """A model that is compiled as soon as it is built, with what is in it."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = nn.Sequential(rnn)
+
+    @torch.jit.script_method
+    def forward(self, x):
+        return self.rnn(x)
+
+
+@everything
+def test_script_modules(name):
+    ours, theirs = pair(name, 4, 3)
+    x = example(name)
+    for rnn in (ours, theirs):
+        assert_same_results(saved_and_loaded(OfTheFirstKind(rnn))(x), theirs(x))
+    assert_same_results(ours(x), theirs(x))
+    assert type(ours) is getattr(fastrnn, name)
+    with pytest.raises(RuntimeError, match="cannot compile Derived.*to_torch"):
+        OfTheFirstKind(Derived(4, 3))
+
+
 class Derived(fastrnn.GRU):
     pass
 

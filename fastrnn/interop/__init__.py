@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import flops, opacus, quantization
+from . import flops, opacus, quantization, tracing
 from .classes import PassesFor
 from .imports import when_imported
 from .opacus import PerSample
@@ -16,6 +16,7 @@ class AsTorch(PassesFor, PerSample, Quantizable, Recorded):
     """A module that other code may take for that of `torch.nn`."""
 
 
+when_imported("torch.jit._recursive", tracing.register)
 when_imported("torch.utils.flop_counter", flops.register)
 when_imported("torch.ao.quantization.quantize", quantization.register)
 when_imported("opacus.grad_sample", opacus.register)

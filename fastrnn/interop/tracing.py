@@ -11,6 +11,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Iterable
+from types import ModuleType
 
 import torch
 from torch import nn
@@ -154,3 +155,20 @@ class Recorded:
             )
         set_class(self, _being_scripted(ours, torchs))
         return self
+
+
+def register(recursive: ModuleType) -> None:
+    """Has `torch.jit.ScriptModule` prepare the modules in it, as `torch.jit.script` does."""
+    create = getattr(recursive, "create_script_module", None)
+    if create is None:
+        return
+
+    @functools.wraps(create)
+    def create_script_module(nn_module: nn.Module, *args, **kwargs):
+        if isinstance(nn_module, torch.jit.ScriptModule):
+            for module in list(nn_module.modules()):
+                if isinstance(module, Recorded):
+                    module.__prepare_scriptable__()
+        return create(nn_module, *args, **kwargs)
+
+    recursive.create_script_module = create_script_module
