@@ -17,6 +17,8 @@
 # make coverage  which lines of csrc/cpu the tests of threads and the C++ tests reach
 # make every-float  check sigmoid and tanh at all floats, half a minute on two cores
 # make thirdparty  train other people's libraries with our modules in them (needs a network)
+# make torch-tests  PyTorch's own tests of recurrent modules, from the folder TESTS of its sources, with ours in
+#                their place (needs a network)
 # make clean     remove everything that these made, .venv included
 #
 # The first call sets up .venv; later ones install and compile only what changed. Variables:
@@ -55,7 +57,7 @@ ASAN := $(wildcard $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null))
 PRELOAD := $(if $(ASAN),$(ASAN) $(shell $(CXX) -print-file-name=libstdc++.so))
 
 .PHONY: bench test stress lint docs build emulated gpu micro cuda-check sanitize coverage every-float
-.PHONY: arm clang wheel thirdparty clean
+.PHONY: arm clang wheel thirdparty torch-tests clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -101,6 +103,10 @@ cuda-check: $(VENV)/pyvenv.cfg
 
 thirdparty: $(BUILT)
 	$(BIN)/python tests/thirdparty
+
+torch-tests: $(BUILT)
+	@test -d "$(TESTS)" || { echo "make torch-tests TESTS=folder: test of PyTorch's sources" >&2; exit 2; }
+	$(BIN)/python tests/thirdparty/torch_tests.py "$(TESTS)"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info fastrnn/*.so fastrnn/no_kernels.txt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 
 import torch
 from comparison import compare
@@ -14,15 +15,44 @@ import fastrnn
 
 
 def transformers():
-    """EncodecModel, whose coder holds LSTMs."""
+    """EncodecModel, whose coder holds LSTMs; `from_pretrained` of a model with a new LSTM head."""
     from transformers import EncodecConfig, EncodecModel
 
     config = EncodecConfig(num_filters=4, hidden_size=16, codebook_dim=16, codebook_size=16)
     audio = torch.randn(1, 1, 640, generator=torch.Generator().manual_seed(1))
-    return compare(
+    told = compare(
         lambda: EncodecModel(config),
         lambda m: (m.decoder(m.encoder(audio)) - audio).square().mean(),
     )
+    heads = [_with_a_new_head(library).state_dict() for library in (nn, fastrnn)]
+    assert all(torch.equal(heads[0][name], heads[1][name]) for name in heads[0])
+    assert not any(value.any() for name, value in heads[1].items() if "bias" in name)
+    return f"{told}; the same missing weights"
+
+
+def _with_a_new_head(library) -> nn.Module:
+    """The LSTM of a model whose checkpoint lacks it, read where memory holds other numbers."""
+    from transformers import BertConfig, BertModel, BertPreTrainedModel
+
+    class Tagger(BertPreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            self.bert = BertModel(config)
+            self.lstm = library.LSTM(16, 8, bidirectional=True)
+            self.post_init()
+
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        BertModel(config).save_pretrained(folder)
+        del [torch.full((32, 16), 1e30) for _ in range(300)][:]
+        torch.manual_seed(0)
+        return Tagger.from_pretrained(folder).lstm
 
 
 def pytorch_forecasting():
