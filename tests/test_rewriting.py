@@ -1,4 +1,4 @@
-"""What rewrites a model: `torch.jit.script`, `torch.ao.quantization`, the old `weight_norm`."""
+"""What rewrites a model: `torch.jit.script`, quantization, pruning, the old `weight_norm`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 from torch.ao import quantization
+from torch.ao.pruning._experimental.pruner import BaseStructuredSparsifier
+from torch.ao.quantization import quantize_fx
 from torch.nn.utils import parametrizations
 from torch_pairs import assert_same_results, everything, example, gradients, pair, saved_and_loaded
 
@@ -177,6 +179,70 @@ def test_what_is_not_quantized():
         assert sum("of fastrnn" in str(each.message) for each in told) == 1
         assert type(quantized[0]) is type(module)
         assert_same_results(quantized[0](x), wanted)
+
+
+class Tagger(nn.Module):
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn, self.head = rnn, nn.Linear(3, 2)
+
+    def forward(self, x):
+        output = self.rnn(x)
+        return self.head(output if isinstance(self.rnn, nn.RNNCellBase) else output[0])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "GRUCell", "RNNCell"])
+def test_quantization_by_graph(name):
+    """For all, by torch's class and by ours; not where only something else is meant."""
+    ours, x = Tagger(getattr(fastrnn, name)(4, 3)), example(name)
+    exact, default = ours(x), quantization.default_dynamic_qconfig
+    wanted = None
+    for spec in (None, getattr(nn, name), getattr(fastrnn, name), nn.Linear):
+        asked = quantization.QConfigMapping()
+        asked = asked.set_object_type(spec, default) if spec else asked.set_global(default)
+        results = []
+        for model in (copy.deepcopy(ours), fastrnn.to_torch(copy.deepcopy(ours))):
+            prepared = quantize_fx.prepare_fx(model, asked, (x,))
+            results.append(quantize_fx.convert_fx(prepared))
+        if spec is nn.Linear:
+            assert type(results[0].rnn) is getattr(fastrnn, name)
+        else:
+            wanted = results[1].rnn if wanted is None else wanted
+            assert type(results[0].rnn) is type(wanted) is not getattr(nn, name)
+        if spec is not getattr(fastrnn, name):  # which torch.nn's is not
+            assert_same_results(results[0](x), results[1](x))
+    assert_same_results(ours(x), exact)
+
+
+def test_quantization_by_graph_has_no_rnn():
+    model, x = Tagger(fastrnn.RNN(4, 3)), example("RNN")
+    asked = quantization.QConfigMapping().set_object_type(nn.Linear, None)
+    prepared = quantize_fx.prepare_fx(model, asked, (x,))
+    assert type(prepared.rnn) is fastrnn.RNN
+    assert_same_results(prepared(x), model(x))
+
+
+class FirstUnit(BaseStructuredSparsifier):
+    def update_mask(self, module, tensor_name, **options):
+        getattr(module.parametrizations, tensor_name)[0].mask[::3] = False
+
+
+def test_structured_pruning():
+    """The pruner looks for types, in the order of their calls."""
+    models = [Tagger(each) for each in pair("LSTM", 4, 3)]
+    config = [{"tensor_fqn": f"rnn.{name}"} for name in ("weight_ih_l0", "weight_hh_l0")]
+    models[0].head.load_state_dict(models[1].head.state_dict())
+    pruned, x = [], example("LSTM")
+    for model in models:
+        pruner = FirstUnit({})
+        pruner.prepare(model, config)
+        pruner.step()
+        pruned.append(pruner.prune())
+    assert type(pruned[0].rnn) is fastrnn.LSTM
+    for a, e in zip(*(each.parameters() for each in pruned), strict=True):
+        assert torch.equal(a, e)
+    assert pruned[0].rnn.weight_ih_l0.size(0) < 12
+    assert_same_results(pruned[0](x), pruned[1](x))
 
 
 def test_old_weight_norm():

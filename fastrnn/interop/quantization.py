@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from types import ModuleType
@@ -61,3 +62,31 @@ def register(quantize: ModuleType) -> None:
         return propagate(module, asked, *args, **kwargs)
 
     quantize.propagate_qconfig_ = propagate_qconfig_
+
+
+def register_graph_mode(quantize: ModuleType) -> None:
+    """Has `torch.ao.quantization.prepare_fx` find our modules: while it looks they are those of
+    `torch.nn`, and what it is to quantize stays so."""
+    prepare = getattr(quantize, "_prepare_fx", None)
+    if prepare is None:
+        return
+
+    @functools.wraps(prepare)
+    def _prepare_fx(model: nn.Module, qconfig_mapping, *args, **kwargs):
+        asked = copy.deepcopy(qconfig_mapping)
+        for cls, qconfig in tuple(getattr(asked, "object_type_qconfigs", {}).items()):
+            if isinstance(cls, type) and issubclass(cls, Quantizable):
+                asked.object_type_qconfigs.setdefault(cls.torch_class, qconfig)
+        ours = {each: type(each) for each in model.modules() if isinstance(each, Quantizable)}
+        torchs = {each: torchs_class(cls) for each, cls in ours.items()}
+        found = [each for each, cls in torchs.items() if cls not in (None, nn.RNN)]
+        for each in found:
+            set_class(each, torchs[each])
+        try:
+            return prepare(model, asked, *args, **kwargs)
+        finally:
+            for each in found:
+                if vars(each).get("qconfig") is None:
+                    set_class(each, ours[each])
+
+    quantize._prepare_fx = _prepare_fx

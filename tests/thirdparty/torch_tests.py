@@ -1,4 +1,4 @@
-"""PyTorch's own tests with our recurrent modules in the place of its own.
+"""PyTorch's own tests with our recurrent modules in the place of its own, by `fastrnn.install()`.
 
 `python tests/thirdparty/torch_tests.py FOLDER [FILE ...]`, where FOLDER is the folder `test` of the
 sources of the PyTorch that is installed: an installation has no tests. Of each FILE, or of those
@@ -30,9 +30,7 @@ FILES = """
     quantization/jit/test_deprecated_jit_quant.py onnx/test_pytorch_onnx_no_runtime.py
     onnx/test_pytorch_onnx_onnxruntime.py onnx/test_utility_funs.py
 """.split()
-NAMES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 RECURRENT = re.compile(r"RNN|LSTM|GRU", re.IGNORECASE)
-SWAPS = {"names": "our classes under torch's names", "install": "fastrnn.install()"}
 
 outcomes: dict[str, str] = {}
 
@@ -42,19 +40,10 @@ outcomes: dict[str, str] = {}
 
 def pytest_configure() -> None:
     """Swaps before any test is imported."""
-    swap = os.environ["SWAP"]
-    if not swap:
-        return
-    import torch
+    if os.environ["SWAP"]:
+        import fastrnn
 
-    import fastrnn
-
-    if swap == "install":
         fastrnn.install()
-        return
-    for place in (torch.nn, torch.nn.modules, torch.nn.modules.rnn):
-        for name in NAMES:
-            setattr(place, name, getattr(fastrnn, name))
 
 
 def pytest_collection_modifyitems(items: list) -> None:
@@ -81,18 +70,19 @@ def pytest_sessionfinish() -> None:
 # What runs them.
 
 
-def run(python: Path, folder: Path, tests: list[str], swap: str) -> dict[str, str]:
+def run(python: Path, folder: Path, tests: list[str], swap: bool) -> dict[str, str]:
     """What became of each test."""
     here = Path(__file__)
     paths = [here.parent, ROOT, folder, os.environ.get("PYTHONPATH", "")]
     command = [python, "-W", "ignore", "-m", "pytest", "-q", "--noconftest", "--tb=short"]
-    command += ["-p", "no:cacheprovider", "-p", here.stem, "--rootdir", str(folder), *tests]
+    command += ["-p", "no:cacheprovider", "-p", here.stem, "--rootdir", folder, *tests]
+    own = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "SWAP": "1" * swap}
     with tempfile.TemporaryDirectory() as scratch:
         found = Path(scratch) / "outcomes.json"
-        own = {"PYTHONPATH": os.pathsep.join(map(str, paths)), "SWAP": swap, "OUTCOMES": str(found)}
-        log = folder / f"recurrent-{swap or 'torch'}.log"
+        variables = os.environ | own | {"OUTCOMES": str(found)}
+        log = folder / f"recurrent-{'fastrnn' if swap else 'torch'}.log"
         with log.open("w") as file:
-            subprocess.run(command, env=os.environ | own, cwd=folder, stdout=file, stderr=file)
+            subprocess.run(command, env=variables, cwd=folder, stdout=file, stderr=file)
         if not found.exists():
             sys.exit(f"the tests did not end: {log}")
         return json.loads(found.read_text())
@@ -101,18 +91,14 @@ def run(python: Path, folder: Path, tests: list[str], swap: str) -> dict[str, st
 def main() -> None:
     folder, python = Path(sys.argv[1]).resolve(), environment(TORCH_TESTS)
     files = sys.argv[2:] or [file for file in FILES if (folder / file).exists()]
-    for swap, title in SWAPS.items():
-        ours = run(folder, files, swap)
-        count = list(ours.values()).count
-        print(
-            f"{title}: {count('passed')} pass, {count('failed')} fail, {count('skipped')} skipped"
-        )
-        failed = [test for test, outcome in ours.items() if outcome == "failed"]
-        theirs = run(python, folder, failed, "") if failed else {}
-        for test, outcome in theirs.items():
-            if outcome == "passed":
-                print(f"  passes only with torch.nn: {test}")
-        sys.stdout.flush()
+    ours = run(python, folder, files, swap=True)
+    count = list(ours.values()).count
+    print(f"{count('passed')} pass, {count('failed')} fail, {count('skipped')} are skipped")
+    failed = [test for test, outcome in ours.items() if outcome == "failed"]
+    theirs = run(python, folder, failed, swap=False) if failed else {}
+    for test, outcome in theirs.items():
+        if outcome == "passed":
+            print(f"passes only with torch.nn: {test}")
 
 
 if __name__ == "__main__":
