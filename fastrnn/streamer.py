@@ -21,7 +21,8 @@ from .trees import map_tensors
 State = Tensor | tuple[Tensor, ...]
 Frame = TypeVar("Frame")  # a tensor, or an array of numpy
 
-_DTYPES = (torch.float32, torch.float64)
+_WIDE = {torch.float64: torch.float64}  # what a stream computes in, by the dtype of the module
+_WIDE |= dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), torch.float32)
 
 
 def _weights(module: RNNBase) -> list[Tensor]:
@@ -60,7 +61,8 @@ class Streamer:
     infinity or NaN becomes NaN until it is reset. `quantization_error` tells the loss.
 
     Args:
-        module: float32 or float64, on the CPU. No gradients are recorded; no dropout is applied.
+        module: on the CPU, in float32 or float64; or in bfloat16 or float16: then the state is
+            float32, and y is made anew at each call. No gradients, no dropout.
         batch_size: N, rows that are advanced together.
         weights: None for floats, "float16", "bfloat16", "int8", or a dict from the names of
             parameters to these, in which "*" stands for all others. "int8" is `{"weight_ih_l0":
@@ -101,24 +103,20 @@ class Streamer:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         weight = _weights(module)[0]
-        if not weight.is_cpu or weight.dtype not in _DTYPES:
-            raise ValueError(
-                "Streamer runs on the CPU in torch.float32 and torch.float64, the module is "
-                f"{weight.dtype} on {weight.device}: give it "
-                + ("module.cpu()" if weight.dtype in _DTYPES else "module.cpu().float()")
-            )
+        if not weight.is_cpu or weight.dtype not in _WIDE:
+            dtypes, own = ", ".join(map(str, _WIDE)), f"{weight.dtype} on {weight.device}"
+            raise ValueError(f"Streamer runs on the CPU in {dtypes}, the module is {own}")
         self._weights, self._activations = weights, activations
         self._formats = small_weights.formats(module, weights, activations)
-        if self._formats and weight.dtype != torch.float32:
+        if self._formats and _WIDE[weight.dtype] != torch.float32:
             raise ValueError(f"small weights are for a module in torch.float32, got {weight.dtype}")
         if self._formats and cpu.not_built:
             raise RuntimeError(f"small weights need the compiled kernels: {cpu.not_built}")
-        self._module = module
-        self._dtype = weight.dtype
+        self._module, self._dtype = module, weight.dtype
         self._input_shape = (batch_size, module.input_size)
         width = module.proj_size or module.hidden_size
         with torch.inference_mode(False), torch.device("cpu"):
-            self._h = torch.zeros(module.num_layers, batch_size, width, dtype=self._dtype)
+            self._h = torch.zeros(module.num_layers, batch_size, width, dtype=_WIDE[self._dtype])
             self._c = None
             own = cell_named(module.mode.lower()).own * module.hidden_size
             if own:
@@ -147,7 +145,7 @@ class Streamer:
             "batch_size": self._input_shape[0],
             "weights": self._weights,
             "activations": self._activations,
-            "state": self.state,
+            "state": self._module._joined(self._h, self._c),
         }
 
     def __setstate__(self, saved: dict) -> None:
@@ -170,13 +168,13 @@ class Streamer:
         _weights(module)
         asked = Asked(inputs=self._inputs.planes)
         names, weights = module._named_weights(self._output, rows, asked)
-        weights = [weight.detach().resolve_neg().contiguous() for weight in weights]
-        for weight in weights:
+        for weight in module._flat_weights:
             if weight.dtype != self._dtype or not weight.is_cpu:
                 raise ValueError(
                     f"the stream is {self._dtype} on the CPU, a weight of the module is "
                     f"{weight.dtype} on {weight.device}"
                 )
+        weights = [w.detach().resolve_neg().to(self._h.dtype).contiguous() for w in weights]
         count = len(weights) // module.num_layers
         for k in range(module.num_layers):
             x = self._h.new_empty(batch, width if k else module.input_size)
@@ -223,6 +221,8 @@ class Streamer:
         if isinstance(x, Tensor):
             if x.shape != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
                 self._refuse(x.shape, x.dtype, x.device)
+            if half := self._dtype.itemsize == 2:
+                x, inputs = x.float(), map_tensors(Tensor.float, inputs)
             if x.is_neg() or not x.is_contiguous():
                 x = x.resolve_neg().contiguous()
             address = x.data_ptr()
@@ -233,7 +233,7 @@ class Streamer:
             self._stack.step(address)
             if self._y.data_ptr() != self._address:
                 self._lend()
-            return self._y.detach()
+            return self._y.to(self._dtype) if half else self._y.detach()
         return self._step_numpy(x, inputs)
 
     __call__ = step
@@ -243,9 +243,8 @@ class Streamer:
             import numpy
 
             if not isinstance(x, numpy.ndarray):
-                raise TypeError(
-                    f"x must be a torch tensor or a numpy array, got {type(x).__name__}"
-                )
+                kind = type(x).__name__
+                raise TypeError(f"x must be a torch tensor or a numpy array, got {kind}")
             self._y_numpy = self._output.numpy()
             self._numpy_dtype = self._y_numpy.dtype
         if x.shape != self._input_shape or x.dtype != self._numpy_dtype:
@@ -279,8 +278,8 @@ class Streamer:
     @property
     def state(self) -> State:
         """A copy of the state, in the form in which the module returns it."""
-        c = None if self._c is None else self._c.clone()
-        return map_tensors(Tensor.contiguous, self._module._joined(self._h.clone(), c))
+        h, c = (s if s is None else s.to(self._dtype, copy=True) for s in (self._h, self._c))
+        return map_tensors(Tensor.contiguous, self._module._joined(h, c))
 
     def load_state(self, state: State) -> None:
         """Goes on from `state`, in the form that `state` and the module return it; copied.
