@@ -106,7 +106,7 @@ def listing(name: str, specs: list[Spec]) -> Table:
 def report(options, console: Console) -> int:
     """Write what is generated from all files of results: figures and picture of the README,
     bench/RESULTS.md, the plots and the page."""
-    from bench import page, plots  # and with them matplotlib and plotly, which take their time
+    from bench import page, plots  # and with them matplotlib, which takes its time
     from bench.charts import charts, summary
 
     results, schedules = kept(options.results)
@@ -124,7 +124,7 @@ def report(options, console: Console) -> int:
         folder = options.out / records[-1][1].machine()
         drawn = plots.draw(charts(records), folder)
         console.print(f"{os.path.relpath(folder)}: {len(drawn)} plots, as SVG and PNG")
-    path = page.write(results, options.out / "index.html")
+    path = page.write(results, options.out / "index.html", schedules)
     console.print(f"{os.path.relpath(path)}: all of it in one page")
     return 0
 

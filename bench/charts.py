@@ -1,4 +1,4 @@
-"""What the plots show, as numbers: drawn by matplotlib in plots.py and by plotly in page.py."""
+"""What the plots show, as numbers: drawn in plots.py."""
 
 import re
 from collections.abc import Callable, Iterator

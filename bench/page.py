@@ -1,12 +1,14 @@
-"""One HTML page of everything: sortable tables and interactive plots, in a file that needs nothing
-else. plotly.js is inside it, which makes it 5 MB; the page itself is page.html."""
+"""One HTML page of everything: a summary, sortable tables and plots, in a file that needs nothing
+else. Tables and plots are compressed in it, so it has less than 2 MB; the frame is page.html."""
 
+import base64
+import gzip
+import re
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
-
+from bench import plans, plots, readme
 from bench.cases import shape
 from bench.charts import Chart, charts
 from bench.facts import Facts
@@ -16,7 +18,7 @@ from bench.suites import SUITES
 from bench.timing import NOISY
 
 TEMPLATE = Path(__file__).with_name("page.html")
-CONFIG = {"displaylogo": False, "responsive": True}
+PACKED = re.compile(r'<script id="packed" type="text/plain">(.*?)</script>', re.S)
 
 # Heading -> what a cell shows, and for a column of numbers what it is sorted by.
 TEXT = {
@@ -43,8 +45,8 @@ NUMBERS = {
 }
 
 
-def write(results: list[list[Record]], path: Path) -> Path:
-    """The page of all files of results, of which none is empty."""
+def write(results: list[list[Record]], path: Path, schedules: Iterable[list[Record]] = ()) -> Path:
+    """The page of all files of results and of schedules, of which none is empty."""
     links, sections = [], []
     for machine, records in enumerate(results):
         facts = records[-1][1]
@@ -53,14 +55,59 @@ def write(results: list[list[Record]], path: Path) -> Path:
         sections.append(section(machine, facts, records))
     text = TEMPLATE.read_text()
     for name, value in {
-        "plotly": get_plotlyjs(),
+        "summary": summary(results),
+        "cases": cases(results),
         "links": "\n".join(links),
-        "sections": "\n".join(sections),
+        "packed": pack("\n".join([*sections, *map(gpu, schedules)])),
     }.items():
         text = text.replace("{{" + name + "}}", value, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def pack(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def unpacked(page: str) -> str:
+    """The tables and plots of a page, as a browser unpacks them."""
+    return gzip.decompress(base64.b64decode(PACKED.search(page)[1])).decode()
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    """A plain table: names in the first column, numbers in the others."""
+
+    def line(tag: str, cells: list[str]) -> str:
+        rest = "".join(f'<{tag} class="number">{escape(text)}</{tag}>' for text in cells[1:])
+        return f"<tr><{tag}>{escape(cells[0])}</{tag}>{rest}</tr>"
+
+    return f"<table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table>"
+
+
+def summary(results: list[list[Record]]) -> str:
+    """How many times faster than torch.nn: geometric means over the suite `cpu`, by machine."""
+    head, _, *rows = readme.means(results)
+    return grid(head, rows)
+
+
+def gpu(records: list[Record]) -> str:
+    """The schedules of the kernels for GPUs."""
+    head, _, *rows = [line.strip("| ").split(" | ") for line in plans.table(records).splitlines()]
+    title = f"<h2>{escape(records[-1][1].machine())}</h2><p>Times as fast as <code>torch.nn</code>"
+    about = "called one by one / replayed from a CUDA graph; T = 100, one direction, I = H."
+    return f'{title}, {about}</p><div class="scroll">{grid(head, rows)}</div>'
+
+
+def cases(results: list[list[Record]]) -> str:
+    """Who runs the models that the rows name."""
+    named = {row.case for records in results for row, _ in records}
+    known = {case.name: case for suite in SUITES.values() for case in suite.cases}
+    return "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(case.user)}</dd>"
+        for name, case in known.items()
+        if name in named
+    )
 
 
 def section(machine: int, facts: Facts, records: list[Record]) -> str:
@@ -135,34 +182,5 @@ def cell(name: str, value: float | None) -> str:
 
 
 def figure(chart: Chart) -> str:
-    """The div and script of one plot, without plotly.js."""
-    out = go.Figure()
-    for one in chart.series:
-        text = list(one.labels) or None
-        if chart.kind == "bars":
-            above = [high - y for y, high in zip(one.y, one.high, strict=True)]
-            below = [y - low for y, low in zip(one.y, one.low, strict=True)]
-            error = {"array": above, "arrayminus": below, "thickness": 1}
-            out.add_bar(
-                x=list(one.x), y=list(one.y), name=one.name, marker_color=one.colour,
-                error_y=error, hovertext=text,
-            )  # fmt: skip
-            continue
-        points = chart.kind == "roofline" and not one.dashed
-        mode = "markers" if points else "lines" if one.dashed else "lines+markers"
-        line = {"dash": "dash" if one.dashed else "solid", "color": one.colour}
-        out.add_scatter(
-            x=list(one.x), y=list(one.y), name=one.name, mode=mode, line=line, hovertext=text
-        )
-    scale = "linear" if chart.kind == "bars" else "log"
-    out.update_layout(
-        title=chart.title, template="plotly_white", height=440, barmode="group",
-        hovermode="closest",
-    )  # fmt: skip
-    out.update_xaxes(title=chart.x, type="category" if chart.kind == "bars" else scale)
-    out.update_yaxes(title=chart.y, type=scale)
-    if chart.kind == "lines":  # at the sizes that were timed
-        out.update_xaxes(tickvals=sorted({x for one in chart.series for x in one.x}))
-    if chart.kind == "bars":
-        out.add_hline(1, line_width=1)
-    return out.to_html(full_html=False, include_plotlyjs=False, config=CONFIG, div_id=None)
+    """One plot as SVG, whose texts are texts."""
+    return plots.svg(chart)

@@ -1,5 +1,6 @@
 """The charts as SVG and PNG, and the picture of the README."""
 
+from io import StringIO
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -23,12 +24,20 @@ def draw(charts: list[Chart], folder: Path) -> list[Path]:
     written = []
     with rc_context(STYLE):
         for chart in charts:
-            figure = {"bars": bars, "lines": curves, "roofline": curves}[chart.kind](chart)
+            figure = KINDS[chart.kind](chart)
             path = folder / f"{chart.name}.png"
             figure.savefig(path, dpi=120)
             figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
             written.append(path)
     return written
+
+
+def svg(chart: Chart) -> str:
+    """The element alone, for a page. Letters stay letters, far smaller than their outlines."""
+    with rc_context(STYLE | {"svg.fonttype": "none", "font.family": "sans-serif"}):
+        out = StringIO()
+        KINDS[chart.kind](chart).savefig(out, format="svg", metadata={"Date": None})
+    return out.getvalue()[out.getvalue().index("<svg") :]
 
 
 def frame(chart: Chart, width: float) -> tuple[Figure, Axes]:
@@ -80,6 +89,9 @@ def curves(chart: Chart) -> Figure:
     axes.yaxis.set_minor_formatter(plain if high < 30 * low else NullFormatter())
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
+
+
+KINDS = {"bars": bars, "lines": curves, "roofline": curves}
 
 
 def picture(charts: list[Chart], title: str, path: Path) -> Path:
