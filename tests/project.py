@@ -12,3 +12,4 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+toml = tomllib.loads

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 
 import pytest
 import yaml
-from project import PYPROJECT, ROOT
+from project import PYPROJECT, ROOT, toml
 
 from tools import addresses
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FOLDER = ROOT / ".github" / "workflows"
 MAKE = re.compile(r"^\s*make\b.*", re.M)
@@ -61,9 +55,9 @@ def test_what_is_published_has_absolute_links_and_addresses():
         kind, _, path = (one or image).removeprefix("https://host/us/fastrnn/").partition("/v1/")
         assert kind == ("raw" if path.endswith(".png") else "blob")
         assert (ROOT / path.partition("#")[0]).exists()
-    parsed = tomllib.loads(addresses.pyproject(project, "https://host/us/fastrnn", "v1"))
-    assert parsed["project"].pop("urls")["Repository"] == "https://host/us/fastrnn"
-    assert parsed == PYPROJECT
+    published = toml(addresses.pyproject(project, "https://host/us/fastrnn", "v1"))
+    assert published["project"].pop("urls")["Repository"] == "https://host/us/fastrnn"
+    assert published == PYPROJECT
     jobs = workflow("wheels.yml")["jobs"]
     for name in ("wheels", "sdist"):
         assert any("tools/addresses.py" in step.get("run", "") for step in jobs[name]["steps"])
