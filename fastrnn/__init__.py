@@ -1,5 +1,6 @@
 """LSTM, GRU and RNN as in `torch.nn`, computed by fused kernels."""
 
+import os
 import re
 
 
@@ -18,7 +19,7 @@ def _check_torch() -> None:
 
 _check_torch()
 
-from . import dispatch, functional, zoo
+from . import functional, zoo
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, install, patch, to_torch, uninstall
 from .dispatch import backend, backends, set_backend
@@ -34,7 +35,21 @@ from .version import VERSION
 
 __version__ = VERSION
 
-dispatch.set_from_environment()
+
+def _set_backend_from_environment() -> None:
+    """What `set_backend` does, for the name in FASTRNN_BACKEND, if there is one.
+
+    Raises:
+        ImportError: that backend does not exist or cannot run.
+    """
+    if name := os.environ.get("FASTRNN_BACKEND"):
+        try:
+            set_backend(name)
+        except (ValueError, RuntimeError) as error:
+            raise ImportError(f"FASTRNN_BACKEND={name}: {error}") from None
+
+
+_set_backend_from_environment()
 
 __all__ = [
     "Cell",

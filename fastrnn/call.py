@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_alike, check_param, check_shape, two_devices, wrong_shape
+from . import checks
 from .table import PARAMETERS, Cell, cell_named, weight_shapes
 
 
@@ -129,10 +129,10 @@ class Call(NamedTuple):
 
     def check_alike(self) -> None:
         """RuntimeError if the tensors do not share one dtype and one device."""
-        check_alike(self.input, self.tensors())
+        checks.check_alike(self.input, self.tensors())
         for mask in (self.reset, self.lengths):
             if mask is not None and mask.device != self.input.device:
-                raise two_devices(self.input, mask)
+                raise checks.two_devices(self.input, mask)
 
     def check_weights(self, I: int, suffix: str = "") -> None:
         """RuntimeError if the shape of a weight does not fit the states and an input of width I.
@@ -151,7 +151,7 @@ class Call(NamedTuple):
             name = names[k % len(names)]
             if name in shapes and weight.shape != shapes[name]:
                 reverse = "_reverse" if k >= len(names) else ""
-                raise wrong_shape(PARAMETERS[name] + suffix + reverse, weight, shapes[name])
+                raise checks.wrong_shape(PARAMETERS[name] + suffix + reverse, weight, shapes[name])
 
     def sizes(self) -> Sizes:
         """The sizes, from shapes that fit each other. Reads no tensor data.
@@ -184,35 +184,21 @@ class Call(NamedTuple):
             verb = "needs" if kind.has_c else "has no"
             raise RuntimeError(f"{self.cell} {verb} initial cell state")
         if self.c0 is not None:
-            check_shape("c0", self.c0, (D, N, kind.own * H))
+            checks.check_shape("c0", self.c0, (D, N, kind.own * H))
         self.check_weights(I)
         for k, weight in enumerate(self.weights):
             if (name := names[k % len(names)]).startswith("p_"):
-                check_param(name, weight, input, H)
+                checks.check_param(name, weight, input, H)
         if self.reset is not None and D == 2:
             raise RuntimeError("reset needs a single direction, got 2")
         if packed:
-            self._check_packed()
+            checks.check_packed(self.batch_sizes, self.reset, self.lengths)
             return Sizes(self.batch_sizes.size(0), N, I, H, P, D, input.size(0))
         T = input.size(0)
-        check_shape("input", input, (T, N, I))
-        for name, tensor, shape, dtype in (
-            ("reset", self.reset, (T, N), torch.bool),
-            ("lengths", self.lengths, (N,), torch.int64),
-        ):
-            if tensor is not None:
-                check_shape(name, tensor, shape)
-                if tensor.dtype != dtype:
-                    raise RuntimeError(f"{name} must have dtype {dtype}, got {tensor.dtype}")
+        checks.check_shape("input", input, (T, N, I))
+        checks.check_mask("reset", self.reset, (T, N), torch.bool)
+        checks.check_mask("lengths", self.lengths, (N,), torch.int64)
         return Sizes(T, N, I, H, P, D, T * N)
-
-    def _check_packed(self) -> None:
-        if self.reset is not None or self.lengths is not None:
-            raise RuntimeError("reset and lengths need padded input, got batch_sizes")
-        if self.batch_sizes.dim() != 1 or self.batch_sizes.dtype != torch.int64:
-            raise RuntimeError("batch_sizes must be a 1-D tensor of dtype torch.int64")
-        if self.batch_sizes.device.type not in ("cpu", "meta"):
-            raise RuntimeError("batch_sizes should always be on CPU")
 
     def steps(self, size: Sizes) -> list[int]:
         """The number of active rows at each time step.

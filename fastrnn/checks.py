@@ -29,6 +29,24 @@ def check_param(name: str, param: Tensor, input: Tensor, H: int) -> None:
         )
 
 
+def check_mask(name: str, mask: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """RuntimeError if there is one, of another shape or dtype."""
+    if mask is not None:
+        check_shape(name, mask, shape)
+        if mask.dtype != dtype:
+            raise RuntimeError(f"{name} must have dtype {dtype}, got {mask.dtype}")
+
+
+def check_packed(batch_sizes: Tensor, reset: Tensor | None, lengths: Tensor | None) -> None:
+    """RuntimeError if these are not the batch sizes of packed input, or there is a mask, too."""
+    if reset is not None or lengths is not None:
+        raise RuntimeError("reset and lengths need padded input, got batch_sizes")
+    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
+        raise RuntimeError("batch_sizes must be a 1-D tensor of dtype torch.int64")
+    if batch_sizes.device.type not in ("cpu", "meta"):
+        raise RuntimeError("batch_sizes should always be on CPU")
+
+
 def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:
     """RuntimeError if the tensors are not dense, or not of the input's dtype and device."""
     if input.layout is not torch.strided or input.is_nested:

@@ -6,7 +6,6 @@ one for a stack of layers; it is then carried along.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from types import ModuleType
 
@@ -128,19 +127,6 @@ def set_backend(name: str) -> None:
         >>> fastrnn.set_backend("auto")
     """
     _choice.begin("set_backend", _checked(name))
-
-
-def set_from_environment() -> None:
-    """What `set_backend` does, for the name in the environment variable FASTRNN_BACKEND, if any.
-
-    Raises:
-        ImportError: that backend does not exist or cannot run: fastrnn is being imported.
-    """
-    if name := os.environ.get("FASTRNN_BACKEND"):
-        try:
-            set_backend(name)
-        except (ValueError, RuntimeError) as error:
-            raise ImportError(f"FASTRNN_BACKEND={name}: {error}") from None
 
 
 def chosen() -> str:
