@@ -205,7 +205,7 @@ def test_backward_refuses_what_does_not_fit():
     def run(dy=dy, d_h=None, output=output, gates=kept[0], cells=kept[1], dx=room[0], dw=weights):
         saved = output, gates, cells, kept[2]
         return cpu.direct.run_backward(
-            call, (dy, d_h, None, None), saved, (dx, room[1], room[2], dw)
+            call, (dy, d_h, None, None, None), saved, (dx, room[1], room[2], dw)
         )
 
     assert not run(dy=dy[1:]) and not run(dy=dy.double()) and not run(dy=dy.transpose(0, 1))

@@ -152,7 +152,7 @@ def obstacle(backend: Backend, call: Call, traced: bool = False) -> str | None:
     if in_forward_ad():
         return "forward-mode AD goes through the reference"
     if are_transforms_active() and not (backend is cpu and _is_transformed(call, traced)):
-        return "in such a transform of torch.func the reference takes such a call"
+        return "torch.func transforms of such a call go through the reference"
     return None
 
 

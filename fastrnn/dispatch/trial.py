@@ -27,7 +27,7 @@ class Case(NamedTuple):
     cotangents: Cotangents
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Case:
-        call, (output, h_n, c_n, _) = self
+        call, (output, h_n, c_n, *_) = self
         tensors = [tensor.to(device, dtype) for tensor in call.tensors()]
         masks = {name: _on(getattr(call, name), device) for name in ("reset", "lengths")}
         grads = (None if t is None else t.to(device, dtype) for t in (output, h_n, c_n))
