@@ -45,8 +45,21 @@ class RNNBase(torch.nn.RNNBase):
 
     def _are_weights_for_torch(self) -> bool:
         """Whether weights, which are brought up to date, know torch's own functions alone."""
-        self._update_flat_weights()
-        return self.torch_class is not None and tracing.are_own_affair(self._flat_weights)
+        if not torch.compiler.is_compiling():
+            self._update_flat_weights()
+        return self.torch_class is not None and tracing.are_own_affair(self._weights())
+
+    def _weights(self) -> list[Tensor]:
+        """The weights of all layers, which are up to date. A compiled graph takes the parameters: a
+        list that it brought up to date would go on after it, maybe with what a transform of
+        `torch.func` had put in their place."""
+        if not torch.compiler.is_compiling():
+            return self._flat_weights
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        for name, weight in zip(self._flat_weights_names, weights, strict=True):
+            if weight is None:
+                raise TypeError(f"{name} is None, expected a tensor")
+        return weights
 
     def _is_recorded(self) -> bool:
         """Whether the call is recorded as one of torch.nn."""
@@ -84,7 +97,7 @@ class RNNBase(torch.nn.RNNBase):
         self, input: Tensor, batch_sizes: Tensor | None, asked: Asked | None
     ) -> tuple[str, Sequence[Tensor]]:
         """The names of a direction's weights as in a `Call`, and those of all layers."""
-        return weight_names(self.bias, self.proj_size > 0), self._flat_weights
+        return weight_names(self.bias, self.proj_size > 0), self._weights()
 
     def _run(self, input: Tensor, hx, batch_sizes: Tensor | None, asked: Asked | None):
         """(output, state) of the stack, and States if asked for."""
@@ -242,7 +255,8 @@ class RNNBase(torch.nn.RNNBase):
             raise RuntimeError("batch_sizes must be a 1-D int64 tensor on the CPU")
         given = hx
         if hx is not None:
-            self._update_flat_weights()
+            if not torch.compiler.is_compiling():
+                self._update_flat_weights()
             self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
         results = None

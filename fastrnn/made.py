@@ -141,9 +141,9 @@ def given(
     if not (names or inputs):
         return None
     if set(inputs or ()) != set(names):
+        due = f"needs inputs={{{', '.join(map(repr, names))}}}" if names else "takes no inputs"
         raise ValueError(
-            f"{cell} needs inputs={{{', '.join(map(repr, names))}}}, "
-            f"got {', '.join(map(repr, sorted(inputs or ()))) or 'none'}"
+            f"{cell} {due}, got {', '.join(map(repr, sorted(inputs or ()))) or 'none'}"
         )
     return {name: inputs[name] for name in names} if inputs else None
 
@@ -184,7 +184,7 @@ def weights(
     Raises:
         ValueError: an input does not broadcast.
     """
-    flat = module._flat_weights
+    flat = module._weights()
     given = [
         _spread(name, each, input, batch_sizes, module.hidden_size, module.batch_first)
         for name, each in (inputs or {}).items()

@@ -21,7 +21,7 @@ from . import dispatch
 from .call import Call
 from .dispatch import cpu, reference
 from .results import Cotangents, Gradients, Needs, Results, Saved
-from .torch_private import are_transforms_active
+from .torch_private import are_transforms_active, are_transforms_backwards, in_forward_ad
 
 # In which dimension tensors hold the rows of the batch: input, h0, c0, reset and lengths; gradients
 # of output, h_n and c_n; output, gates, cells and hidden as they are saved.
@@ -95,7 +95,10 @@ class _Forward(Function):
         tensors, saved = tensors[: len(needed)], tensors[len(needed) :]
         weights = needed[len(_OF_CALL) :]
         asked = _Asked(asked.call(tensors), Needs(needed[0], any(needed[1:3]), any(weights)))
-        return None, *_Backward.gradients(asked, *came, *saved, *tensors)
+        # Another transform may have begun meanwhile, such as `jvp` of what `vjp` returned.
+        plain = are_transforms_backwards() and not in_forward_ad()
+        how = _Backward.apply if plain else _Backward.definition
+        return None, *_Backward.gradients(how, asked, *came, *saved, *tensors)
 
     @staticmethod
     def vmap(info, in_dims, asked, *tensors):
@@ -105,7 +108,8 @@ class _Forward(Function):
         rows = _as_rows(tensors, dims, _OF_CALL, info.batch_size)
         there = [True, True, tensors[2] is not None, True, *asked.has]
         at = [at for at, has in zip((*_OF_GRADIENTS, *_OF_SAVED), there, strict=True) if has]
-        return _apart(_Forward.apply(asked, *rows), at, info.batch_size), tuple(at)
+        size = info.batch_size, _size(tensors[1], dims[1], 1)
+        return _apart(_Forward.apply(asked, *rows), at, size), tuple(at)
 
 
 class _Backward(Function):
@@ -114,13 +118,13 @@ class _Backward(Function):
     weights (N, ...), those of each row."""
 
     @staticmethod
-    def gradients(asked, *tensors) -> list[Tensor | None]:
-        """The gradients of every tensor of the call."""
+    def gradients(how: Callable, asked, *tensors) -> list[Tensor | None]:
+        """The gradients of every tensor of the call, by `apply` or by `definition`."""
         input, state, weights = asked.needs
         there = [t is not None for t in tensors[_BEFORE:]]
         needed = [input, state, state and there[2], False, False]
         needed += [weights] * (len(there) - len(needed))
-        return _spread(_Backward.apply(asked, *tensors), needed)
+        return _spread(how(asked, *tensors), needed)
 
     @staticmethod
     def needed(asked, found: Gradients) -> tuple[Tensor, ...]:
@@ -189,8 +193,9 @@ class _Backward(Function):
         needs, h0 = asked.needs, tensors[_BEFORE + 1]
         saved, *of_weights = dims[len(_OF_GRADIENTS)], *dims[_BEFORE + len(_OF_CALL) :]
         one_call = saved is not None and of_weights == [None] * len(of_weights)
+        size = info.batch_size, _size(h0, dims[_BEFORE + 1], 1)
         if needs.weights:  # of samples of one row, each for the first time
-            one_call = one_call and not asked.of_rows and _size(h0, dims[_BEFORE + 1], 1) == 1
+            one_call = one_call and not asked.of_rows and size[1] == 1
         if not one_call:
             return _each(_Backward, info.batch_size, dims, asked, tensors)
         at = _OF_GRADIENTS + _OF_SAVED + _OF_CALL
@@ -198,7 +203,7 @@ class _Backward(Function):
         asked = _Asked(asked.call(tensors[_BEFORE:]), needs, of_rows=needs.weights)
         found = _Backward.apply(asked, *rows)
         count = _count_before_weights(asked)
-        return (*_apart(found[:count], (1,) * count, info.batch_size), *found[count:]), (
+        return (*_apart(found[:count], (1,) * count, size), *found[count:]), (
             *(1,) * count,
             *(0,) * (len(found) - count),
         )
@@ -239,6 +244,13 @@ def _parts(asked: _Asked, tensors: Tensors) -> tuple[Call, Cotangents, Saved]:
 
 def _each(function: type[Function], batch: int, dims: Sequence, asked: _Asked, tensors: Tensors):
     """What `vmap` of a function gives, by a call for each."""
+    if batch == 0:  # of one that is made up, for the shapes
+        one = [
+            t if d is None else t.new_zeros((*t.shape[:d], 1, *t.shape[d + 1 :]))
+            for t, d in zip(tensors, dims, strict=True)
+        ]
+        stacked, at = _each(function, 1, dims, asked, one)
+        return tuple(t[:0] for t in stacked), at
     members = [
         (t,) * batch if d is None else t.unbind(d) for t, d in zip(tensors, dims, strict=True)
     ]
@@ -266,6 +278,8 @@ def _as_rows(tensors: Tensors, dims: Sequence, at: Sequence[int], batch: int) ->
     return rows + list(tensors[len(at) :])
 
 
-def _apart(results: Sequence[Tensor], at: Sequence[int], batch: int) -> tuple[Tensor, ...]:
-    """The rows of each result apart, in a dimension before them."""
-    return tuple(t.unflatten(k, (batch, -1)) for t, k in zip(results, at, strict=True))
+def _apart(
+    results: Sequence[Tensor], at: Sequence[int], size: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """The rows of each result apart: (samples, rows of one)."""
+    return tuple(t.unflatten(k, size) for t, k in zip(results, at, strict=True))

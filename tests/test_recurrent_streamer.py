@@ -108,7 +108,7 @@ def test_refused():
     lstm = fastrnn.LSTM(4, 5)
     stream = Streamer(lstm, 2)
     for frame in (x, x.numpy()):
-        with pytest.raises(ValueError, match=r"LSTM needs inputs=\{\}, got 'dt'"):
+        with pytest.raises(ValueError, match=r"LSTM takes no inputs, got 'dt'"):
             stream(frame, {"dt": 1.0})
     assert_matches(stream(x, {}), lstm.step(x)[0])
 

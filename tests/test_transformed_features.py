@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformed_calls
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jacfwd, jvp, vjp, vmap
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformed_calls import (
@@ -160,3 +160,51 @@ def test_errors_are_those_of_a_call():
     with pytest.raises(RuntimeError, match="weight_hh_l0 must have shape"):
         vmap(grad(loss_of(module)), (None, 0))(wrong, x)
     assert_same(vmap(lambda x: module(x)[0])(x)[1], module(x[1])[0])
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "LSTMCell"])
+def test_transforms_of_what_vjp_returned(name, kernels):
+    """Forward mode, and a gradient, through the gradient."""
+    module = getattr(fastrnn, name)(I, H, dtype=torch.float64)
+    x = torch.randn(2, I, dtype=torch.float64) if "Cell" in name else inputs(module)
+    c = torch.randn(2, H, dtype=torch.float64) if "Cell" in name else torch.randn(T, 1, H).double()
+
+    def results() -> list:
+        _, pull = vjp(lambda x: tree_leaves(module(x))[0], x)
+
+        def of_input(c):
+            return pull(c)[0]
+
+        forward = jvp(of_input, (c,), (2 * c,)), jacfwd(of_input)(c)
+        return [*forward, grad(lambda c: of_input(c).sin().sum())(c)]
+
+    found = results()
+    assert kernels.run > 0
+    with fastrnn.backend("reference"):
+        assert_same(found, results())
+
+
+def test_no_samples():
+    lstm, gru = fastrnn.LSTM(I, H), fastrnn.GRUCell(I, H)
+    assert vmap(lambda x: lstm(x)[0])(torch.randn(0, T, 2, I)).shape == (0, T, 2, H)
+    assert vmap(gru)(torch.randn(0, 2, I)).shape == (0, 2, H)
+    stacked = {key: t.new_zeros(0, *t.shape) for key, t in parameters(lstm).items()}
+    x = torch.randn(T, 2, I)
+    found = vmap(lambda p: functional_call(lstm, p, (x,))[0])(stacked)
+    assert found.shape == (0, T, 2, H)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU both ways"])
+def test_compiled_transforms_of_given_parameters(kind):
+    """What the graph leaves in the module does not belong to the transform."""
+    module = made(kind, torch.float32)
+    x, p = inputs(module, 3), parameters(module)
+    torch._dynamo.reset()
+    for function, given in (
+        (grad(loss_of(module)), x[0]),
+        (vmap(grad(loss_of(module)), (None, 0)), x),
+    ):
+        compiled = torch.compile(function, backend="aot_eager")(p, given)
+        for key, g in function(p, given).items():
+            torch.testing.assert_close(compiled[key], g, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module(x[0])[0], module(x[0])[0])
