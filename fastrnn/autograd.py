@@ -47,7 +47,7 @@ def _save(ctx, call: Call, results: Results, traced: bool) -> None:
     given = (output, gates, cells, hidden) if traced else () if call.is_step else (output,)
     ctx.witnesses = _witnesses(given)
     ctx.versions = [witness._version for witness in ctx.witnesses]
-    output = output.data
+    output = output if call.is_step else output.data
     if traced:
         gates, cells, hidden = (t if t is None else t.data for t in (gates, cells, hidden))
     ctx.has_c, ctx.rest = call.c0 is not None, (*call[5:7], *call[9:])
@@ -149,7 +149,7 @@ class Layer(torch.autograd.Function):
         )
 
 
-# In transforms the reference takes every call.
+# In transforms another Function stands for a layer, see `transforms`, or the reference.
 apply = apply_outside_transforms(Layer)
 
 

@@ -225,7 +225,7 @@ class HeldInputs:
         for name, each in (given(self._name, tuple(self.planes), inputs) or {}).items():
             to = self.planes[name]
             if hasattr(each, "__array_interface__"):
-                each = torch.as_tensor(each)
+                each = torch.tensor(each)  # a copy: of a read-only array torch would warn
             found[name] = each = as_tensor(name, each, to)
             if each.device != to.device:
                 raise two_devices(to, each)

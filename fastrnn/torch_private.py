@@ -56,8 +56,18 @@ def are_transforms_backwards() -> bool:
     """Whether the transforms that are active, if any are, derive at most once, and not forwards."""
     if not _tells_transforms:
         return not are_transforms_active()
-    kinds = [each.key().name for each in _functorch.get_interpreter_stack() or ()]
+    kinds = _transforms()
     return _backwards.issuperset(kinds) and kinds.count("Grad") <= 1
+
+
+def may_derive() -> bool:
+    """Whether a transform, or autograd below all, may ask for gradients of what is computed now."""
+    return torch.is_grad_enabled() or "Grad" in _transforms()
+
+
+def _transforms() -> list[str]:
+    """The kinds of the transforms that are active, the outermost first."""
+    return [each.key().name for each in _functorch.get_interpreter_stack() or ()]
 
 
 def members(tensor: torch.Tensor) -> int:

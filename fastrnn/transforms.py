@@ -21,7 +21,12 @@ from . import dispatch
 from .call import Call
 from .dispatch import cpu, reference
 from .results import Cotangents, Gradients, Needs, Results, Saved
-from .torch_private import are_transforms_active, are_transforms_backwards, in_forward_ad
+from .torch_private import (
+    are_transforms_active,
+    are_transforms_backwards,
+    in_forward_ad,
+    may_derive,
+)
 
 # In which dimension tensors hold the rows of the batch: input, h0, c0, reset and lengths; gradients
 # of output, h_n and c_n; output, gates, cells and hidden as they are saved.
@@ -32,13 +37,19 @@ Tensors = Sequence[Tensor | None]
 
 
 class _Asked:
-    """What is no tensor in a call, which gradients are needed, and whether those of the weights are
-    those of each row. It is no tuple, because `vmap` would look into one."""
+    """What is no tensor in a call, and what of it may have gradients.
+
+    It is no tuple, because `vmap` would look into one.
+
+    needs: which gradients a backward makes.
+    of_rows: whether those of the weights are those of each row.
+    """
 
     def __init__(self, call: Call, needs: Needs | None = None, of_rows: bool = False) -> None:
         self.rest, self.limits, self.needs, self.of_rows = call[5:7], call[9:], needs, of_rows
         kind = call.kind
         self.has = (kind.saved > 0, kind.has_c, kind.keeps_hidden(call.projected))
+        self.saves = may_derive()
 
     def call(self, tensors: Tensors) -> Call:
         input, h0, c0, reset, lengths, *weights = tensors
@@ -65,15 +76,18 @@ def _spread(some: Sequence, present: Sequence[bool]) -> list:
 class _Forward(Function):
     """(asked, *tensors of a call) -> output, h_n, c_n, and what backward reads: the output once
     more, since the user may change it in place, and gates, cells and hidden as (D, T, N, ...).
-    What a cell does not have is left out."""
+    What a cell does not have is left out, and where there is no backward what it would read."""
 
     @staticmethod
     def forward(asked, *tensors):
         call = asked.call(tensors)
-        output, h_n, c_n, *saved = dispatch.way(cpu, call).run(call, True)
+        output, h_n, c_n, *saved = dispatch.way(cpu, call).run(call, asked.saves)
+        given = [output, h_n] if call.c0 is None else [output, h_n, c_n]
+        if not asked.saves:
+            return tuple(given)
         steps = output.shape[:2]
         saved = [t.unflatten(1, steps) for t, has in zip(saved, asked.has, strict=True) if has]
-        return *([output, h_n] if call.c0 is None else [output, h_n, c_n]), output.clone(), *saved
+        return *given, output.clone(), *saved
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -106,7 +120,8 @@ class _Forward(Function):
         if any(dim is not None for dim in dims[len(_OF_CALL) :]):
             return _each(_Forward, info.batch_size, dims, asked, tensors)
         rows = _as_rows(tensors, dims, _OF_CALL, info.batch_size)
-        there = [True, True, tensors[2] is not None, True, *asked.has]
+        there = [True, True, tensors[2] is not None]
+        there += [True, *asked.has] if asked.saves else [False] * len(_OF_SAVED)
         at = [at for at, has in zip((*_OF_GRADIENTS, *_OF_SAVED), there, strict=True) if has]
         size = info.batch_size, _size(tensors[1], dims[1], 1)
         return _apart(_Forward.apply(asked, *rows), at, size), tuple(at)
@@ -192,7 +207,8 @@ class _Backward(Function):
         _, *dims = in_dims
         needs, h0 = asked.needs, tensors[_BEFORE + 1]
         saved, *of_weights = dims[len(_OF_GRADIENTS)], *dims[_BEFORE + len(_OF_CALL) :]
-        one_call = saved is not None and of_weights == [None] * len(of_weights)
+        one_call = info.batch_size > 0 and saved is not None
+        one_call = one_call and of_weights == [None] * len(of_weights)
         size = info.batch_size, _size(h0, dims[_BEFORE + 1], 1)
         if needs.weights:  # of samples of one row, each for the first time
             one_call = one_call and not asked.of_rows and size[1] == 1

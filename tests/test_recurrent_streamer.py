@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 
 import numpy
 import pytest
@@ -62,8 +63,13 @@ def test_inputs_broadcast():
         stream = Streamer(module, 3)
         assert_matches(stream(x, inputs={"dt": dt}), wanted)
         stream.reset()
-        dt = dt.detach().numpy() if isinstance(dt, torch.Tensor) else dt
-        assert_matches(torch.from_numpy(stream(x.numpy(), {"dt": dt})), wanted)
+        if isinstance(dt, torch.Tensor):
+            dt = dt.detach().numpy().copy()
+            dt.flags.writeable = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            y = stream(x.numpy(), {"dt": dt})
+        assert_matches(torch.from_numpy(y), wanted)
         for a, e in zip(stream.state, state, strict=True):
             assert_matches(a, e)
 
