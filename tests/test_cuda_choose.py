@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import KERNELS
+from several_gpus import entered
 
 from fastrnn.call import Sizes
 from fastrnn.dispatch.gpu import graphs
@@ -78,33 +79,16 @@ def test_schedules():
 def test_launches_are_made_on_the_device_of_the_tensors(direction, capturing, monkeypatch):
     """On its stream, whatever device is the current one; a chain of another device is another."""
     launch = importlib.import_module("fastrnn.dispatch.cuda.launch")
-    current, launched, chains = [0], [], []
-
-    class On:
-        def __init__(self, device):
-            self.device = device
-
-        def __enter__(self):
-            current.append(self.device.index)
-
-        def __exit__(self, *_):
-            current.pop()
+    current, launched, chains = entered(monkeypatch), [], []
 
     def run(stream: int) -> None:
         launched.append((current[-1], stream))
-
-    def stream(device=None):
-        index = current[-1] if device is None else device.index
-        return SimpleNamespace(cuda_stream=10 + index)
 
     def loop(*_):
         return SimpleNamespace(run=run)
 
     kernels = SimpleNamespace(CudaForward=loop, CudaBackward=loop)
     monkeypatch.setattr(launch, "KERNELS", kernels)
-    monkeypatch.setattr(torch.cuda, "device", On)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
-    monkeypatch.setattr(torch.cuda, "current_stream", stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(graphs, "repeat", lambda key, chain: (chains.append(key), chain()))
     size = Sizes(T=3, N=1, I=16, H=16, P=16, D=1, rows=3)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from several_gpus import entered
 
 from fastrnn.call import Sizes
 from fastrnn.dispatch import triton
@@ -69,17 +70,7 @@ def test_schedules():
 def test_launches_are_made_on_the_device_of_the_tensors(persistent, monkeypatch):
     """Triton takes the current device and stream, whatever the arguments lie on."""
     launch = pytest.importorskip("fastrnn.dispatch.triton.launch", reason="there is no Triton")
-    current, launched, chains = [0], [], []
-
-    class On:
-        def __init__(self, device):
-            self.device = device
-
-        def __enter__(self):
-            current.append(self.device.index)
-
-        def __exit__(self, *_):
-            current.pop()
+    current, launched, chains = entered(monkeypatch), [], []
 
     class Kernel:
         def __getitem__(self, grid):
@@ -88,12 +79,7 @@ def test_launches_are_made_on_the_device_of_the_tensors(persistent, monkeypatch)
     w = SimpleNamespace(
         is_cuda=True, device=torch.device("cuda", 1), dtype=torch.float32, data_ptr=lambda: 16
     )
-    monkeypatch.setattr(torch.cuda, "device", On)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(
-        torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=10 + current[-1])
-    )
     monkeypatch.setattr(launch, "device_of", lambda *_: H100)
     monkeypatch.setattr(launch, "precision", lambda tensor: "tf32")
     monkeypatch.setattr(launch, "plan_for", lambda *_: Plan(persistent, 16, 16, 16, 4, 2))
