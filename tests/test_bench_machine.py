@@ -1,5 +1,6 @@
 """What the benchmark suite knows of the machine: memory, ceilings, facts, switches."""
 
+import mmap
 from dataclasses import replace
 
 import pytest
@@ -17,13 +18,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_the_peak_is_what_a_call_holds_at_once():
     megabytes = 2**20
 
+    def pages(size):
+        # Of the operating system: memory that the C library has kept would not be counted.
+        held = mmap.mmap(-1, size * megabytes)
+        for place in range(0, len(held), mmap.PAGESIZE):
+            held[place] = 1
+        return held
+
     def call():
-        # The C library takes pieces of this size from the system, never from what it has kept.
-        held = [torch.ones(40 * megabytes // 4) for _ in range(3)]
-        torch.ones(36 * megabytes // 4)
+        held = [pages(40) for _ in range(3)]
+        pages(36)
         return held[0]
 
-    found = memory.peak(call, "cpu")
+    # The system may take other memory of the process away during one call, not during each.
+    found = max(memory.peak(call, "cpu") for _ in range(3))
     assert 155 * megabytes <= found < 180 * megabytes  # pages are counted in batches
     assert memory.peak(lambda: None, "cpu") < 8 * megabytes
 
