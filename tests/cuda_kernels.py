@@ -55,6 +55,9 @@ class Emulated:
         spec.loader.exec_module(self.module)
 
     def __getattr__(self, name: str):
+        if name == "cuda_groups":
+            return self.module.cuda_groups
+
         def make(*args):
             loop = getattr(self.module, name)(*args)
 

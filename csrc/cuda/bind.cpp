@@ -32,10 +32,12 @@ class Reader {
     values_.erase(found);
     return value;
   }
+  // 0 where there is none.
+  int64_t number_if_there(const char* name) { return values_.contains(name) ? number(name) : 0; }
   // null where there is none.
   template <class T>
   void address(const char* name, T*& to) {
-    to = values_.contains(name) ? reinterpret_cast<T*>(number(name)) : nullptr;
+    to = reinterpret_cast<T*>(number_if_there(name));
   }
   void end() const {
     if (!values_.empty())
@@ -58,23 +60,37 @@ Sizes sizes(Reader& read) {
   return s;
 }
 
+// Those of the persistent schedule, or none.
+Groups groups(Reader& read) {
+  Groups g;
+  g.units = static_cast<int>(read.number_if_there("group_units"));
+  g.through_memory = read.number_if_there("group_through_memory") != 0;
+  g.blocks = read.number_if_there("group_blocks");
+  g.parts = read.number_if_there("group_parts");
+  g.rows = read.number_if_there("group_rows");
+  g.depth = static_cast<int>(read.number_if_there("group_depth"));
+  return g;
+}
+Values values_of(const Groups& g) {
+  return {{"group_units", g.units},   {"group_through_memory", g.through_memory},
+          {"group_blocks", g.blocks}, {"group_parts", g.parts},
+          {"group_rows", g.rows},     {"group_depth", g.depth}};
+}
+
 #define FASTRNN_ADDRESS(name) read.address(#name, s.name)
 
-Forward forward(const Values& values) {
-  Reader read(values);
+Forward forward(Reader& read) {
   Forward s;
   s.size = sizes(read);
   FASTRNN_ADDRESS(x), FASTRNN_ADDRESS(w_hh), FASTRNN_ADDRESS(b_hh), FASTRNN_ADDRESS(w_hr);
   FASTRNN_ADDRESS(h), FASTRNN_ADDRESS(m), FASTRNN_ADDRESS(kept), FASTRNN_ADDRESS(y);
   FASTRNN_ADDRESS(h_n), FASTRNN_ADDRESS(gates), FASTRNN_ADDRESS(cells), FASTRNN_ADDRESS(hidden);
-  FASTRNN_ADDRESS(sums);
+  FASTRNN_ADDRESS(sums), FASTRNN_ADDRESS(ring);
   s.projected = s.w_hr != nullptr;
-  read.end();
   return s;
 }
 
-Backward backward(const Values& values, double grad_clip) {
-  Reader read(values);
+Backward backward(Reader& read, double grad_clip) {
   Backward s;
   s.size = sizes(read);
   s.detach_every = read.number("detach_every");
@@ -84,9 +100,8 @@ Backward backward(const Values& values, double grad_clip) {
   FASTRNN_ADDRESS(w_hh), FASTRNN_ADDRESS(w_hr), FASTRNN_ADDRESS(h0), FASTRNN_ADDRESS(c0);
   FASTRNN_ADDRESS(y), FASTRNN_ADDRESS(gates), FASTRNN_ADDRESS(cells), FASTRNN_ADDRESS(dx);
   FASTRNN_ADDRESS(du), FASTRNN_ADDRESS(d_state), FASTRNN_ADDRESS(sent);
-  FASTRNN_ADDRESS(sent_state), FASTRNN_ADDRESS(sums);
+  FASTRNN_ADDRESS(sent_state), FASTRNN_ADDRESS(sums), FASTRNN_ADDRESS(ring);
   s.projected = s.w_hr != nullptr;
-  read.end();
   return s;
 }
 #undef FASTRNN_ADDRESS
@@ -104,9 +119,11 @@ template <class Steps>
 struct Runner {
   Loop loop;
   Steps steps;
+  Groups groups;
   std::vector<Part> parts;
 
-  Runner(const Loop& loop, const Steps& steps) : loop(loop), steps(steps), parts{Part::kCell} {
+  Runner(const Loop& loop, const Steps& steps, const Groups& groups)
+      : loop(loop), steps(steps), groups(groups), parts{Part::kCell} {
     constexpr bool kForward = std::is_same_v<Steps, Forward>;
     if (steps.projected) parts.insert(kForward ? parts.end() : parts.begin(), Part::kState);
   }
@@ -116,6 +133,7 @@ struct Runner {
                 reinterpret_cast<void*>(stream));
   }
   void run(uintptr_t stream) const {
+    if (groups.blocks > 0) return launch_all(loop, steps, groups, reinterpret_cast<void*>(stream));
     bool overlaps = false;
     for (int64_t k = 0; k < steps.size.steps; ++k)
       for (const Part part : parts) {
@@ -136,7 +154,7 @@ void bind(py::module_& m, const char* name, Init init, const char* doc) {
            "Launches step i, of a projected layer the part that makes the state or its gradient, "
            "or the other; in the library schedule after `sums` were made.")
       .def("run", &Runner<Steps>::run, Released(), py::arg("stream"),
-           "Launches all steps of the stepwise schedule.");
+           "Launches all steps of the stepwise or the persistent schedule.");
 }
 
 }  // namespace
@@ -145,15 +163,36 @@ void bind_loops(py::module_& m) {
   bind<Forward>(m, "CudaForward",
                 py::init([](const std::string& cell, const std::string& dtype, bool library,
                             const Values& values) {
-                  return Runner<Forward>(loop(cell, dtype, library), forward(values));
+                  Reader read(values);
+                  const Runner<Forward> runner(loop(cell, dtype, library), forward(read),
+                                               groups(read));
+                  read.end();
+                  return runner;
                 }),
                 "A forward loop over time; sizes and addresses by name, see csrc/cuda/steps.h.");
   bind<Backward>(m, "CudaBackward",
                  py::init([](const std::string& cell, const std::string& dtype, bool library,
                              const Values& values, double grad_clip) {
-                   return Runner<Backward>(loop(cell, dtype, library), backward(values, grad_clip));
+                   Reader read(values);
+                   const Runner<Backward> runner(loop(cell, dtype, library),
+                                                 backward(read, grad_clip), groups(read));
+                   read.end();
+                   return runner;
                  }),
                  "A backward loop over time, as CudaForward.");
+  m.def(
+      "cuda_groups",
+      [](const std::string& cell, int gates, const std::string& dtype, int64_t hidden,
+         int64_t batch, int64_t directions, bool backward) {
+        const Loop chosen = loop(cell, dtype, false);
+        const auto at_once = [&](const Groups& g) {
+          return backward ? backward_at_once(chosen, g) : forward_at_once(chosen, g);
+        };
+        return values_of(
+            choose_groups(gates, hidden, batch, directions, chosen.dtype, backward, at_once));
+      },
+      "What a loop without projection is given for the persistent schedule on the current device; "
+      "group_blocks is 0 where that cannot run it.");
 }
 
 }  // namespace fastrnn::cuda

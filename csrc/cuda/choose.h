@@ -13,6 +13,8 @@
 
 namespace fastrnn::cuda {
 
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // How products are made of what. kTf32 is float whose products use tensor cores.
 enum class Dtype { kFloat, kTf32, kHalf, kBfloat16, kDouble };
 constexpr const char* kDtypeNames[] = {"float32", "tf32", "float16", "bfloat16", "float64"};
@@ -53,8 +55,6 @@ constexpr size_t shared_bytes(int planes, size_t sum_size) {
 constexpr size_t kLeastShared = 99 << 10;
 static_assert(shared_bytes(4, 8) <= kLeastShared);
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // A product of a step: [N, depth] x [planes * units, depth]^T.
 struct ProductSize {
   int64_t planes, units, depth;
@@ -66,6 +66,53 @@ constexpr int64_t unit_tiles(const ProductSize& p) {
 // Blocks of a launch.
 constexpr int64_t blocks_of(const ProductSize& p, int64_t batch, int64_t directions) {
   return directions * ceil_div(batch, kTileRows) * unit_tiles(p);
+}
+
+// The persistent schedule: one launch for all steps. A group of blocks has up to kGroupRows batch
+// rows of a direction, a block `units` units of it, whose weights stay in its registers; so a warp
+// has kWeightDepth bytes of the depth of a unit's rows. Blocks hand on the state through the shared
+// memory of a cluster, or `through_memory`.
+constexpr int kGroupRows = 8;
+constexpr int kWeightDepth = 256;
+constexpr int kMostCluster = 16;
+
+struct Groups {
+  int units;
+  bool through_memory;
+  int64_t blocks, parts, rows;  // of a group, groups of a direction, batch rows of a group
+  int depth = 0;                // bytes of a row that blocks hand on, with zeros at the end
+};
+
+// Warps that share the depth of 16 units.
+constexpr int depth_split(int units) { return kWarps * 16 / units; }
+// Units of a block that has the whole layer.
+constexpr int whole_units(int item_size) { return kWeightDepth / item_size; }
+constexpr int kClusterUnits = 32, kGridUnits = 16;
+// The largest H of a group whose blocks have so many units each.
+constexpr int most_hidden(int units, int item_size) {
+  return units == whole_units(item_size) ? units : depth_split(units) * kWeightDepth / item_size;
+}
+// That depth, of rows of `planes` numbers for each unit: for each of the warps that share it a
+// multiple of 64 bytes.
+constexpr int exchange_depth(int64_t hidden, int planes, int units, int item_size) {
+  const int64_t shares = 64 * depth_split(units), pieces = ceil_div(hidden * item_size, 16);
+  return static_cast<int>(ceil_div(16 * pieces * planes, shares) * shares);
+}
+// Bytes from row to row in shared memory: an odd multiple of 64, so that two rows touch all banks.
+constexpr int exchange_pitch(int depth) { return depth / 64 % 2 == 0 ? depth + 64 : depth; }
+// Shared memory of a block, which begins with the counts of arrivals.
+constexpr int kArrivalBytes = 128;
+// Blocks that send states, or gradients of gates; `planes` that have sums of their own.
+constexpr size_t persistent_state_bytes(int depth, int units, int planes) {
+  const int split = depth_split(units), sums = planes == 1 ? 1 : 4;
+  return static_cast<size_t>(kArrivalBytes + 2 * kGroupRows * exchange_pitch(depth) +
+                             (split == 1 ? 0 : split * units * kGroupRows * sums * 4));
+}
+// Blocks of a cluster that send parts of gradients.
+constexpr size_t persistent_parts_bytes(int64_t blocks, int units, int item_size, int planes) {
+  return static_cast<size_t>(kArrivalBytes +
+                             2 * kGroupRows * exchange_pitch(planes * units * item_size) +
+                             2 * blocks * units * kGroupRows * 4);
 }
 
 struct Device {
@@ -130,6 +177,61 @@ inline double library_time(const ProductSize& p, int64_t batch, int64_t directio
   const double flops = 2 * rows * columns * depth;
   return kLibrary + kLibraryDepth * depth * static_cast<double>(item_size(dtype)) +
          (flops / rates(dtype, device).library + sums / kProcessorBytes) / processors;
+}
+
+// Nanoseconds of a step of the persistent schedule, from the floors of its parts, and what kernels
+// take beyond a floor. None of it was measured as a whole: no GPU has run these kernels.
+constexpr double kPersistentCell = 160;                  // the cells, and barriers of a block
+constexpr double kPersistentProduct = 200;               // by all the weights that registers hold
+constexpr double kClusterHop = 190, kClusterBytes = 26;  // to another block; per nanosecond
+constexpr double kMemoryHop = 680, kMemoryBytes = 69;
+constexpr double kBeyondFloor = 1.3;
+
+inline double persistent_time(const Groups& g, int64_t hidden, bool backward, int item_size) {
+  const double depth = static_cast<double>(depth_split(g.units) * kWeightDepth) / item_size;
+  const double size = static_cast<double>(hidden);
+  const double sent = g.through_memory ? g.depth : size * (backward ? 4 : item_size);
+  double time = kPersistentCell + kPersistentProduct * std::max(0.25, std::min(1., size / depth));
+  if (g.blocks > 1) {
+    const double bytes = static_cast<double>(g.rows) * sent;
+    time +=
+        g.through_memory ? kMemoryHop + bytes / kMemoryBytes : kClusterHop + bytes / kClusterBytes;
+  }
+  return kBeyondFloor * time;
+}
+
+// The groups of a loop in the persistent schedule, or one with 0 blocks where there are none: they
+// hold no projection, no layer of that size, nothing but tensor cores' products. at_once(groups) is
+// how many groups of so many blocks the device runs at the same time. Groups of a cluster never
+// wait for each other, so they may also follow each other; those that go `through_memory` must all
+// run.
+template <class AtOnce>
+Groups choose_groups(int gates, int64_t hidden, int64_t batch, int64_t directions, Dtype dtype,
+                     bool backward, AtOnce at_once) {
+  Groups best{};
+  if (dtype == Dtype::kFloat || dtype == Dtype::kDouble || batch == 0 || hidden == 0) return best;
+  const int item = static_cast<int>(item_size(dtype));
+  double least = 0;
+  for (const int units : {whole_units(item), kClusterUnits, kGridUnits}) {
+    const bool memory = units == kGridUnits;
+    if (hidden > most_hidden(units, item)) continue;
+    const int planes = backward && memory ? gates : 1;
+    Groups g{units, memory, ceil_div(hidden, units),
+             0,     0,      exchange_depth(hidden, planes, units, item)};
+    if (!memory && g.blocks > kMostCluster) continue;
+    const int64_t most = at_once(g);
+    if (most < directions) continue;
+    g.rows = std::min<int64_t>(ceil_div(batch, most / directions), kGroupRows);
+    g.parts = ceil_div(batch, g.rows);
+    const int64_t rounds = ceil_div(g.parts * directions, most);
+    if (memory && rounds > 1) continue;
+    const double time = static_cast<double>(rounds) * persistent_time(g, hidden, backward, item);
+    if (best.blocks == 0 || time < least) {
+      best = g;
+      least = time;
+    }
+  }
+  return best;
 }
 
 // Whether the library makes these products of the steps of a loop, with one launch for the cell, or

@@ -1,6 +1,7 @@
 // What follows the product of a step: the cell, forward and backward, for a thread that has one
 // unit of one row. Loads of what no step of the loop writes come first, and stay as they lie
-// until they are needed, so that they are under way while the product is made.
+// until they are needed, so that they are under way while the product is made. Kernels differ in
+// how a step gets the state and the sums of the step before.
 #pragma once
 
 #include "cuda/cell.cuh"
@@ -64,25 +65,30 @@ class Row {
   enum : uint32_t { kActive = 1, kContinues = 2, kBegins = 4, kEnds = 8, kComes = 16, kGoes = 32 };
   uint32_t flags_ = 0;
 
-  FASTRNN_DEVICE static bool is_reset(const Sizes& s, int64_t t, int n) {
-    return s.reset != nullptr && s.reset[t * s.batch + n];
-  }
-
  public:
-  const int n;
+  int n;
 
-  FASTRNN_DEVICE Row(const Sizes& s, const Step& step, int n) : n(n) {
-    // Loads that wait for nothing, not for each other either.
-    const bool inside = n < s.batch;
-    int64_t length = inside ? s.steps : 0;
-    if (inside && s.lengths != nullptr && s.lengths[n] < length) length = s.lengths[n];
-    const bool reset = inside && is_reset(s, step.t, n);
+  // Loads that wait for nothing, not for each other either.
+  FASTRNN_DEVICE Row(const Sizes& s, const Step& step, int n)
+      : Row(step, n, length(s, n), is_reset(s, step.t, n)) {}
+  // Of numbers that were loaded before.
+  FASTRNN_DEVICE Row(const Step& step, int n, int64_t length, bool reset) : n(n) {
     const bool at_start = step.t == 0, at_end = step.t == length - 1;
-    if (step.t >= length) return;
+    if (step.t < 0 || step.t >= length) return;
     flags_ = kActive;
     if (!reset) flags_ |= kContinues;
     if (step.d == 0 ? at_start : at_end) flags_ |= kBegins;
     if (step.d == 0 ? at_end : at_start) flags_ |= kEnds;
+  }
+
+  // Times of row n, 0 outside of the batch.
+  FASTRNN_DEVICE static int64_t length(const Sizes& s, int n) {
+    int64_t length = n < s.batch ? s.steps : 0;
+    if (n < s.batch && s.lengths != nullptr && s.lengths[n] < length) length = s.lengths[n];
+    return length;
+  }
+  FASTRNN_DEVICE static bool is_reset(const Sizes& s, int64_t t, int n) {
+    return s.reset != nullptr && n < s.batch && s.reset[t * s.batch + n];
   }
 
   FASTRNN_DEVICE void drop() { flags_ = 0; }
@@ -94,76 +100,81 @@ class Row {
   FASTRNN_DEVICE bool ends() const { return flags_ & kEnds; }
 };
 
-// Stores h_t, where the next step, the output and the final state have it.
+// Stores h_t, where the next launch has it.
+template <class T>
+FASTRNN_DEVICE void hand_on(const Forward& f, const Step& step, const Row& r, int unit,
+                            Compute<T> h) {
+  write<T>(f.h, step.in_turn(f.size, step.i + 1, r.n) * pitch<T>(f.size.state) + unit, h);
+}
+// Stores h_t, where the output and the final state have it.
 template <class T>
 FASTRNN_DEVICE void write_state(const Forward& f, const Step& step, const Row& r, int unit,
                                 Compute<T> h) {
   const Sizes& s = f.size;
-  write<T>(f.h, step.in_turn(s, step.i + 1, r.n) * pitch<T>(s.state) + unit, h);
   write<T>(f.y, step.in_output(s, r.n) * s.state + unit, h);
   if (r.ends()) write<T>(f.h_n, step.in_state(s, r.n) * s.state + unit, h);
 }
 
-// The cell forward for one unit of a row.
+// A step of the cell forward for one unit of a row.
 template <class Cell, class T>
 class ForwardCell {
   static constexpr int G = Cell::kGates, S = Cell::kSaved;
   using V = Compute<T>;
-  const Forward& f_;
-  const Step& step_;
-  const int unit_;
-  Row row_;
-  T bias_[G], x_[G];
-  V kept_{};
+  T x_[G];
 
  public:
-  // Loads what does not depend on the step before. `n` is the row of the batch.
-  FASTRNN_DEVICE ForwardCell(const Forward& f, const Step& step, int n, int unit)
-      : f_(f), step_(step), unit_(unit), row_(f.size, step, n) {
+  struct Bias {
+    T of[G];
+  };
+  // What a step makes. `kept` is what the cell keeps for the next one.
+  struct Made {
+    V h, c, saved[S > 0 ? S : 1];
+    FASTRNN_DEVICE V kept() const { return Cell::kKeepsC ? c : h; }
+  };
+
+  // Of b_hh, the same at every step.
+  FASTRNN_DEVICE static Bias load_bias(const Forward& f, int d, int unit) {
+    const bool inside = f.b_hh != nullptr && unit < f.size.hidden;
+    Bias bias;
+    FASTRNN_UNROLL
+    for (int g = 0; g < G; ++g)
+      bias.of[g] = read<T>(f.b_hh, (d * G + g) * f.size.hidden + unit, inside);
+    return bias;
+  }
+
+  // Loads x, which does not depend on the step before. `n` is the row of the batch.
+  FASTRNN_DEVICE void load(const Forward& f, const Step& step, int n, int unit, bool inside) {
     const Sizes& s = f.size;
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g)
-      bias_[g] =
-          read<T>(f.b_hh, (step.d * G + g) * s.hidden + unit, f.b_hh != nullptr && unit < s.hidden);
-    if (unit >= s.hidden) row_.drop();
-    FASTRNN_UNROLL
-    for (int g = 0; g < G; ++g)
-      x_[g] = read<T>(f.x, (step.in_output(s, n) * G + g) * s.hidden + unit, row_.active());
+      x_[g] = read<T>(f.x, (step.in_output(s, n) * G + g) * s.hidden + unit, inside);
   }
 
-  // Loads what the step before wrote, but for its sums.
-  FASTRNN_DEVICE void load_kept() {
-    if (kKeeps<Cell> && row_.continues())
-      kept_ = read_new<V>(f_.kept, step_.in_state(f_.size, row_.n) * f_.size.hidden + unit_);
-  }
-
-  // sum(g) is the product of the row with plane g.
+  // sum(g) is the product of the row with plane g, `kept` what the step before made.
   template <class SumOf>
-  FASTRNN_DEVICE void finish(SumOf sum) {
-    if (!row_.active()) return;
-    const Sizes& s = f_.size;
-    V x[G], u[G], saved[S > 0 ? S : 1];
+  FASTRNN_DEVICE Made run(const Row& row, const Bias& bias, V kept, SumOf sum) const {
+    V x[G], u[G];
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) {
       x[g] = to_compute(x_[g]);
-      u[g] = (row_.continues() ? sum(g) : V{}) + to_compute(bias_[g]);
+      u[g] = (row.continues() ? sum(g) : V{}) + to_compute(bias.of[g]);
     }
-    V h = kept_, c = kept_;
-    Cell::forward(x, u, h, c, saved);
-    const int64_t in_state = step_.in_state(s, row_.n), in_saved = step_.in_saved(s, row_.n);
-    if constexpr (kKeeps<Cell>)
-      static_cast<V*>(f_.kept)[in_state * s.hidden + unit_] = Cell::kKeepsC ? c : h;
-    if (Cell::kKeepsC && f_.cells != nullptr) write<T>(f_.cells, in_saved * s.hidden + unit_, c);
-    if (S > 0 && f_.gates != nullptr) {
+    Made made{};
+    made.h = made.c = row.continues() ? kept : V{};
+    Cell::forward(x, u, made.h, made.c, made.saved);
+    return made;
+  }
+
+  // Stores what backward needs, if it is wanted.
+  FASTRNN_DEVICE static void save(const Forward& f, const Step& step, const Row& row, int unit,
+                                  const Made& made) {
+    const Sizes& s = f.size;
+    const int64_t in_saved = step.in_saved(s, row.n);
+    if (Cell::kKeepsC && f.cells != nullptr) write<T>(f.cells, in_saved * s.hidden + unit, made.c);
+    if (S > 0 && f.gates != nullptr) {
       FASTRNN_UNROLL
       for (int g = 0; g < S; ++g)
-        write<T>(f_.gates, (in_saved * S + g) * s.hidden + unit_, saved[g]);
-    }
-    if (f_.projected) {
-      write<T>(f_.m, in_state * pitch<T>(s.hidden) + unit_, h);
-      if (f_.hidden != nullptr) write<T>(f_.hidden, in_saved * s.hidden + unit_, h);
-    } else {
-      write_state<T>(f_, step_, row_, unit_, h);
+        write<T>(f.gates, (in_saved * S + g) * s.hidden + unit, made.saved[g]);
     }
   }
 };
@@ -184,10 +195,18 @@ struct BackwardStep : Step {
 };
 
 struct BackwardRow : Row {
-  FASTRNN_DEVICE BackwardRow(const Sizes& s, const BackwardStep& step, int n) : Row(s, step, n) {
+  FASTRNN_DEVICE BackwardRow(const Sizes& s, const BackwardStep& step, int n)
+      : BackwardRow(step, Row(s, step, n), is_reset_after(s, step, n)) {}
+  // Of numbers that were loaded before; `reset_after` is that of the step after.
+  FASTRNN_DEVICE BackwardRow(const BackwardStep& step, const Row& row, bool reset_after)
+      : Row(row) {
     if (!active()) return;
-    if (step.linked_after && !ends() && !is_reset(s, step.after(), n)) flags_ |= kComes;
+    if (step.linked_after && !ends() && !reset_after) flags_ |= kComes;
     if (continues() && (step.linked_before || begins())) flags_ |= kGoes;
+  }
+  FASTRNN_DEVICE static bool is_reset_after(const Sizes& s, const BackwardStep& step, int n) {
+    const int64_t t = step.after();
+    return t >= 0 && t < s.steps && is_reset(s, t, n);
   }
 
   // Whether a gradient comes from the step after, goes to the step before.
@@ -230,89 +249,79 @@ class StateGradient {
   }
 };
 
-// The cell backward for one unit of a row, the mirror of ForwardCell.
+// A step of the cell backward for one unit of a row, the mirror of ForwardCell.
 template <class Cell, class T>
 class BackwardCell {
   static constexpr int G = Cell::kGates, S = Cell::kSaved;
   using V = Compute<T>;
-  const Backward& b_;
-  const BackwardStep& step_;
-  const int unit_;
-  BackwardRow row_;
   StateGradient<T> state_;
   T saved_[S > 0 ? S : 1];
   T before_, now_;  // c, or h of a cell without c, before the step and after
   T dc_;
-  V kept_{};
 
  public:
-  FASTRNN_DEVICE BackwardCell(const Backward& b, const BackwardStep& step, int n, int unit)
-      : b_(b), step_(step), unit_(unit), row_(b.size, step, n) {
-    if (unit >= b.size.hidden) row_.drop();
-    if (!b.projected) state_ = StateGradient<T>(b, step, row_, unit);
-    load_saved();
+  struct Made {
+    V kept;  // the gradient of what the step before kept, without what goes through w_hh
+    V dx[G], du[G];
+  };
+
+  // Loads what no step of the loop writes; whether the row was reset plays no part.
+  FASTRNN_DEVICE void load(const Backward& b, const BackwardStep& step, const Row& row, int unit) {
+    if (!b.projected) state_ = StateGradient<T>(b, step, row, unit);
+    const Sizes& s = b.size;
+    const int64_t H = s.hidden, saved = step.in_saved(s, row.n);
+    FASTRNN_UNROLL
+    for (int g = 0; g < S; ++g)
+      saved_[g] = read<T>(b.gates, (saved * S + g) * H + unit, row.active());
+    now_ = Cell::kKeepsC
+               ? read<T>(b.cells, saved * H + unit, row.active())
+               : read<T>(b.y, step.in_output(s, row.n) * H + unit, !Cell::kKeepsH && row.active());
+    dc_ =
+        read<T>(b.d_cells, saved * H + unit, Cell::kKeepsC && b.d_cells != nullptr && row.active());
+    Step earlier = step;
+    earlier.first = kKeeps<Cell> ? earlier_row(s, step) : 0;
+    const int64_t at = row.begins()    ? step.in_state(s, row.n)
+                       : Cell::kKeepsC ? earlier.in_saved(s, row.n)
+                                       : earlier.in_output(s, row.n);
+    const void* const initial = Cell::kKeepsC ? b.c0 : b.h0;
+    before_ = read<T>(row.begins()    ? initial
+                      : Cell::kKeepsC ? b.cells
+                                      : b.y,
+                      at * H + unit, kKeeps<Cell> && row.active());
   }
 
-  FASTRNN_DEVICE void load_kept() {
-    if (kKeeps<Cell> && row_.active())
-      kept_ = read_new<V>(b_.d_kept, step_.in_state(b_.size, row_.n) * b_.size.hidden + unit_);
-  }
-
-  // sum() is the product of the row: du w_hh, or d_state w_hr.
+  // sum() is the product of the row: du w_hh, or d_state w_hr; `kept` what the step after made.
   template <class SumOf>
-  FASTRNN_DEVICE void finish(SumOf sum) {
-    if (!row_.active()) return;
-    V dh = b_.projected || row_.comes() ? sum() : V{};
-    if (!b_.projected) dh = state_.complete(b_, dh, Cell::kKeepsH ? kept_ : V{});
-    const Sizes& s = b_.size;
-    const V before = to_compute(before_), now = to_compute(now_);
-    V saved[S > 0 ? S : 1], dx[G], du[G];
+  FASTRNN_DEVICE Made run(const Backward& b, const BackwardRow& row, V kept, SumOf sum) const {
+    V dh = b.projected || row.comes() ? sum() : V{};
+    if (!b.projected) dh = state_.complete(b, dh, Cell::kKeepsH ? kept : V{});
+    const V before = row.continues() ? to_compute(before_) : V{}, now = to_compute(now_);
+    V saved[S > 0 ? S : 1];
     FASTRNN_UNROLL
     for (int g = 0; g < S; ++g) saved[g] = to_compute(saved_[g]);
-    V dc = to_compute(dc_) + (Cell::kKeepsC ? kept_ : V{});
-    const V dh_prev = Cell::backward(saved, before, now, before, now, dh, dc, dx, du);
-    if constexpr (kKeeps<Cell>)
-      static_cast<V*>(b_.d_kept)[step_.in_state(s, row_.n) * s.hidden + unit_] =
-          row_.goes() ? (Cell::kKeepsC ? dc : dh_prev) : V{};
-    const int64_t sent = step_.in_turn(s, step_.i, row_.n) * pitch<T>(G * s.hidden) + unit_;
-    const int64_t out = step_.in_output(s, row_.n) * G * s.hidden + unit_;
+    V dc = to_compute(dc_) + (Cell::kKeepsC ? kept : V{});
+    Made made{};
+    const V dh_prev = Cell::backward(saved, before, now, before, now, dh, dc, made.dx, made.du);
+    made.kept = row.goes() ? (Cell::kKeepsC ? dc : dh_prev) : V{};
+    return made;
+  }
+
+  // Stores the gradients of x and u.
+  FASTRNN_DEVICE static void write_gradients(const Backward& b, const Step& step, const Row& row,
+                                             int unit, const Made& made) {
+    const int64_t out = step.in_output(b.size, row.n) * G * b.size.hidden + unit;
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) {
-      write<T>(b_.sent, sent + g * s.hidden, du[g]);
-      write<T>(b_.du, out + g * s.hidden, du[g]);
-      if (Cell::kSplit) write<T>(b_.dx, out + g * s.hidden, dx[g]);
+      write<T>(b.du, out + g * b.size.hidden, made.du[g]);
+      if (Cell::kSplit) write<T>(b.dx, out + g * b.size.hidden, made.dx[g]);
     }
   }
 
  private:
   // The row at which those of the step before begin; of no meaning for rows that begin here.
-  FASTRNN_DEVICE int64_t earlier_row() const {
-    const int64_t t = step_.before();
-    return t >= 0 && t < b_.size.steps ? Step::first_row(b_.size, t) : 0;
-  }
-
-  // What forward left: the saved planes, the states before and after the step.
-  FASTRNN_DEVICE void load_saved() {
-    const Sizes& s = b_.size;
-    const int64_t H = s.hidden, saved = step_.in_saved(s, row_.n);
-    FASTRNN_UNROLL
-    for (int g = 0; g < S; ++g)
-      saved_[g] = read<T>(b_.gates, (saved * S + g) * H + unit_, row_.active());
-    now_ = Cell::kKeepsC ? read<T>(b_.cells, saved * H + unit_, row_.active())
-                         : read<T>(b_.y, step_.in_output(s, row_.n) * H + unit_,
-                                   !Cell::kKeepsH && row_.active());
-    dc_ = read<T>(b_.d_cells, saved * H + unit_,
-                  Cell::kKeepsC && b_.d_cells != nullptr && row_.active());
-    Step earlier = step_;
-    earlier.first = kKeeps<Cell> ? earlier_row() : 0;
-    const int64_t at = row_.begins()   ? step_.in_state(s, row_.n)
-                       : Cell::kKeepsC ? earlier.in_saved(s, row_.n)
-                                       : earlier.in_output(s, row_.n);
-    const void* const initial = Cell::kKeepsC ? b_.c0 : b_.h0;
-    before_ = read<T>(row_.begins()   ? initial
-                      : Cell::kKeepsC ? b_.cells
-                                      : b_.y,
-                      at * H + unit_, kKeeps<Cell> && row_.continues());
+  FASTRNN_DEVICE static int64_t earlier_row(const Sizes& s, const Step& step) {
+    const int64_t t = step.before();
+    return t >= 0 && t < s.steps ? Step::first_row(s, t) : 0;
   }
 };
 

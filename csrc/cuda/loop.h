@@ -25,4 +25,12 @@ void launch_step(const Loop& loop, const Forward& forward, int64_t i, Part part,
 void launch_step(const Loop& loop, const Backward& backward, int64_t i, Part part, bool overlaps,
                  void* stream);
 
+// The persistent schedule, choose.h: all steps in one launch. Throws std::runtime_error if CUDA
+// refuses.
+void launch_all(const Loop& loop, const Forward& forward, const Groups& groups, void* stream);
+void launch_all(const Loop& loop, const Backward& backward, const Groups& groups, void* stream);
+// How many such groups the current device runs at the same time; 0 where it cannot.
+int64_t forward_at_once(const Loop& loop, const Groups& groups);
+int64_t backward_at_once(const Loop& loop, const Groups& groups);
+
 }  // namespace fastrnn::cuda

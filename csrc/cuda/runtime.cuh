@@ -36,7 +36,66 @@ inline bool prepare(const void* kernel, const LaunchShape& shape) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              most - static_cast<int>(attributes.sharedSizeBytes)),
         shape.name);
+  if (shape.cluster > 0)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          shape.name);
   return overlaps[key] = attributes.ptxVersion >= 90;
+}
+
+// What a launch looks like to CUDA.
+class LaunchConfig {
+  cudaLaunchAttribute attributes_[2] = {};
+
+  cudaLaunchAttribute& add() { return attributes_[config.numAttrs++]; }
+
+ public:
+  cudaLaunchConfig_t config{};
+
+  LaunchConfig(const LaunchShape& shape, bool overlaps, void* stream) {
+    config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+    config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config.dynamicSmemBytes = shape.shared;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = attributes_;
+    if (overlaps) {
+      cudaLaunchAttribute& attribute = add();
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (shape.cluster > 0) {
+      cudaLaunchAttribute& attribute = add();
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    }
+    if (shape.together) {
+      cudaLaunchAttribute& attribute = add();
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+};
+
+// Clusters of this shape that the current device runs at the same time; 0 where it cannot.
+template <class... Parameters>
+int64_t clusters_at_once(void (*kernel)(Parameters...), const LaunchShape& shape) {
+  if (!prepare(reinterpret_cast<const void*>(kernel), shape)) return 0;
+  const LaunchConfig launch(shape, false, nullptr);
+  int clusters = 0;
+  if (shape.cluster > 0) {
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess)
+      return clusters;
+    cudaGetLastError();  // a size of cluster that this device does not have
+    return 0;
+  }
+  int device, processors;
+  check(cudaGetDevice(&device), shape.name);
+  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), shape.name);
+  check(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&clusters, kernel, shape.threads, shape.shared),
+      shape.name);
+  return static_cast<int64_t>(clusters) * processors;
 }
 
 // Launches on the stream, a cudaStream_t of the current device. Throws std::runtime_error with the
@@ -45,17 +104,9 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
             Arguments&&... arguments) {
   const bool overlaps = prepare(reinterpret_cast<const void*>(kernel), shape) && shape.overlaps;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
-  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
-  config.dynamicSmemBytes = shape.shared;
-  config.stream = static_cast<cudaStream_t>(stream);
-  config.attrs = &attribute;
-  config.numAttrs = overlaps ? 1 : 0;
-  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), shape.name);
+  const LaunchConfig launch(shape, overlaps, stream);
+  check(cudaLaunchKernelEx(&launch.config, kernel, std::forward<Arguments>(arguments)...),
+        shape.name);
 }
 
 }  // namespace fastrnn::cuda

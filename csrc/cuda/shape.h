@@ -12,6 +12,8 @@ struct LaunchShape {
   bool overlaps = false;        // may begin before the launch before it has ended, see
                                 // previous_grid_wait; without effect below sm_90
   const char* name = "kernel";  // for messages
+  int cluster = 0;              // blocks of a cluster, a divisor of `blocks`; 0: no clusters
+  bool together = false;        // refused unless all blocks run at the same time
 };
 
 }  // namespace fastrnn::cuda

@@ -32,7 +32,8 @@ struct Forward {
   const void* w_hh;  // [D, G, H, pitch(P)]
   const void* b_hh;  // [D, G, H] or null
   const void* w_hr;  // [D, P, pitch(H)] or null
-  void* h;           // [2, D, N, pitch(P)] h_{t-1} and h_t in turn; both begin as h0
+  void* h;           // [2, D, N, pitch(P)] h_{t-1} and h_t in turn; both begin as h0; in the
+                     // persistent schedule h0 alone
   void* m;           // [D, N, pitch(H)] o tanh(c) of a projected layer, or null; begins as zeros
   void* kept;        // [D, N, H] wide: c, or h of a cell that reads it; initial, then final; null
   void* y;           // [rows, D, P]
@@ -40,6 +41,7 @@ struct Forward {
   void* gates;       // [D, rows, S, H] or null, like the two that follow, where not wanted
   void* cells;       // [D, rows, H]
   void* hidden;      // [D, rows, H] as m
+  void* ring;        // persistent schedule, through memory: [groups, 2, kGroupRows, pitch(H)] zeros
   const void* sums;  // library schedule: wide, [D, N, G, H] of h_{t-1} w_hh^T or [D, N, P] of
                      // m w_hr^T; its rows for inactive or reset states are ignored
 };
@@ -54,7 +56,8 @@ struct Backward {
   const void* d_cells;   // [D, rows, H]
   void* d_kept;          // [D, N, H] wide: the gradient of `kept`, of the final one, then of the
                          // initial one without what goes through w_hh; null as `kept`
-  const void* w_hh;      // [D, P, pitch(G H)], transposed
+  const void* w_hh;      // [D, P, pitch(G H)], transposed; in the persistent schedule [D, P, G,
+                         // pitch(H)]
   const void* w_hr;      // [D, H, pitch(P)], transposed, or null
   const void* h0;        // [D, N, P]
   const void* c0;        // [D, N, H] or null
@@ -65,6 +68,7 @@ struct Backward {
   void* du;              // [rows, D, G, H] gradient of the hidden part
   void* d_state;         // [rows, D, P] gradient of each h of a projected layer, complete, or null
   void* sent;            // [2, D, N, pitch(G H)] du of this step and of the one after, in turn
+  void* ring;            // as in Forward, of pitch(H) for each gate
   void* sent_state;      // [D, N, pitch(P)] d_state of this step, or null; both begin as zeros
   const void* sums;  // library schedule: wide, [D, N, P] of du w_hh or [D, N, H] of d_state w_hr
 };

@@ -60,6 +60,97 @@ struct Element {
   }
 };
 
+// A forward step for a thread of a launch, to which the launch before hands the state in memory.
+template <class Cell, class T>
+class ForwardLaunch {
+  using V = Compute<T>;
+  using F = ForwardCell<Cell, T>;
+  const Forward& f_;
+  const Step& step_;
+  const int unit_;
+  Row row_;
+  typename F::Bias bias_;
+  F cell_;
+  V kept_{};
+
+  FASTRNN_DEVICE int64_t in_kept() const {
+    return step_.in_state(f_.size, row_.n) * f_.size.hidden + unit_;
+  }
+
+ public:
+  // Loads what does not depend on the step before. `n` is the row of the batch.
+  FASTRNN_DEVICE ForwardLaunch(const Forward& f, const Step& step, int n, int unit)
+      : f_(f), step_(step), unit_(unit), row_(f.size, step, n) {
+    bias_ = F::load_bias(f, step.d, unit);
+    if (unit >= f.size.hidden) row_.drop();
+    cell_.load(f, step, n, unit, row_.active());
+  }
+
+  // Loads what the step before wrote, but for its sums.
+  FASTRNN_DEVICE void load_kept() {
+    if (kKeeps<Cell> && row_.continues()) kept_ = read_new<V>(f_.kept, in_kept());
+  }
+
+  // sum(g) is the product of the row with plane g.
+  template <class SumOf>
+  FASTRNN_DEVICE void finish(SumOf sum) {
+    if (!row_.active()) return;
+    const Sizes& s = f_.size;
+    const auto made = cell_.run(row_, bias_, kept_, sum);
+    if constexpr (kKeeps<Cell>) static_cast<V*>(f_.kept)[in_kept()] = made.kept();
+    F::save(f_, step_, row_, unit_, made);
+    if (f_.projected) {
+      write<T>(f_.m, step_.in_state(s, row_.n) * pitch<T>(s.hidden) + unit_, made.h);
+      if (f_.hidden != nullptr)
+        write<T>(f_.hidden, step_.in_saved(s, row_.n) * s.hidden + unit_, made.h);
+    } else {
+      hand_on<T>(f_, step_, row_, unit_, made.h);
+      write_state<T>(f_, step_, row_, unit_, made.h);
+    }
+  }
+};
+
+// The mirror of ForwardLaunch.
+template <class Cell, class T>
+class BackwardLaunch {
+  static constexpr int G = Cell::kGates;
+  using V = Compute<T>;
+  const Backward& b_;
+  const BackwardStep& step_;
+  const int unit_;
+  BackwardRow row_;
+  BackwardCell<Cell, T> cell_;
+  V kept_{};
+
+  FASTRNN_DEVICE int64_t in_kept() const {
+    return step_.in_state(b_.size, row_.n) * b_.size.hidden + unit_;
+  }
+
+ public:
+  FASTRNN_DEVICE BackwardLaunch(const Backward& b, const BackwardStep& step, int n, int unit)
+      : b_(b), step_(step), unit_(unit), row_(b.size, step, n) {
+    if (unit >= b.size.hidden) row_.drop();
+    cell_.load(b, step, row_, unit);
+  }
+
+  FASTRNN_DEVICE void load_kept() {
+    if (kKeeps<Cell> && row_.active()) kept_ = read_new<V>(b_.d_kept, in_kept());
+  }
+
+  // sum() is the product of the row.
+  template <class SumOf>
+  FASTRNN_DEVICE void finish(SumOf sum) {
+    if (!row_.active()) return;
+    const Sizes& s = b_.size;
+    const auto made = cell_.run(b_, row_, kept_, sum);
+    if constexpr (kKeeps<Cell>) static_cast<V*>(b_.d_kept)[in_kept()] = made.kept;
+    const int64_t sent = step_.in_turn(s, step_.i, row_.n) * pitch<T>(G * s.hidden) + unit_;
+    FASTRNN_UNROLL
+    for (int g = 0; g < G; ++g) write<T>(b_.sent, sent + g * s.hidden, made.du[g]);
+    BackwardCell<Cell, T>::write_gradients(b_, step_, row_, unit_, made);
+  }
+};
+
 #define FASTRNN_STEP_KERNEL FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 2) void
 
 template <class Cell, class Operand>
@@ -73,7 +164,7 @@ FASTRNN_STEP_KERNEL forward_cell(FASTRNN_GRID_CONSTANT const Forward f, int64_t 
             at.first_unit, depth);
   product.start_weights();
   const Step step(s, at.d, i);
-  ForwardCell<Cell, T> cell(f, step, at.n(), at.unit());
+  ForwardLaunch<Cell, T> cell(f, step, at.n(), at.unit());
   product.set_rows(f.h, [&](int r) {
     const Row row(s, step, at.first_row + r);
     return row.continues() ? step.in_turn(s, i, row.n) : -1;
@@ -106,8 +197,10 @@ FASTRNN_STEP_KERNEL forward_state(FASTRNN_GRID_CONSTANT const Forward f, int64_t
   product.start_rows();
   product.run();
   const Row row(s, step, at.n());
-  if (row.active() && at.unit() < s.state)
-    write_state<T>(f, step, row, at.unit(), Place<P>::sum(0));
+  if (!row.active() || at.unit() >= s.state) return;
+  const auto h = Place<P>::sum(0);
+  hand_on<T>(f, step, row, at.unit(), h);
+  write_state<T>(f, step, row, at.unit(), h);
 }
 
 // Rows of `sent` that the step after has for this one.
@@ -127,7 +220,7 @@ FASTRNN_STEP_KERNEL backward_cell(FASTRNN_GRID_CONSTANT const Backward b, int64_
             s.hidden, at.first_unit, depth);
   product.start_weights();
   const BackwardStep step(b, at.d, i);
-  BackwardCell<Cell, T> cell(b, step, at.n(), at.unit());
+  BackwardLaunch<Cell, T> cell(b, step, at.n(), at.unit());
   product.set_rows(b.projected ? b.sent_state : b.sent, [&](int r) {
     const int n = at.first_row + r;
     if (!b.projected) return sent_row(s, step, n);
@@ -174,7 +267,7 @@ FASTRNN_POINTWISE_KERNEL forward_cell_pointwise(FASTRNN_GRID_CONSTANT const Forw
   const Sizes& s = f.size;
   const Element at(s, s.hidden);
   const Step step(s, at.d, i);
-  ForwardCell<Cell, T> cell(f, step, at.n, at.unit);
+  ForwardLaunch<Cell, T> cell(f, step, at.n, at.unit);
   cell.load_kept();
   cell.finish([&](int g) { return at.sum<Compute<T>>(f.sums, s, g, Cell::kGates, s.hidden); });
 }
@@ -186,7 +279,9 @@ FASTRNN_POINTWISE_KERNEL forward_state_pointwise(FASTRNN_GRID_CONSTANT const For
   const Step step(s, at.d, i);
   const Row row(s, step, at.n);
   if (!row.active()) return;
-  write_state<T>(f, step, row, at.unit, at.sum<Compute<T>>(f.sums, s, 0, 1, s.state));
+  const auto h = at.sum<Compute<T>>(f.sums, s, 0, 1, s.state);
+  hand_on<T>(f, step, row, at.unit, h);
+  write_state<T>(f, step, row, at.unit, h);
 }
 
 template <class Cell, class T>
@@ -195,7 +290,7 @@ FASTRNN_POINTWISE_KERNEL backward_cell_pointwise(FASTRNN_GRID_CONSTANT const Bac
   const Sizes& s = b.size;
   const Element at(s, s.hidden);
   const BackwardStep step(b, at.d, i);
-  BackwardCell<Cell, T> cell(b, step, at.n, at.unit);
+  BackwardLaunch<Cell, T> cell(b, step, at.n, at.unit);
   cell.load_kept();
   cell.finish([&] { return at.sum<Compute<T>>(b.sums, s, 0, 1, s.hidden); });
 }

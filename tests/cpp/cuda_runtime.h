@@ -1,16 +1,25 @@
 // As much of CUDA's runtime as runtime.cuh calls, on the host: two devices, each of which remembers
-// what its kernels may have, for all threads, and refuses a launch that wants more.
+// what its kernels may have, for all threads, and refuses a launch that wants more. The second has
+// no clusters.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <map>
 #include <mutex>
+#include <set>
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
-enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributeNonPortableClusterSizeAllowed
+};
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeProgrammaticStreamSerialization,
+  cudaLaunchAttributeClusterDimension,
+  cudaLaunchAttributeCooperative
+};
 struct cudaFuncAttributes {
   size_t sharedSizeBytes;
   int ptxVersion;
@@ -24,7 +33,8 @@ using cudaStream_t = struct Stream*;
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
-    int programmaticStreamSerializationAllowed;
+    int programmaticStreamSerializationAllowed, cooperative;
+    dim3 clusterDim;
   } val;
 };
 struct cudaLaunchConfig_t {
@@ -38,12 +48,14 @@ struct cudaLaunchConfig_t {
 namespace standin {
 
 inline constexpr int kMostShared[] = {227 << 10, 99 << 10}, kDeclared = 1 << 10;
+inline constexpr int kProcessors = 132, kMostCluster = 16;
 inline thread_local int device = 0;
 inline std::atomic<int> calls = 0;  // but launches
 
 struct Limits {
   std::mutex mutex;
   std::map<const void*, size_t> shared;
+  std::set<const void*> large_clusters;
 };
 inline Limits limits[2];
 
@@ -55,9 +67,10 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = standin::device;
   return cudaSuccess;
 }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int device) {
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device) {
   ++standin::calls;
-  *value = standin::kMostShared[device];
+  *value =
+      which == cudaDevAttrMultiProcessorCount ? standin::kProcessors : standin::kMostShared[device];
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
@@ -65,13 +78,45 @@ inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const v
   *attributes = {standin::kDeclared, 90};
   return cudaSuccess;
 }
-inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute which, int value) {
   ++standin::calls;
+  if (which == cudaFuncAttributeNonPortableClusterSizeAllowed) {
+    const std::lock_guard lock(standin::limits[standin::device].mutex);
+    standin::limits[standin::device].large_clusters.insert(kernel);
+    return cudaSuccess;
+  }
   if (value + standin::kDeclared > standin::kMostShared[standin::device])
     return cudaErrorInvalidValue;
   standin::Limits& limits = standin::limits[standin::device];
   const std::lock_guard lock(limits.mutex);
   limits.shared[kernel] = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+// Blocks of a cluster that a launch asks for, 0 if none.
+inline unsigned cluster_of(const cudaLaunchConfig_t& config) {
+  for (unsigned k = 0; k < config.numAttrs; ++k)
+    if (config.attrs[k].id == cudaLaunchAttributeClusterDimension)
+      return config.attrs[k].val.clusterDim.x;
+  return 0;
+}
+template <class... Parameters>
+bool cluster_fits(const cudaLaunchConfig_t& config, void (*kernel)(Parameters...)) {
+  const unsigned blocks = cluster_of(config);
+  const auto& large = standin::limits[standin::device].large_clusters;
+  return blocks == 0 || (standin::device == 0 && config.gridDim.x % blocks == 0 &&
+                         (blocks <= 8 || large.contains(reinterpret_cast<const void*>(kernel))));
+}
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Parameters...),
+                                           const cudaLaunchConfig_t* config) {
+  if (!cluster_fits(*config, kernel)) return cudaErrorInvalidValue;
+  *clusters = standin::kProcessors / static_cast<int>(cluster_of(*config));
+  return cudaSuccess;
+}
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*)(Parameters...), int,
+                                                          size_t shared) {
+  *blocks = shared <= static_cast<size_t>(standin::kMostShared[standin::device]) ? 1 : 0;
   return cudaSuccess;
 }
 template <class... Parameters, class... Arguments>
@@ -80,6 +125,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   standin::Limits& limits = standin::limits[standin::device];
   const std::lock_guard lock(limits.mutex);
   const auto found = limits.shared.find(reinterpret_cast<const void*>(kernel));
+  if (!cluster_fits(*config, kernel)) return cudaErrorInvalidValue;
   const size_t most = found == limits.shared.end() ? 48 << 10 : found->second;
   return config->dynamicSmemBytes <= most ? cudaSuccess : cudaErrorInvalidValue;
 }

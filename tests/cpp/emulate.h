@@ -280,6 +280,13 @@ inline void previous_grid_wait(Where where = Where::current()) {
   next_grid_start(where);
 }
 
+// Those of an H200.
+template <class... Parameters>
+int64_t clusters_at_once(void (*)(Parameters...), const LaunchShape& shape) {
+  const int blocks = shape.cluster;
+  return blocks > 8 ? 7 : blocks > 4 ? 15 : blocks > 2 ? 30 : blocks > 1 ? 66 : 132;
+}
+
 // Queues the launch; emulate::synchronize() runs it. The stream is not used: there is one.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const LaunchShape& shape, void*,
@@ -292,6 +299,7 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, void*,
           "threads must be a multiple of 32 up to 1024");
   require(shape.blocks > 0, "there must be blocks");
   require(shape.shared <= emulate::kMaxShared, "too much shared memory");
+  require(shape.cluster == 0 || shape.blocks % shape.cluster == 0, "clusters must be whole");
   std::tuple<std::decay_t<Parameters>...> values(std::forward<Arguments>(arguments)...);
   auto grid = std::make_unique<emulate::Grid>(
       emulate::Grid{shape, [kernel, values] { std::apply(kernel, values); }});

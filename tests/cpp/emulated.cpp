@@ -2,6 +2,8 @@
 #include "cuda/bind.cpp"
 #include "cuda/forward.cu"
 #include "cuda/backward.cu"
+#include "cuda/persistent_backward.cu"
+#include "cuda/persistent_forward.cu"
 
 PYBIND11_MODULE(emulated, m) {
   fastrnn::cuda::bind_loops(m);

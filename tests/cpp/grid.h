@@ -40,7 +40,10 @@ struct Thread : Fiber {
   int index;
   const char* at = nullptr;  // the name in which it waits
   Where where;
-  bool (*ready)(const Thread&) = nullptr;  // whether its wait for another launch is over
+  bool (*ready)(const Thread&) = nullptr;  // whether its wait for something else than its warp or
+                                           // its block is over
+  const void* waits_for = nullptr;         // what `ready` looks at
+  uint32_t until = 0;
 
   struct Copy {
     void* to;
@@ -50,6 +53,14 @@ struct Thread : Fiber {
   };
   std::vector<Copy> copies;  // under way, the oldest first
   int group = 0;             // that the next copy belongs to
+};
+
+// Of threads that need not be a warp or a block.
+struct NamedBarrier {
+  int arrived = 0;
+  uint32_t rounds = 0;
+
+  void arrive(int count, const char* at, Where where);
 };
 
 struct Warp {
@@ -71,7 +82,9 @@ struct Block {
   bool next_may_start = false;
   int at_barrier = 0;
   Where barrier;
-  std::vector<Thread*> held;  // those that wait for another launch
+  NamedBarrier named[16];
+  size_t late = 0;  // a warp that runs when nothing else can, if there is one of that number
+  std::vector<Thread*> held;  // those that wait for something that others make true
 
   Block(Grid&, int index);
   ~Block() { ::operator delete(shared, std::align_val_t(128)); }
@@ -86,9 +99,11 @@ struct Grid {
   size_t begun = 0;                                 // of them
   std::vector<std::unique_ptr<Block>> blocks = {};  // those that have begun and not ended
   int ended = 0, next_may_start = 0;                // blocks
-  Grid* previous = nullptr;                         // that previous_grid_wait waits for
-  Grid* next = nullptr;                             // that will overlap with this and has not begun
-  bool alone = false;                               // it will not begin before this has ended
+  std::vector<Block*> present = {};                 // by index: those that have begun and not ended
+  std::vector<NamedBarrier> clusters = {};
+  Grid* previous = nullptr;  // that previous_grid_wait waits for
+  Grid* next = nullptr;      // that will overlap with this and has not begun
+  bool alone = false;        // it will not begin before this has ended
 };
 
 inline Block::Block(Grid& grid, int index)
@@ -119,13 +134,29 @@ inline void wait(const char* at, Where where) {
   me.suspend();
   me.at = nullptr;
 }
-// Suspends the thread until `ready`, which another launch makes true of it.
+// Suspends the thread until `ready`, which other threads or launches make true of it.
 inline void wait_until(bool (*ready)(const Thread&), const char* at, Where where) {
   Thread& me = self();
   if (ready(me)) return;
   me.ready = ready;
   me.block->held.push_back(&me);
   wait(at, where);
+}
+
+inline void NamedBarrier::arrive(int count, const char* at, Where where) {
+  Thread& me = self();
+  if (++arrived == count) {
+    arrived = 0;
+    ++rounds;
+    return;
+  }
+  me.waits_for = this;
+  me.until = rounds;
+  wait_until(
+      [](const Thread& t) {
+        return static_cast<const NamedBarrier*>(t.waits_for)->rounds != t.until;
+      },
+      at, where);
 }
 
 // All lanes of the warp bring an operand; the last to come calls `body(operands)` for all.

@@ -1,9 +1,11 @@
 // A GPU made of fibers: runs queued launches, one fiber per thread, on the thread that asks for it.
 //
 // The order is one that hardware may choose and that mistakes do not survive for long. Blocks run
-// one at a time in random order; warps and lanes run from random ends, each as far as it gets. A
-// launch that `overlaps` begins as soon as it may and runs ahead of those before it, three launches
-// at most being under way. All of it follows from the seed.
+// one at a time in random order, others only while all wait for what others make true; warps and
+// lanes run from random ends, each as far as it gets, while one warp of a block may lag behind.
+// What a block sends to others is under way for a random time. A launch that `overlaps` begins as
+// soon as it may and runs ahead of those before it, three launches at most being under way. All of
+// it follows from the seed.
 //
 // A kernel that breaks a rule ends the launch with an exception that names kernel, block, thread
 // and place; what is queued is dropped, and the next launch starts afresh.
@@ -12,6 +14,7 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <stdexcept>
@@ -32,16 +35,25 @@ class Machine {
 
   void push(std::unique_ptr<Grid> grid) { queue.push_back(std::move(grid)); }
 
+  // Lets something come later, and perhaps some of what is under way now. What goes to one place,
+  // if it is named, comes in order.
+  void send(std::function<void()> come, const void* place = nullptr) {
+    under_way.push_back({std::move(come), place});
+    while (!under_way.empty() && draw(3) == 0) come_in();
+  }
+
   // Runs all that is queued. Throws what went wrong, as one std::runtime_error.
   void run() {
     try {
       while (!queue.empty()) {
-        while (live < queue.size() && may_begin()) begin();
-        if (!advance() && !let_go()) throw Fault(stuck());
         while (live > 0 && over(*queue.front())) end_first();
+        while (live < queue.size() && may_begin()) begin();
+        if (queue.empty()) break;
+        if (!advance() && !come_in() && !run_late() && !let_go()) throw Fault(stuck());
       }
     } catch (...) {
       queue.clear();
+      under_way.clear();
       live = 0;
       throw;
     }
@@ -51,6 +63,11 @@ class Machine {
   std::deque<std::unique_ptr<Grid>> queue;  // the first `live` of them have begun
   size_t live = 0;
   std::string failure;
+  struct Sent {
+    std::function<void()> come;
+    const void* place;
+  };
+  std::deque<Sent> under_way;
 
   uint32_t draw(size_t bound) {  // xorshift64*
     random ^= random >> 12;
@@ -79,16 +96,54 @@ class Machine {
       grid.next = queue[live].get();
       grid.alone = threads(grid) + threads(*grid.next) > kMaxPaired;
     }
-    grid.order.resize(static_cast<size_t>(grid.shape.blocks));
+    const size_t blocks = static_cast<size_t>(grid.shape.blocks);
+    grid.present.resize(blocks);
+    if (grid.shape.cluster > 0)
+      grid.clusters.resize(blocks / static_cast<size_t>(grid.shape.cluster));
+    grid.order.resize(blocks);
     std::iota(grid.order.begin(), grid.order.end(), 0);
     for (size_t i = grid.order.size(); i > 1; --i)
       std::swap(grid.order[i - 1], grid.order[draw(i)]);
   }
 
+  // Lets one thing come, if any is under way.
+  bool come_in() {
+    if (under_way.empty()) return false;
+    size_t which = draw(under_way.size());
+    for (size_t i = 0; i < which; ++i)
+      if (under_way[which].place != nullptr && under_way[i].place == under_way[which].place)
+        which = i;
+    const Sent sent = std::move(under_way[which]);
+    under_way.erase(under_way.begin() + static_cast<std::ptrdiff_t>(which));
+    sent.come();
+    return true;
+  }
+
   void end_first() {
+    while (come_in()) {
+    }
     if (live > 1) queue[1]->previous = nullptr;
     queue.pop_front();
     --live;
+  }
+
+  // The warp of a block that lags behind, or none: where blocks wait for each other in the kernel.
+  size_t draw_late(const Block& block) {
+    const LaunchShape& shape = block.grid.shape;
+    return shape.cluster > 0 || shape.together ? draw(2 * block.warps.size()) : block.warps.size();
+  }
+  // Lets the warps that lag behind catch up as far as they get; others lag from then on.
+  bool run_late() {
+    bool any = false;
+    for (size_t i = 0; i < live; ++i)
+      for (const auto& block : queue[i]->blocks) {
+        wake(*block);
+        const size_t late = std::exchange(block->late, draw_late(*block));
+        if (late >= block->warps.size() || !run(*block, late)) continue;
+        any = true;
+        settle(*block);
+      }
+    return any;
   }
 
   // Lets the youngest launch that can do something do it.
@@ -117,9 +172,11 @@ class Machine {
     return false;
   }
 
-  static void begin_block(Grid& grid) {
+  void begin_block(Grid& grid) {
     grid.blocks.push_back(std::make_unique<Block>(grid, grid.order[grid.begun++]));
     Block& block = *grid.blocks.back();
+    grid.present[static_cast<size_t>(block.index)] = &block;
+    block.late = draw_late(block);
     for (int i = 0; i < block.size; ++i) {
       block.threads[i].block = &block;
       block.threads[i].index = i;
@@ -136,16 +193,22 @@ class Machine {
       more = false;
       const size_t count = block.warps.size(), first = draw(count);
       const bool upwards = draw(2) != 0;
-      for (size_t w = 0; w < count; ++w)
-        more = run(block, upwards ? (first + w) % count : (first + count - w) % count) || more;
+      for (size_t k = 0; k < count; ++k) {
+        const size_t w = upwards ? (first + k) % count : (first + count - k) % count;
+        if (w != block.late) more = run(block, w) || more;
+      }
       more = wake(block) || more;
       any |= more;
     }
-    if (any && block.alive == 0) {
-      if (!block.next_may_start) ++block.grid.next_may_start;
-      ++block.grid.ended;
-    }
+    if (any) settle(block);
     return any;
+  }
+  // Counts a block that has ended.
+  static void settle(Block& block) {
+    if (block.alive > 0) return;
+    if (!block.next_may_start) ++block.grid.next_may_start;
+    ++block.grid.ended;
+    block.grid.present[static_cast<size_t>(block.index)] = nullptr;
   }
   static bool wake(Block& block) {
     return std::erase_if(block.held, [&](Thread* thread) {

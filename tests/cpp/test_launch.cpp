@@ -1,5 +1,5 @@
-// runtime.cuh: that a thread's launches do not take from another's, on either of two devices; with
-// a stand-in for CUDA's runtime.
+// runtime.cuh: that a thread's launches do not take from another's, on either of two devices, and
+// that clusters are asked for where a device has them; with a stand-in for CUDA's runtime.
 #include "cuda/runtime.cuh"
 
 #include <thread>
@@ -10,6 +10,7 @@ using namespace fastrnn::cuda;
 
 void kernel(int) {}
 void other_kernel(int) {}
+void cluster_kernel(int) {}
 
 bool launches(void (*which)(int), size_t shared) {
   try {
@@ -22,7 +23,26 @@ bool launches(void (*which)(int), size_t shared) {
   }
 }
 
+// A kernel that is known from a small cluster may have a large one.
+void test_clusters() {
+  LaunchShape shape{32, 64, 1 << 10};
+  for (const int blocks : {1, 4, 16}) {
+    shape.cluster = blocks;
+    CHECK(clusters_at_once(cluster_kernel, shape) == 132 / blocks, "clusters of %d", blocks);
+    launch(cluster_kernel, shape, nullptr, 1);
+  }
+  shape.cluster = 0;
+  shape.together = true;
+  CHECK(clusters_at_once(cluster_kernel, shape) == 132, "without clusters");
+  launch(cluster_kernel, shape, nullptr, 1);
+  standin::device = 1;
+  shape.cluster = 4;
+  CHECK(clusters_at_once(cluster_kernel, shape) == 0, "a device that has none");
+  standin::device = 0;
+}
+
 int main() {
+  test_clusters();
   // Each thread comes to know the kernel at a size of its own, and then once more.
   for (const size_t large : {size_t{200 << 10}, size_t{90 << 10}}) {
     for (const auto which : {kernel, other_kernel}) {

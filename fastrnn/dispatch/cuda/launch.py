@@ -1,13 +1,16 @@
 """The loops over time, `gpu.layer.Loops`: memory between the steps, schedule, launches.
 
 In the stepwise schedule one launch does a step, two where the layer has a projection. In the
-library schedule torch makes the products, and a launch after each does the rest. Everything is on
-torch's current stream, and a chain of launches that repeats is replayed as a graph.
+library schedule torch makes the products, and a launch after each does the rest. In the persistent
+schedule one launch does all steps: no GPU has run its kernels yet, so only `PERSISTENT` chooses it.
+Everything is on torch's current stream, and a chain of launches that repeats is replayed as a
+graph.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 
 import torch
@@ -20,7 +23,11 @@ from .. import gpu
 from ..gpu import graphs, precision
 from ..gpu.layer import Tensors
 
+PERSISTENT = os.environ.get("FASTRNN_PERSISTENT") == "1"
 KERNELS = _C  # has CudaForward and CudaBackward; in tests without a GPU, an emulation
+
+
+GROUP_ROWS = 8  # as in choose.h
 
 
 def pitch(columns: int, itemsize: int) -> int:
@@ -42,9 +49,29 @@ def choose(
     return _C.cuda_choose(list(products), N, D, how, processors, major)
 
 
+@functools.lru_cache(1024)
+def groups(
+    cell: Cell, how: str, H: int, N: int, D: int, backward: bool, device: torch.device
+) -> dict[str, int]:
+    """How the persistent schedule divides a loop without projection; empty where it is not taken
+    or cannot run."""
+    if not PERSISTENT:
+        return {}
+    with gpu.current(device):
+        found = KERNELS.cuda_groups(cell.name, cell.gates, how, H, N, D, backward)
+    return found if found["group_blocks"] else {}
+
+
 def _rows(*shape: int, like: Tensor) -> Tensor:
     """Zeros of that shape, but with rows that are `pitch` long."""
     return like.new_zeros((*shape[:-1], pitch(shape[-1], like.itemsize)))
+
+
+def _ring(grouped: dict[str, int], D: int, planes: int, H: int, like: Tensor) -> Tensor | None:
+    """What blocks of the persistent schedule hand to each other, where it goes through memory."""
+    if not grouped["group_through_memory"]:
+        return None
+    return _rows(D * grouped["group_parts"], 2, GROUP_ROWS, planes, H, like=like)
 
 
 def _padded(matrix: Tensor) -> Tensor:
@@ -80,12 +107,16 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     D, N, H, P, G = size.D, size.N, size.H, size.P, cell.gates
     products = ((G, H, P),) if w_hr is None else ((G, H, P), (1, P, H))
     how = precision(x.dtype)
-    library = choose(products, N, D, how, x.device)
+    grouped = groups(cell, how, H, N, D, False, x.device) if w_hr is None else {}
+    library = not grouped and choose(products, N, D, how, x.device)
     memory = tensors.copy()
     h0 = memory.pop("h0")
-    memory["h"] = h = _padded(torch.stack((h0, h0)))
+    memory["h"] = h = _padded(h0 if grouped else torch.stack((h0, h0)))
     memory["m"] = m = None if w_hr is None else _rows(D, N, H, like=x)
-    if library:
+    if grouped:
+        memory["w_hh"] = _padded(w_hh)
+        memory["ring"] = _ring(grouped, D, 1, H, x)
+    elif library:
         memory["sums"] = sums = _sums(x, D * N * G * H, D * N * P)
     else:
         memory["w_hh"], memory["w_hr"] = _padded(w_hh), None if w_hr is None else _padded(w_hr)
@@ -98,7 +129,7 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
                 _multiply(m[..., :H], w_hr.view(D, P, H).mT, sums)
                 step(i, True, stream)
 
-    _run("CudaForward", cell, size, library, how, memory, {}, (), with_library)
+    _run("CudaForward", cell, size, library, how, memory, grouped, (), with_library)
 
 
 def backward(
@@ -109,13 +140,17 @@ def backward(
     D, N, H, P, K = size.D, size.N, size.H, size.P, cell.gates * size.H
     products = ((1, P, K),) if w_hr is None else ((1, P, K), (1, H, P))
     how = precision(du.dtype)
-    library = choose(products, N, D, how, du.device)
+    grouped = groups(cell, how, H, N, D, True, du.device) if w_hr is None else {}
+    library = not grouped and choose(products, N, D, how, du.device)
     w_hh = w_hh.view(D, K, P)
     w_hr = None if w_hr is None else w_hr.view(D, P, H)
     memory = tensors.copy()
-    memory["sent"] = sent = _rows(2, D, N, K, like=du)
+    memory["sent"] = sent = None if grouped else _rows(2, D, N, K, like=du)
     memory["sent_state"] = sent_state = None if w_hr is None else _rows(D, N, P, like=du)
-    if library:
+    if grouped:
+        memory["w_hh"] = _padded(w_hh.view(D, -1, H, P).permute(0, 3, 1, 2))
+        memory["ring"] = _ring(grouped, D, cell.gates, H, du)
+    elif library:
         memory["sums"] = sums = _sums(du, D * N * P, D * N * H)
     else:
         memory["w_hh"] = _padded(w_hh.mT)
@@ -130,7 +165,7 @@ def backward(
                 _multiply(sent_state[..., :P], w_hr, sums)
             step(i, False, stream)
 
-    numbers, more = {"detach_every": detach_every}, (float(grad_clip),)
+    numbers, more = {"detach_every": detach_every, **grouped}, (float(grad_clip),)
     _run("CudaBackward", cell, size, library, how, memory, numbers, more, with_library)
 
 
