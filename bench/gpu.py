@@ -30,6 +30,7 @@ TESTS = (
     *("tests/test_gpu.py", "tests/test_gpu_choice.py", "tests/test_gpu_graphs.py"),
     *("tests/test_cuda.py", "tests/test_cuda_calls.py"),
     *("tests/test_triton.py", "tests/test_triton_programs.py"),
+    "tests/test_cuda_persistent.py",  # last: kernels whose blocks wait for each other
 )
 SMALL = ("tests/test_gpu.py", "-k", "small_layers")
 GRACE = 5  # seconds to say what went wrong when the time is over

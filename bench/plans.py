@@ -12,6 +12,7 @@ several processes at once.
 
 import argparse
 import contextlib
+import functools
 import importlib
 import itertools
 import subprocess
@@ -50,26 +51,39 @@ def specs() -> list[Spec]:
     return grid
 
 
-def scheduled(library: bool) -> Contender:
-    """The CUDA C++ kernels in this schedule, whatever `choose.h` says."""
+SCHEDULES = ("stepwise", "library", "persistent")
+
+
+def scheduled(schedule: str) -> Contender:
+    """The CUDA C++ kernels in this schedule, whatever `choose.h` says. The persistent one raises
+    where it cannot run a layer."""
     ours = forced("cuda")
 
     @contextlib.contextmanager
     def around() -> Iterator[None]:
         with ours.around():
             launch = importlib.import_module("fastrnn.dispatch.cuda.launch")
-            before = launch.choose
-            launch.choose = lambda *_: library
+            before = launch.choose, launch.groups, launch.PERSISTENT
+            divide = launch.groups.__wrapped__
+
+            def groups(*loop) -> dict[str, int]:
+                if schedule != "persistent":
+                    return {}
+                if found := divide(*loop):
+                    return found
+                raise RuntimeError("no group of blocks holds this layer")
+
+            launch.choose = lambda *_: schedule == "library"
+            launch.groups, launch.PERSISTENT = functools.cache(groups), True
             try:
                 yield
             finally:
-                launch.choose = before
+                launch.choose, launch.groups, launch.PERSISTENT = before
 
-    schedule = "library" if library else "stepwise"
     return replace(ours, name=f"{ours.name} {schedule}", around=around)
 
 
-PLAIN = (BASELINE, scheduled(False), scheduled(True), forced("cuda"), forced("triton"))
+PLAIN = (BASELINE, *map(scheduled, SCHEDULES), forced("cuda"), forced("triton"))
 CONTENDERS = (*PLAIN, *map(graph, PLAIN))
 
 
@@ -99,7 +113,7 @@ def table(records: Iterable[Record]) -> str:
             found.setdefault(key, {})[row.contender] = row.ms
 
     def ratio(rows: dict[str, float], suffix: str) -> str:
-        names = (scheduled(library).name + suffix for library in (False, True))
+        names = (scheduled(schedule).name + suffix for schedule in SCHEDULES[:2])
         ours, theirs = [rows[name] for name in names if name in rows], BASELINE.name + suffix
         return f"{rows[theirs] / min(ours):.1f}" if ours and theirs in rows else "-"
 

@@ -10,6 +10,7 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -20,6 +21,7 @@ from bench import cuda, gpu, plans, results
 from bench.contenders import OURS
 from bench.gpu import Stage
 from bench.measure import measure
+from fastrnn.table import CELLS
 
 ROOT = Path(__file__).parent.parent
 
@@ -208,8 +210,8 @@ def test_the_grid_of_schedules():
     ]
 
 
-@pytest.mark.parametrize("library", [False, True])
-def test_a_schedule_is_forced_only_while_it_is_timed(library, monkeypatch):
+@pytest.mark.parametrize("schedule", plans.SCHEDULES)
+def test_a_schedule_is_forced_only_while_it_is_timed(schedule, monkeypatch):
     launch = pytest.importorskip("fastrnn.dispatch.cuda.launch", reason="needs the kernels")
     entered = []
 
@@ -219,12 +221,24 @@ def test_a_schedule_is_forced_only_while_it_is_timed(library, monkeypatch):
         yield
 
     monkeypatch.setattr(plans, "forced", lambda name: replace(OURS, name=name, around=around))
-    before, one = launch.choose, plans.scheduled(library)
+    divided = {"group_blocks": 4}
+    monkeypatch.setattr(
+        launch, "KERNELS", SimpleNamespace(cuda_groups=lambda *loop: divided | {"loop": loop})
+    )
+    loop = (CELLS["gru"], "tf32", 64, 3, 1, True, torch.device("cpu"))
+    before, one = (launch.choose, launch.groups, launch.PERSISTENT), plans.scheduled(schedule)
     with pytest.raises(KeyError), one.around():
-        assert launch.choose("products", 1, 2) is library and entered == ["cuda"]
+        assert launch.choose("products", 1, 2) is (schedule == "library") and entered == ["cuda"]
+        found = launch.groups(*loop)
+        wanted = divided | {"loop": ("gru", 3, "tf32", 64, 3, 1, True)}
+        assert found == (wanted if schedule == "persistent" else {})
         raise KeyError
-    assert launch.choose is before
-    assert one.name == ("cuda library" if library else "cuda stepwise")
+    assert (launch.choose, launch.groups, launch.PERSISTENT) == before
+    assert one.name == f"cuda {schedule}"
+    divided["group_blocks"] = 0
+    if schedule == "persistent":
+        with pytest.raises(RuntimeError, match="no group of blocks holds this layer"), one.around():
+            launch.groups(*loop)
 
 
 def test_what_only_a_gpu_has_stands_in_the_row():
@@ -254,7 +268,7 @@ def test_the_table_of_schedules():
     """That of RESULTS.md is of the rows that are kept."""
     _, (kept,) = results.kept(results.FOLDER)
     assert plans.table(kept) in (ROOT / "bench" / "RESULTS.md").read_text()
-    assert {one.contender for one, _ in kept} == {one.name for one in plans.CONTENDERS}
+    assert {one.contender for one, _ in kept} <= {one.name for one in plans.CONTENDERS}
     specs = {(s.case.name, s.cell, s.mode, s.dtype) for s in plans.specs()}
     assert {(r.case, r.cell, r.mode, r.dtype) for r, _ in kept} <= specs
     place = {"T": 100, "N": 16, "hidden_size": 64, "cell": "GRU", "mode": "training"}

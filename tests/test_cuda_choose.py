@@ -96,7 +96,11 @@ def test_launches_are_made_on_the_device_of_the_tensors(direction, capturing, mo
         y = SimpleNamespace(device=torch.device("cuda", index), data_ptr=lambda: 16)
         more = (0.0,) if direction == "CudaBackward" else ()
         launch._run(direction, CELLS["lstm"], size, False, "tf32", {"y": y}, {}, more, None)
-    assert launched == [(1, 11), (0, 10)] and current == [0]
+        # All steps in one launch are made again, not replayed.
+        launch._run(
+            direction, CELLS["lstm"], size, False, "tf32", {"y": y}, {"group_blocks": 1}, more, None
+        )
+    assert launched == [(1, 11), (1, 11), (0, 10), (0, 10)] and current == [0]
     assert len(set(chains)) == (0 if capturing else 2)
 
 

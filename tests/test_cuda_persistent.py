@@ -60,14 +60,15 @@ def divided(units: int | None, memory: bool, rows: int):
         item = 4 if how == "tf32" else 2
         each = units or 256 // item
         planes = cell.gates if memory and backward else 1
-        shares = 64 * (8 * 16 // each)
+        depth = 256 * (8 * 16 // each) * planes
+        used = planes * 16 * -(-H * item // 16)
         return {
             "group_units": each,
             "group_through_memory": int(memory),
             "group_blocks": -(-H // each),
             "group_parts": -(-N // rows),
             "group_rows": rows,
-            "group_depth": -(-planes * 16 * -(-H * item // 16) // shares) * shares,
+            "group_depth": depth // 2 if 2 * used <= depth else depth,
         }
 
     return groups

@@ -92,11 +92,12 @@ constexpr int kClusterUnits = 32, kGridUnits = 16;
 constexpr int most_hidden(int units, int item_size) {
   return units == whole_units(item_size) ? units : depth_split(units) * kWeightDepth / item_size;
 }
-// That depth, of rows of `planes` numbers for each unit: for each of the warps that share it a
-// multiple of 64 bytes.
+// That depth, of rows of `planes` numbers for each unit: all that the warps which share it have
+// registers for, or half of it.
 constexpr int exchange_depth(int64_t hidden, int planes, int units, int item_size) {
-  const int64_t shares = 64 * depth_split(units), pieces = ceil_div(hidden * item_size, 16);
-  return static_cast<int>(ceil_div(16 * pieces * planes, shares) * shares);
+  const int64_t all = static_cast<int64_t>(depth_split(units)) * kWeightDepth * planes;
+  const int64_t used = 16 * ceil_div(hidden * item_size, 16) * planes;
+  return static_cast<int>(2 * used <= all ? all / 2 : all);
 }
 // Bytes from row to row in shared memory: an odd multiple of 64, so that two rows touch all banks.
 constexpr int exchange_pitch(int depth) { return depth / 64 % 2 == 0 ? depth + 64 : depth; }

@@ -100,6 +100,18 @@ FASTRNN_DEVICE float to_tf32(float x) {
   return __uint_as_float(bits);
 }
 
+// Within 2 ULP, and what is smaller than 2^-126 is 0.
+FASTRNN_DEVICE float quick_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+FASTRNN_DEVICE float quick_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // An unsigned type of CUDA of that many bytes.
 template <size_t bytes>
 using Word = std::conditional_t<

@@ -144,24 +144,26 @@ class ForwardCell {
 
   // Loads x, which does not depend on the step before. `n` is the row of the batch.
   FASTRNN_DEVICE void load(const Forward& f, const Step& step, int n, int unit, bool inside) {
-    const Sizes& s = f.size;
+    const int hidden = static_cast<int>(f.size.hidden);
+    const T* const x = static_cast<const T*>(f.x) + step.in_output(f.size, n) * G * hidden + unit;
     FASTRNN_UNROLL
-    for (int g = 0; g < G; ++g)
-      x_[g] = read<T>(f.x, (step.in_output(s, n) * G + g) * s.hidden + unit, inside);
+    for (int g = 0; g < G; ++g) x_[g] = read<T>(x, g * hidden, inside);
   }
 
   // sum(g) is the product of the row with plane g, `kept` what the step before made.
   template <class SumOf>
   FASTRNN_DEVICE Made run(const Row& row, const Bias& bias, V kept, SumOf sum) const {
-    V x[G], u[G];
+    using A = Arithmetic<T>;
+    A x[G], u[G], h = row.continues() ? kept : V{}, c = h, saved[S > 0 ? S : 1];
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) {
       x[g] = to_compute(x_[g]);
       u[g] = (row.continues() ? sum(g) : V{}) + to_compute(bias.of[g]);
     }
-    Made made{};
-    made.h = made.c = row.continues() ? kept : V{};
-    Cell::forward(x, u, made.h, made.c, made.saved);
+    Cell::forward(x, u, h, c, saved);
+    Made made{h, c, {}};
+    FASTRNN_UNROLL
+    for (int g = 0; g < S; ++g) made.saved[g] = saved[g];
     return made;
   }
 
@@ -172,9 +174,10 @@ class ForwardCell {
     const int64_t in_saved = step.in_saved(s, row.n);
     if (Cell::kKeepsC && f.cells != nullptr) write<T>(f.cells, in_saved * s.hidden + unit, made.c);
     if (S > 0 && f.gates != nullptr) {
+      const int hidden = static_cast<int>(s.hidden);
+      T* const gates = static_cast<T*>(f.gates) + in_saved * S * hidden + unit;
       FASTRNN_UNROLL
-      for (int g = 0; g < S; ++g)
-        write<T>(f.gates, (in_saved * S + g) * s.hidden + unit, made.saved[g]);
+      for (int g = 0; g < S; ++g) write<T>(gates, g * hidden, made.saved[g]);
     }
   }
 };
@@ -269,10 +272,11 @@ class BackwardCell {
   FASTRNN_DEVICE void load(const Backward& b, const BackwardStep& step, const Row& row, int unit) {
     if (!b.projected) state_ = StateGradient<T>(b, step, row, unit);
     const Sizes& s = b.size;
-    const int64_t H = s.hidden, saved = step.in_saved(s, row.n);
+    const int64_t saved = step.in_saved(s, row.n);
+    const int H = static_cast<int>(s.hidden);
+    const T* const gates = static_cast<const T*>(b.gates) + saved * S * H + unit;
     FASTRNN_UNROLL
-    for (int g = 0; g < S; ++g)
-      saved_[g] = read<T>(b.gates, (saved * S + g) * H + unit, row.active());
+    for (int g = 0; g < S; ++g) saved_[g] = read<T>(gates, g * H, row.active());
     now_ = Cell::kKeepsC
                ? read<T>(b.cells, saved * H + unit, row.active())
                : read<T>(b.y, step.in_output(s, row.n) * H + unit, !Cell::kKeepsH && row.active());
@@ -309,11 +313,14 @@ class BackwardCell {
   // Stores the gradients of x and u.
   FASTRNN_DEVICE static void write_gradients(const Backward& b, const Step& step, const Row& row,
                                              int unit, const Made& made) {
-    const int64_t out = step.in_output(b.size, row.n) * G * b.size.hidden + unit;
+    const int hidden = static_cast<int>(b.size.hidden);
+    const int64_t out = step.in_output(b.size, row.n) * G * hidden + unit;
+    T* const du = static_cast<T*>(b.du) + out;
+    T* const dx = Cell::kSplit ? static_cast<T*>(b.dx) + out : nullptr;
     FASTRNN_UNROLL
     for (int g = 0; g < G; ++g) {
-      write<T>(b.du, out + g * b.size.hidden, made.du[g]);
-      if (Cell::kSplit) write<T>(b.dx, out + g * b.size.hidden, made.dx[g]);
+      write<T>(du, g * hidden, made.du[g]);
+      if (Cell::kSplit) write<T>(dx, g * hidden, made.dx[g]);
     }
   }
 

@@ -34,14 +34,12 @@ struct Resident {
 };
 
 // sums += weights x the rows that begin at `b`: its lane's place in the first pair. Of the pairs
-// only the first `pairs` are there.
-template <class Operand, int kMany, int kPairs>
+// only the first kUsed are there.
+template <int kUsed, class Operand, int kMany, int kPairs>
 FASTRNN_DEVICE void multiply(float (&sums)[kMany][4],
-                             const Resident<Operand, kPairs> (&weights)[kMany], const char* b,
-                             int pairs) {
+                             const Resident<Operand, kPairs> (&weights)[kMany], const char* b) {
   FASTRNN_UNROLL
-  for (int p = 0; p < kPairs; ++p) {
-    if (p >= pairs) break;
+  for (int p = 0; p < kUsed; ++p) {
     const auto words = load<4>(reinterpret_cast<const uint32_t*>(b + 64 * p));
     FASTRNN_UNROLL
     for (int s = 0; s < 2; ++s) {
@@ -50,6 +48,16 @@ FASTRNN_DEVICE void multiply(float (&sums)[kMany][4],
       for (int q = 0; q < kMany; ++q) mma(sums[q], weights[q].a[p][s], fragment);
     }
   }
+}
+// The same where half of the pairs may be all: one branch, as one for each pair moves registers.
+template <class Operand, int kMany, int kPairs>
+FASTRNN_DEVICE void multiply(float (&sums)[kMany][4],
+                             const Resident<Operand, kPairs> (&weights)[kMany], const char* b,
+                             int pairs) {
+  if (pairs == kPairs)
+    multiply<kPairs>(sums, weights, b);
+  else
+    multiply<kPairs / 2>(sums, weights, b);
 }
 
 // Numbers that follow from the units of a block and from what lies in memory.
@@ -88,31 +96,27 @@ class SharedSums {
   // (all warps with the same units).
   FASTRNN_DEVICE void add_up(const float (&sums)[G][4], Sums (&own)[kCells]) const {
     FASTRNN_UNROLL
-    for (int to = 0; to < kFinish; ++to) {
+    for (int cell = 0; cell < 4; ++cell) {
+      Sums mine{};
       FASTRNN_UNROLL
-      for (int m = 0; m < kCells; ++m) {
-        Sums mine{};
-        FASTRNN_UNROLL
-        for (int g = 0; g < G; ++g) mine.x[g] = sums[g][to * kCells + m];
-        if (to == part)
-          own[m] = mine;
-        else
-          *place(to, part, m) = mine;
-      }
+      for (int g = 0; g < G; ++g) mine.x[g] = sums[g][cell];
+      if constexpr (kSplit == 1)
+        own[cell] = mine;
+      else
+        *place(cell / kCells, part, cell % kCells) = mine;
     }
     if constexpr (kSplit > 1) {
       warps_barrier(1 + sixteen, kSplit * 32);
       if (!finishes()) return;
       FASTRNN_UNROLL
       for (int m = 0; m < kCells; ++m) {
-        Sums total{};
+        own[m] = *place(part, 0, m);
         FASTRNN_UNROLL
-        for (int from = 0; from < kSplit; ++from) {
-          const Sums other = from == part ? own[m] : *place(part, from, m);
+        for (int from = 1; from < kSplit; ++from) {
+          const Sums other = *place(part, from, m);
           FASTRNN_UNROLL
-          for (int g = 0; g < G; ++g) total.x[g] += other.x[g];
+          for (int g = 0; g < G; ++g) own[m].x[g] += other.x[g];
         }
-        own[m] = total;
       }
     }
   }

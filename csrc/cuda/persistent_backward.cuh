@@ -155,7 +155,7 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_backward(
     block_barrier();
     if (turn + 1 < s.steps) {
       float sums[kTiles][4] = {};
-      multiply(sums, weights, place + lane() / 4 * kPitch + lane() % 4 * 16, kPairs);
+      multiply<kPairs>(sums, weights, place + lane() / 4 * kPitch + lane() % 4 * 16);
       FASTRNN_UNROLL
       for (int m = 0; m < kTiles; ++m) {
         const int tile = warp() * kTiles + m, tile_there = tile % (kUnits / 16);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -86,6 +87,9 @@ inline float to_tf32(float x) {
   if ((bits & 0x7fffffffu) > 0x7f800000u) return std::bit_cast<float>(0x7fffffffu);
   return std::bit_cast<float>((bits + 0x1000u) & ~0x1fffu);
 }
+
+inline float quick_exp2(float x) { return std::exp2(x); }
+inline float quick_reciprocal(float x) { return 1 / x; }
 
 namespace emulate {
 

@@ -202,7 +202,8 @@ def _run(
         with_library(kernels().step, stream) if library else kernels().run(stream)
 
     with gpu.current(device):
-        if on_gpu and not torch.cuda.is_current_stream_capturing():
+        many = "group_blocks" not in numbers  # one launch gains nothing by being replayed
+        if on_gpu and many and not torch.cuda.is_current_stream_capturing():
             settings = (kind, cell.name, how, library, size, *numbers.values(), *more, device)
             graphs.repeat((settings, current(), *addresses), chain)
         else:
