@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     parser.add_argument("--device", help="the GPU that `tune` measures: the current one")
     asked = parser.parse_args(arguments)
+    if asked.device is not None and asked.command != "tune":
+        parser.error("--device goes with tune alone: python -m fastrnn tune --device ...")
     if asked.command == "tune":
         try:
             report = tuning.tune(device=asked.device, quiet=asked.json)

@@ -11,7 +11,8 @@ from .torch_private import is_any_autocast_enabled
 
 CAST = (torch.float16, torch.bfloat16, torch.float32)  # the dtypes that it changes
 
-# Up to so many rows, or in fewer products, bfloat16 gains less than casts cost (bench/NOTES.md).
+# A call of so few rows, or of fewer products, gains less by bfloat16 than its casts cost: see
+# bench/NOTES.md.
 _FEW_ROWS = 32
 _FEW_PRODUCTS = 4_000_000
 
@@ -48,9 +49,9 @@ def computed_on_cpu(call: Call, dtype: torch.dtype) -> torch.dtype:
 
 
 def returned_of_few_rows(call: Call, step: bool) -> tuple[torch.dtype, torch.dtype] | None:
-    """`returned_on_cpu` of a call with few rows, in float32, which it is then computed in.
+    """`returned_on_cpu` for a call of few rows in float32, which computes in float32, or None.
 
-    None for other calls. The weights play no part.
+    Reads no weights.
     """
     input = call.input
     if input.dtype is not torch.float32 or input.numel() > _FEW_ROWS * input.size(-1):
@@ -63,7 +64,7 @@ def returned_on_cpu(call: Call, dtype: torch.dtype, step: bool) -> tuple[torch.d
     kind = call.kind
     if not kind.keeps:
         return dtype, dtype
-    # What a unit keeps has the wider one of its own dtype and that of the gates.
+    # The state that a unit keeps has the wider of two dtypes: its own, and that of the gates.
     kept = torch.promote_types((call.c0 if kind.has_c else call.h0).dtype, dtype)
     if call.projected:
         return dtype, kept

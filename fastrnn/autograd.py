@@ -20,9 +20,9 @@ _NO_DATA = torch.empty(0, device="cpu")
 
 
 def _witnesses(given: tuple[Tensor | None, ...]) -> list[Tensor]:
-    """For each result a tensor that shares its version.
+    """For each result a tensor that shares its version, and not its memory, which backward frees.
 
-    It does not share the memory, which backward frees; but not all modes see how that is left out.
+    Under a mode that sees every op it does share the memory.
     """
     witnesses = []
     for result in given:
@@ -36,12 +36,12 @@ def _witnesses(given: tuple[Tensor | None, ...]) -> list[Tensor]:
 
 
 def _save(ctx, call: Call, results: Results, traced: bool) -> None:
-    """Saves a call and what it left for backward, of which the user has the output, but of a cell,
-    and all that `traced` gives.
+    """Saves a call and the results that backward reads.
 
-    The user may change these in place. So aliases are saved, with versions of their own, and
-    witnesses say whether they still hold what the layer gave. Autograd itself would not look where
-    hooks take what is saved.
+    The user holds some of these too: the output of a layer, and with `traced` all of them. The user
+    may change them in place. So aliases with versions of their own are saved, and witnesses tell
+    whether the memory still holds what the layer gave. Autograd's own check does not run where
+    hooks take the saved tensors.
     """
     output, _, _, gates, cells, hidden = results
     given = (output, gates, cells, hidden) if traced else () if call.is_step else (output,)
@@ -102,9 +102,9 @@ def _constant(call: Call, results: Results) -> list[Tensor]:
 class Layer(torch.autograd.Function):
     """`ops.layer` in eager mode: (backend, traced, call, *call.tensors()).
 
-    Gives the first three results, with `traced` all. The gates have no gradient, and hidden has
-    one only where it is not the output. Of the call of a cell it gives (h', c'): a view outside
-    would take longer than the step.
+    Gives the first three results, or all of them with `traced`. The gates have no gradient. hidden
+    has one only where it is not the output. For the call of a cell it gives (h', c') without a
+    time: to make views of the results afterwards would take longer than the step.
     """
 
     @staticmethod

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import direct, stack
 from .call import Call, Stack
+from .checks import check_packed
 from .features import Asked, mask_of
 from .interop import tracing
 from .table import weight_names
@@ -20,8 +21,8 @@ from .trees import map_tensors
 class RNNBase(torch.nn.RNNBase):
     """What RNN, LSTM, GRU and Recurrent share: `forward`, and `step` for one time step.
 
-    It is for `isinstance`; build one of the four. Its attribute `mode` tells them apart: LSTM, GRU,
-    RNN_TANH, RNN_RELU, or the name of a cell that was made of a function.
+    Use it with `isinstance`, and build one of the four. The attribute `mode` tells them apart:
+    LSTM, GRU, RNN_TANH, RNN_RELU, or the name of a cell that was made of a function.
 
     Example:
         >>> isinstance(fastrnn.LSTM(10, 20), fastrnn.RNNBase)
@@ -50,9 +51,9 @@ class RNNBase(torch.nn.RNNBase):
         return self.torch_class is not None and tracing.are_own_affair(self._weights())
 
     def _weights(self) -> list[Tensor]:
-        """The weights of all layers, which are up to date. A compiled graph takes the parameters: a
-        list that it brought up to date would go on after it, maybe with what a transform of
-        `torch.func` had put in their place."""
+        """The weights of all layers, which are up to date. A compiled graph reads the parameters:
+        if it wrote to the module's list, the list might afterwards hold what a transform of
+        `torch.func` had put in the place of the parameters."""
         if not torch.compiler.is_compiling():
             return self._flat_weights
         weights = [getattr(self, name) for name in self._flat_weights_names]
@@ -251,8 +252,7 @@ class RNNBase(torch.nn.RNNBase):
         if self._is_recorded():
             return tracing.as_torch(self, packed, hx, asked and asked._asdict())
         input, batch_sizes, sorted_indices, unsorted_indices = packed
-        if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
-            raise RuntimeError("batch_sizes must be a 1-D int64 tensor on the CPU")
+        check_packed(batch_sizes, None, None)
         given = hx
         if hx is not None:
             if not torch.compiler.is_compiling():

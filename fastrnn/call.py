@@ -238,8 +238,8 @@ SCHEMA = (
 class Stack(NamedTuple):
     """What a stack of layers is asked to do: layers on top of each other, dropout between them."""
 
-    # As of a layer, but with h0 (layers*D, N, P), c0 and the weights of all layers, one after the
-    # other, and with input (N, T, I) if `batch_first` and it is not packed.
+    # The call of the first layer, but h0 (layers*D, N, P), c0 and the weights are those of all
+    # layers, one after the other. The input is (N, T, I) if `batch_first`, unless it is packed.
     call: Call
     layers: int
     directions: int  # D
@@ -247,8 +247,8 @@ class Stack(NamedTuple):
     batch_first: bool
     states: bool = False  # whether the states of every step are wanted,
     gates: bool = False  # and with them the gates
-    # What h, and c, are where `call.reset` is True, in place of zero: in the shape of h0 and c0, or
-    # (T, ...) of that. Layers know nothing of it: see `restart`.
+    # The states from which rows begin anew where `call.reset` is True; None stands for zeros. Each
+    # has the shape of h0 or c0, or (T, ...) of that. A layer does not know it: see `restart`.
     reset_state: tuple[Tensor, ...] | None = None
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .torch_private import are_transforms_active
+from .torch_private import are_transforms_active, is_batched
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -45,6 +45,11 @@ def check_packed(batch_sizes: Tensor, reset: Tensor | None, lengths: Tensor | No
         raise RuntimeError("batch_sizes must be a 1-D tensor of dtype torch.int64")
     if batch_sizes.device.type not in ("cpu", "meta"):
         raise RuntimeError("batch_sizes should always be on CPU")
+    if not torch.compiler.is_compiling() and is_batched(batch_sizes):
+        raise RuntimeError(
+            "batch_sizes of a sequence that was packed inside vmap cannot be read: "
+            "give padded input and lengths="
+        )
 
 
 def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:
@@ -69,6 +74,15 @@ def two_devices(input: Tensor, tensor: Tensor) -> RuntimeError:
         "Expected all tensors to be on the same device, but found at least two devices, "
         f"{input.device} and {tensor.device}!"
     )
+
+
+def check_outside_transforms() -> None:
+    """RuntimeError inside a transform of `torch.func`, which sees nothing of a `Streamer`."""
+    if are_transforms_active():
+        raise RuntimeError(
+            "a Streamer does not work inside grad, vmap and other transforms of torch.func: "
+            "call module.step(x, state) there"
+        )
 
 
 def check_lengths(lengths: Tensor | None, T: int) -> None:

@@ -216,7 +216,7 @@ def _making_ours(cls: type, original: Callable) -> Callable:
 def _set_patched(on: bool) -> None:
     """Puts our makers into the classes of torch.nn, or takes them out where they still stand.
 
-    What somebody else put around them since stays, and ours then do nothing by themselves.
+    If somebody else has wrapped one since, the wrapper stays, and ours in it then do nothing.
     """
     for cls, name in itertools.product(_OURS, _MAKERS):
         if on:

@@ -112,8 +112,10 @@ def _tuned() -> int:
 
 
 def selftests() -> dict[str, str]:
-    """Runs the self-tests of all built-in cells, in every precision, on the current GPU, or where
-    kernels are emulated; what each found. Later calls and processes go by it."""
+    """Runs the self-tests of all built-in cells, in every precision, and tells what each found.
+
+    They run on the current GPU, or where kernels are emulated. Later calls and processes go by the
+    result."""
     results = {}
     for kernels in LOOPS:
         if reason := kernels.status():

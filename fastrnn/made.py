@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import autocast, table
-from .checks import two_devices
+from .checks import check_outside_transforms, two_devices
 from .dispatch import cpu, triton
 from .dispatch.reference.definition import block_diagonal
 from .programs import Cell
@@ -224,7 +224,7 @@ class HeldInputs:
         found = {}
         for name, each in (given(self._name, tuple(self.planes), inputs) or {}).items():
             to = self.planes[name]
-            if hasattr(each, "__array_interface__"):
+            if hasattr(each, "__array_interface__") and not isinstance(each, Real):
                 each = torch.tensor(each)  # a copy: of a read-only array torch would warn
             found[name] = each = as_tensor(name, each, to)
             if each.device != to.device:
@@ -233,6 +233,8 @@ class HeldInputs:
                 each.expand(to.shape)
             except RuntimeError:
                 raise _does_not_broadcast(name, to.shape, each) from None
+        if found:
+            check_outside_transforms()
         with torch.no_grad():
             for name, each in found.items():
                 self.planes[name].copy_(each)

@@ -1,7 +1,7 @@
 """The custom ops, and `layer`, which runs one layer on the backend that was chosen.
 
-The extension `fastrnn._C` registers kernels for CPU tensors under the ops' schemas. What else the
-ops run on is registered here.
+The extension `fastrnn._C` registers kernels for CPU tensors under the schemas of the ops. This file
+registers everything else that an op runs on.
 """
 
 from __future__ import annotations
@@ -153,11 +153,12 @@ def _(*arguments):
 def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> Results:
     """One layer in all its directions, on the backend, or on the one that is chosen for it alone.
 
-    All tensors but batch_sizes share one device, and all but it, reset and lengths one dtype.
-    float16 and bfloat16 on the CPU are computed in float32, which the states keep between the steps
-    of a layer; a product may take h and gradients rounded to bfloat16, where the CPU multiplies
-    these. With `traced` the results have gates, detached, and cells, and hidden where it is not the
-    output. Differentiable, and to any order but on PyTorch's own kernels for GPUs.
+    All tensors share one device, except batch_sizes. They share one dtype, except batch_sizes,
+    reset and lengths. On the CPU a layer of float16 or bfloat16 computes in float32 and keeps its
+    states in float32 from step to step. Where the CPU multiplies bfloat16, h and gradients are
+    rounded to it for the products. `traced` adds to the results: gates (detached), cells, and
+    hidden where it is not the output. Differentiable to any order, on PyTorch's own kernels for
+    GPUs only once.
 
     Raises:
         RuntimeError: ranks, sizes, dtypes or devices do not fit, the backend that was forced
@@ -201,9 +202,9 @@ def step(call: Call) -> tuple[Tensor, Tensor | None]:
 def handed_out(results: Results) -> Results:
     """The results of a layer in a compiled graph, with copies of those that its backward reads.
 
-    The user may change these in place after the graph, where no witness of `autograd` would see it.
-    What nobody asks for is not copied. `Tensor.clone` would not do: Inductor takes it out before it
-    knows what backward reads.
+    After the graph the user may change a result in place. The witnesses of `autograd` do not exist
+    there, so backward keeps the original. Results that nobody uses are not copied. The copy is an
+    op of ours, because Inductor removes a `Tensor.clone` before it knows what backward reads.
     """
     _, _, _, *traced = results
     copied = torch.ops.fastrnn.copied.default
@@ -212,7 +213,7 @@ def handed_out(results: Results) -> Results:
 
 
 def _in_float32(call: Call, traced: bool) -> Results:
-    """`layer` of half precision: only what goes in and comes out is rounded to it."""
+    """`layer` of a call in half precision, computed in float32; its results are rounded."""
     wide = call.with_tensors([tensor.float() for tensor in call.tensors()])
     results = layer(wide, None, traced)
     dtype = call.input.dtype

@@ -1,8 +1,8 @@
 """Rows that begin anew from states that the user gives, in the middle of a call.
 
-Each part of a row, from one reset to the next, is independent of the others but for what it starts
-from. So the parts are laid out as the rows of a packed batch, which every backend takes, and what
-the batch gives is laid back.
+A part of a row goes from one reset to the next. It depends on no other part, because the user gives
+the state that it starts from. So the parts become the rows of a packed batch, which every backend
+takes. The results are then put back into the places of the parts.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Returned = tuple[Tensor, Tensor, Tensor | None, States | None]
 
 
 def run(stack: Stack, layers: Callable[[Stack], Returned]) -> Returned:
-    """What `layers(stack)` gives, of a stack with `reset_state`, which `layers` need not know.
+    """What `layers(stack)` gives for a stack with `reset_state`; `layers` need not know that.
 
-    Parts are cut where the values of `reset` say, which it waits for on a GPU. Where they cannot be
-    read, in compiled graphs and in transforms, it goes one step at a time, which is slow.
+    It reads the values of `reset` to find the parts, and waits for them on a GPU. Compiled graphs
+    and transforms cannot read values: there it goes one step at a time, which is slow.
     """
     call, every, time = stack.call, stack.call.detach_every, 1 if stack.transposed else 0
     T = call.input.size(time)
@@ -102,8 +102,8 @@ def _piece(stack: Stack, start: int, length: int, state: tuple[Tensor, ...]) -> 
 
 
 def _by_row(call: Call, change: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """The weights, where those are changed that have numbers for each row, (T, N, ...): what a call
-    gives a cell that is a function. The same tensor stands there for each layer."""
+    """The weights, with those changed that have numbers for each row, (T, N, ...). These are the
+    inputs of a cell that is a function, and one tensor serves all layers."""
     changed = {id(w): change(w) for w in call.weights if w.dim() == 3}
     return [changed.get(id(w), w) for w in call.weights]
 
@@ -149,7 +149,7 @@ def _cut(starts: Tensor, ends: Tensor, time_first: bool) -> _Parts:
 
 
 def _in_parts(stack: Stack, layers: Callable[[Stack], Returned]) -> Returned:
-    """`run` of the stack, whose state has the first step's resets in it."""
+    """`run` of a stack whose h0 and c0 already have the resets of the first step."""
     call, lengths, time_first = stack.call, stack.call.lengths, not stack.transposed
     T, N = call.reset.shape
     starts = call.reset.cpu().clone()

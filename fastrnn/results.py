@@ -14,12 +14,12 @@ from .table import Cell
 
 
 class Results(NamedTuple):
-    """What a layer gives. What does not apply is None, or (0,) from an op."""
+    """What a layer gives. A field that does not apply is None; from an op it is a tensor (0,)."""
 
     output: Tensor  # (T, N, D*P) or (rows, D*P)
     h_n: Tensor  # (D, N, P)
     c_n: Tensor | None  # (D, N, K*H) where the cell has a c
-    # The rest is for backward and for `return_states`, where it was asked for.
+    # The rest is there if it was asked for, for backward or for `return_states`.
     gates: Tensor | None = None  # (D, rows, S, H), the planes that the cell saves
     cells: Tensor | None = None  # (D, rows, K*H), every c_t
     hidden: Tensor | None = None  # (D, rows, H), h before a projection, or if it is not the output
@@ -32,7 +32,7 @@ class Cotangents(NamedTuple):
     h_n: Tensor | None
     c_n: Tensor | None
     cells: Tensor | None
-    hidden: Tensor | None = None  # where it is not the output
+    hidden: Tensor | None = None  # only where it is not the output
 
 
 class Saved(NamedTuple):

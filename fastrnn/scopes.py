@@ -57,10 +57,10 @@ class Choice:
 class Scope(contextlib.ContextDecorator):
     """Context manager and decorator: an entry of `choice` for the time of a `with` or of a call.
 
-    One that is dropped without either has had no effect, and warns with the text `unused`.
+    If it is dropped without either, it had no effect, and it warns with the text `unused`.
     """
 
-    _used = True  # of one whose construction was not finished
+    _used = True  # until it is constructed: one that failed there does not warn
 
     def __init__(self, choice: Choice, value, unused: str) -> None:
         self._choice, self._value, self._unused = choice, value, unused

@@ -22,7 +22,7 @@ _LARGEST = {
     "int8": torch.finfo(torch.float32).max,
 }
 _CODES = {None: 0, "bfloat16": 1, "float16": 2, "int8": 3}
-_LEAST = 1e-30  # a row that is not larger counts as zero, of weights as of activations
+_LEAST = 1e-30  # a row of weights or activations that is nowhere larger counts as zero
 
 
 def formats(
@@ -31,7 +31,7 @@ def formats(
     """The format of every parameter by its name, None for float; None if all are floats.
 
     Raises:
-        ValueError: weights or activations are none that there are, or not for this module.
+        ValueError: weights or activations do not exist, or are not for this module.
     """
     if activations not in (None, "int8"):
         raise ValueError(f"activations must be None or 'int8', got {activations!r}")

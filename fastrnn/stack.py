@@ -16,11 +16,11 @@ from .restart import Returned
 def run(stack: Stack, step: bool = False) -> Returned:
     """(output, h_n, c_n) of all layers, and the States if they are wanted.
 
-    Under autocast results have the dtypes of `torch.nn`; `step` says that those of a cell are
-    wanted. It computes in the autocast dtype, but float64 in float64. On a CPU bfloat16 alone is
-    computed as such, where that is faster, and anything else in float32. On a GPU everything
-    returns the autocast dtype, in which all but the reference compute. `torch.nn` does too, but
-    makes float16 of bfloat16 on cuDNN (torch 2.11).
+    Under autocast the results have the dtypes of `torch.nn`, with `step` those of its cells.
+    float64 stays float64. On a CPU a call computes in bfloat16 where autocast asks for that and it
+    is faster, and otherwise in float32. On a GPU every backend but the reference computes in the
+    dtype of autocast, and all return it. `torch.nn` does too, but its cuDNN computes in float16
+    under autocast to bfloat16 (torch 2.11).
 
     Raises:
         RuntimeError: as `ops.layer`, or the states or weights are not those of so many layers.

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from . import small_weights
 from .call import Call
+from .checks import check_outside_transforms
 from .dispatch import cpu
 from .features import Asked
 from .made import HeldInputs
 from .modules import RNNBase
-from .small_weights import Weights
 from .table import cell_named
 from .trees import map_tensors
 
@@ -31,14 +31,6 @@ def _weights(module: RNNBase) -> list[Tensor]:
     return module._flat_weights
 
 
-def _stream_class() -> type:
-    try:
-        from ._C import Stream
-    except ImportError:
-        from .dispatch.cudnn.stream import Stream
-    return Stream
-
-
 class Streamer:
     """Runs a unidirectional LSTM, GRU, RNN or Recurrent forward, one time step a call.
 
@@ -47,7 +39,6 @@ class Streamer:
     next call overwrites it: clone what you keep. You may change, reshape or share the result; the
     state lives elsewhere. Each thread may run a stream of its own; one stream serves one thread at
     a time. Where no kernels are built, PyTorch's own compute the steps, and a call does allocate.
-
     A cell with `inputs` is given them at each call, as `module.step` is: `stream(x, {"dt": 0.1})`.
 
     The stream packs the weights when it is made. A later change of the module does not reach it
@@ -89,9 +80,10 @@ class Streamer:
         module: RNNBase,
         batch_size: int = 1,
         *,
-        weights: Weights = None,
+        weights: small_weights.Weights = None,
         activations: str | None = None,
     ) -> None:
+        check_outside_transforms()
         if not isinstance(module, RNNBase):
             torchs = " of torch.nn: fastrnn.convert(module) makes it one"
             raise TypeError(
@@ -129,8 +121,8 @@ class Streamer:
         self.refresh()
 
     def _lend(self) -> None:
-        """Makes `_y`, of which users get views: a storage of its own over the output's memory. They
-        can move it elsewhere but not free what lies under it, which `_output` keeps."""
+        """Makes `_y`, of which users get views: a storage of its own over the memory of `_output`.
+        A user may move or resize it, and the memory under it stays."""
         with torch.inference_mode(False):
             self._y = torch.from_dlpack(self._output)
 
@@ -162,6 +154,7 @@ class Streamer:
                 its format cannot hold.
             RuntimeError: a weight has another shape.
         """
+        check_outside_transforms()
         module = self._module
         batch, width = self._output.shape
         rows = torch.tensor([batch], device="cpu")  # a step is packed input
@@ -189,7 +182,7 @@ class Streamer:
                     for named in zip(module._flat_weights_names, weights, strict=True)
                 ]
             weights = [numbers for _, numbers, _ in small]
-        self._stack = _stream_class()(
+        self._stack = cpu.stream_class()(
             module.mode.lower(),
             self._dtype == torch.float64,
             module.num_layers,
@@ -217,6 +210,7 @@ class Streamer:
         Raises, before anything changes:
             ValueError: x has another shape, dtype or device.
             TypeError, ValueError, RuntimeError: inputs are missing, or do not fit.
+            RuntimeError: a transform of `torch.func` goes through x or inputs.
         """
         if isinstance(x, Tensor):
             if x.shape != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
@@ -225,8 +219,12 @@ class Streamer:
                 x, inputs = x.float(), map_tensors(Tensor.float, inputs)
             if x.is_neg() or not x.is_contiguous():
                 x = x.resolve_neg().contiguous()
-            address = x.data_ptr()
+            try:
+                address = x.data_ptr()
+            except RuntimeError:
+                address = 0
             if not address:
+                check_outside_transforms()
                 raise ValueError(f"x must be a tensor with memory, got {type(x).__name__} without")
             if inputs or self._inputs.planes:
                 self._inputs.write(inputs)
@@ -267,6 +265,7 @@ class Streamer:
         Raises:
             IndexError: there is no such row.
         """
+        check_outside_transforms()
         for state in (self._h, self._c):
             if state is None:
                 continue
@@ -287,6 +286,7 @@ class Streamer:
         Raises:
             ValueError: it is not a pair for an LSTM, or a size does not fit.
         """
+        check_outside_transforms()
         own = self._module._joined(self._h, self._c)
         own, given = ((s,) if isinstance(s, Tensor) else tuple(s) for s in (own, state))
         if len(own) != len(given):

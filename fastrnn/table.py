@@ -17,7 +17,7 @@ class Cell(NamedTuple):
     name: str
     gates: int  # G, planes of the weights, in the order of `torch.nn`
     saved: int  # S, planes that forward saves for backward
-    keeps: str  # what a unit keeps for itself, unrounded, from step to step: "c", "h", both or ""
+    keeps: str  # the states that a unit carries unrounded from step to step: "c", "h", both or ""
     split: bool  # whether the gradients of the input part and of the hidden part differ
     hidden_gates: int  # planes of w_hh; G is those of w_ih
     own: int = 0  # K, planes of c, which lie one after the other
@@ -30,7 +30,8 @@ class Cell(NamedTuple):
 
     @property
     def has_c(self) -> bool:
-        """Whether there is a cell state c beside h. Of those below, only such can be projected."""
+        """Whether there is a cell state c beside h. Among the built-in cells only these can have a
+        projection."""
         return self.own > 0
 
     def keeps_hidden(self, projected: bool) -> bool:

@@ -1,7 +1,7 @@
-"""What fastrnn takes from torch under names that torch keeps to itself. No other module uses one.
+"""The private names of torch that fastrnn uses. No other file uses one.
 
-A torch without such a name costs time and nothing else: what cannot be asked is taken to be so, and
-a call then goes the long way or through the reference, which are right in any case.
+If a torch lacks a name, calls take longer and nothing else happens. A question that cannot be asked
+is answered with yes. The call then takes the long way or the reference, which are always right.
 """
 
 from __future__ import annotations
@@ -81,6 +81,15 @@ def members(tensor: torch.Tensor) -> int:
     return count
 
 
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Whether `vmap` is active and made this one of many."""
+    while _tells_transforms and _functorch.is_functorch_wrapped_tensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _functorch.get_unwrapped(tensor)
+    return False
+
+
 # How many modes of __torch_dispatch__ and of __torch_function__ want to see every op.
 dispatch_modes = _private("_len_torch_dispatch_stack", _taken_to_be_so)
 _function_modes = _private("_len_torch_function_stack", _taken_to_be_so)
@@ -113,7 +122,7 @@ def apply_outside_transforms(function: type[torch.autograd.Function]) -> Callabl
     """`function.apply(other, other, other, input, h0, *tensors)` where no transform of torch.func
     is active, without what readies it for one: 5 us of a call.
 
-    A state that got out of a transform, which has ended since, is taken as a plain tensor.
+    A state may come from a transform that has ended: it is taken as a plain tensor.
     """
     if _function_base is None or _unwrap_if_dead is None:
         return function.apply

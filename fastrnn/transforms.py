@@ -1,12 +1,12 @@
 """Layers inside the transforms of `torch.func` that go backwards, on the CPU kernels: `grad`, `vjp`
 and `jacrev`, with `vmap` around them, inside them or alone.
 
-A transform does not see into an op. It takes an autograd Function that says how it is batched, and
-how its backward is. So a layer is one Function here, and its backward is another.
+A transform cannot see into an op. It takes an autograd Function, which has a rule for `vmap`. So a
+layer is one Function here, and its backward is another.
 
-- Many inputs with the same weights are the rows of one batch. Where a sample is one row, the
-  kernels give also the weight gradients of each sample in one call.
-- Otherwise many weights, and many weight gradients, take a call each.
+- Samples with the same weights become the rows of one batch. If a sample is one row, one call
+  gives the weight gradients of all samples, too.
+- Otherwise each set of weights, and each sample that wants weight gradients, takes a call.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ Tensors = Sequence[Tensor | None]
 
 
 class _Asked:
-    """What is no tensor in a call, and what of it may have gradients.
-
-    It is no tuple, because `vmap` would look into one.
+    """What is no tensor in a call, and what of it may have gradients. `vmap` looks into tuples, and
+    not into this.
 
     needs: which gradients a backward makes.
     of_rows: whether those of the weights are those of each row.
@@ -74,9 +73,9 @@ def _spread(some: Sequence, present: Sequence[bool]) -> list:
 
 
 class _Forward(Function):
-    """(asked, *tensors of a call) -> output, h_n, c_n, and what backward reads: the output once
-    more, since the user may change it in place, and gates, cells and hidden as (D, T, N, ...).
-    What a cell does not have is left out, and where there is no backward what it would read."""
+    """(asked, *tensors of a call) -> output, h_n, c_n, and what backward may read, if there is one:
+    a copy of the output, which the user may change, and gates, cells and hidden as (D, T, N, ...).
+    What a cell does not have is left out."""
 
     @staticmethod
     def forward(asked, *tensors):
@@ -129,8 +128,8 @@ class _Forward(Function):
 
 class _Backward(Function):
     """(asked, gradients of output, h_n and c_n, what was saved, *tensors of a call) -> gradients of
-    the input, of h0 and c0, and of the weights, those that are needed; with `asked.of_rows` of the
-    weights (N, ...), those of each row."""
+    the input, of h0 and c0, and of the weights, as far as they are needed. With `asked.of_rows`
+    those of the weights are (N, ...), one for each row."""
 
     @staticmethod
     def gradients(how: Callable, asked, *tensors) -> list[Tensor | None]:
@@ -279,8 +278,8 @@ def _each(function: type[Function], batch: int, dims: Sequence, asked: _Asked, t
 
 
 def _as_rows(tensors: Tensors, dims: Sequence, at: Sequence[int], batch: int) -> list:
-    """Tensors whose batch of `vmap` is before the rows of theirs, and one with these; `at` says
-    where the rows are. There are more tensors, in which nothing is batched."""
+    """The tensors with the samples of `vmap` among their rows; `at` is the dimension of the rows.
+    The tensors beyond `at` have no samples, and stay."""
     rows = []
     for tensor, dim, where in zip(tensors, dims, at, strict=False):
         if tensor is not None:

@@ -54,6 +54,14 @@ def test_command(hide):
         assert any(line.startswith(label) for line in lines), label
 
 
+@pytest.mark.parametrize("arguments", [[], ["report"], ["selftest"], ["selftest", "--json"]])
+def test_a_device_goes_with_tune_alone(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        __main__.main([*arguments, "--device", "cuda"])
+    assert end.value.code == 2
+    assert "--device goes with tune alone" in capsys.readouterr().err
+
+
 def broken(run):
     """`run` of a backend whose numbers are a little off, for a GRU only."""
 

@@ -74,6 +74,20 @@ def test_inputs_broadcast():
             assert_matches(a, e)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.bfloat16], ids=str)
+def test_a_number_as_input_has_no_dtype(dtype):
+    """A number of numpy neither, as in a call; an array has one."""
+    module = Recurrent(CELLS["decaying_lstm"], 4, 6, dtype=dtype)
+    x = torch.randn(2, 4, dtype=dtype)
+    wanted, _ = module.step(x, inputs={"dt": 0.25})
+    for make in (float, numpy.float64, numpy.float32, numpy.float16, numpy.longdouble):
+        frames = (x,) if dtype.itemsize == 2 else (x, x.numpy())
+        for frame in frames:
+            y = Streamer(module, 2)(frame, {"dt": make(0.25)})
+            assert_matches(torch.as_tensor(y), wanted)
+        assert torch.equal(module.step(x, inputs={"dt": make(0.25)})[0], wanted)
+
+
 def test_inputs_of_a_step_are_its_own():
     """What the caller does to a tensor after the call, and what came before, has no effect."""
     module = Recurrent(CELLS["cfc"], 4, 5, dtype=torch.float64)

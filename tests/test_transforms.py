@@ -144,7 +144,7 @@ def test_what_cannot_be_transformed_raises(name):
     if name not in CELLS:
         packed = nn.utils.rnn.pack_padded_sequence(x, [2, 1])
         sizes = torch.stack([packed.batch_sizes] * 2)
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="give padded input and lengths="):
             vmap(lambda s: module(nn.utils.rnn.PackedSequence(packed.data, s))[0].data)(sizes)
 
 

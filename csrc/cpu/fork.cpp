@@ -1,5 +1,10 @@
 #include "fork.h"
 
+#if defined(_WIN32)  // where there is no fork()
+namespace fastrnn::cpu {
+bool forked_from_threads() { return false; }
+}  // namespace fastrnn::cpu
+#else
 #include <dirent.h>
 #include <pthread.h>
 
@@ -30,3 +35,4 @@ const int registered = pthread_atfork(
 bool forked_from_threads() { return forked; }
 
 }  // namespace fastrnn::cpu
+#endif

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 #include <string>
 #if defined(__linux__)
@@ -21,6 +22,14 @@ namespace {
 // A large piece is whole pages of those that Linux may make huge: faulting in 4 KiB at a time
 // costs 5 % of a training step with large weights.
 constexpr size_t kLarge = 2 << 20, kCacheLine = 64;
+
+// Null without memory. Not aligned_alloc, which Windows lacks.
+void* take_aligned(size_t bytes, size_t alignment) {
+  return ::operator new(bytes, std::align_val_t(alignment), std::nothrow);
+}
+void give_aligned_back(void* memory, size_t alignment) {
+  ::operator delete(memory, std::align_val_t(alignment));
+}
 
 struct Piece {
   void* data;
@@ -56,7 +65,7 @@ class Pool {
       pieces_[count_++] = piece;
       bytes_ += piece.size;
     }
-    for (size_t i = 0; i < count; ++i) std::free(freed[i].data);
+    for (size_t i = 0; i < count; ++i) give_aligned_back(freed[i].data, kLarge);
   }
 
   size_t clear() {
@@ -67,7 +76,7 @@ class Pool {
       bytes = bytes_;
       count = drop(0, freed);
     }
-    for (size_t i = 0; i < count; ++i) std::free(freed[i].data);
+    for (size_t i = 0; i < count; ++i) give_aligned_back(freed[i].data, kLarge);
     return bytes;
   }
 
@@ -92,15 +101,18 @@ class Pool {
 };
 
 // Never destroyed: threads may go on while the process ends.
-constinit Pool pool;
+Pool& pool() {
+  static Pool& instance = *new Pool;
+  return instance;
+}
 
 #if defined(__unix__) || defined(__APPLE__)
 [[maybe_unused]] const int at_fork =
-    pthread_atfork([] { pool.lock(); }, [] { pool.unlock(); }, [] { pool.unlock(); });
+    pthread_atfork([] { pool().lock(); }, [] { pool().unlock(); }, [] { pool().unlock(); });
 #endif
 
 // Small pieces, of which short calls take a dozen, come from malloc: it takes a quarter of the time
-// of aligned_alloc up to 1 KiB, and half of it up to 8 (glibc 2.36). The byte before such a piece
+// of aligned pieces up to 1 KiB, and half of it up to 8 (glibc 2.36). The byte before such a piece
 // says how far it is from where malloc's begins. The address sanitizer would not see a write there.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kSmall = 0;
@@ -132,13 +144,12 @@ void* take_memory(size_t bytes) {
   const size_t size = rounded(bytes);
   const bool large = size >= kLarge;
   if (large)
-    if (void* const memory = pool.take(size)) return memory;
+    if (void* const memory = pool().take(size)) return memory;
   const auto fresh = [&] {
-    return bytes <= kSmall ? take_small(bytes)
-                           : std::aligned_alloc(large ? kLarge : kCacheLine, size);
+    return bytes <= kSmall ? take_small(bytes) : take_aligned(size, large ? kLarge : kCacheLine);
   };
   void* memory = fresh();
-  if (memory == nullptr && pool.clear() > 0) memory = fresh();
+  if (memory == nullptr && pool().clear() > 0) memory = fresh();
   if (memory == nullptr)
     throw std::runtime_error("DefaultCPUAllocator: can't allocate memory: you tried to allocate " +
                              std::to_string(bytes) +
@@ -153,16 +164,16 @@ void give_memory_back(void* memory, size_t bytes) noexcept {
   const size_t size = rounded(bytes);
   if (memory == nullptr) return;
   if (size >= kLarge && size <= kKeptBytes) {
-    pool.add({memory, size});
+    pool().add({memory, size});
   } else if (bytes <= kSmall) {
     give_small_back(memory);
   } else {
-    std::free(memory);
+    give_aligned_back(memory, size >= kLarge ? kLarge : kCacheLine);
   }
 }
 
 size_t release_memory() {
-  const size_t bytes = pool.clear();
+  const size_t bytes = pool().clear();
 #if defined(__GLIBC__)
   malloc_trim(0);  // free() alone may keep it for the next malloc
 #endif

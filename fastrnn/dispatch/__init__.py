@@ -148,7 +148,7 @@ def obstacle(backend: Backend, call: Call, traced: bool = False) -> str | None:
         return reason
     if not (call.input.size(-1) and call.h0.size(-1)):
         return "there are no features"
-    # An op sees neither: jvp of one gives zero and vmap fails. Compiled code asks this as well.
+    # An op knows neither: its jvp would be zero, and vmap fails. Compiled code asks this as well.
     if in_forward_ad():
         return "forward-mode AD goes through the reference"
     if are_transforms_active() and not (backend is cpu and _is_transformed(call, traced)):
@@ -157,8 +157,8 @@ def obstacle(backend: Backend, call: Call, traced: bool = False) -> str | None:
 
 
 def _is_transformed(call: Call, traced: bool) -> bool:
-    """Whether `transforms` takes a call to the CPU kernels. These take a call for each of many
-    weights, which takes longer than the reference where many small ones take few steps."""
+    """Whether `transforms` takes a call to the CPU kernels. An ensemble takes one call for each
+    member there, which is slower than the reference if many small members take few steps."""
     plain = not (traced or call.kind.step) and call.batch_sizes is None
     if not plain or torch.compiler.is_compiling() or not are_transforms_backwards():
         return False
@@ -238,8 +238,8 @@ _PLAIN = (torch.float32, torch.float64)
 
 
 def is_torch_step(input: Tensor, h: Tensor, weights: list[Tensor]) -> bool:
-    """The same of an RNN that is trained and that nothing watches, in less time. That step has
-    checks of its own, but takes weights and states that are not dense or on another device."""
+    """The same question for an RNN in training that nothing watches, answered in less time. The
+    step of PyTorch checks sizes itself, but not that all is dense and on one device."""
     dtype = input.dtype
     for tensor in (h, *weights):
         dense = tensor.layout is torch.strided and tensor.is_cpu
@@ -257,11 +257,10 @@ def is_torch_step(input: Tensor, h: Tensor, weights: list[Tensor]) -> bool:
 
 
 def widens(backend: Backend, input: Tensor) -> bool:
-    """Whether a layer is computed in float32, and only what goes in and comes out is rounded, of an
-    input in half precision.
+    """Whether a layer with an input in half precision is computed in float32.
 
-    The kernels for the CPU take no float16. Where they cannot take a call in half precision, the
-    reference computes as they would, but for a reference that the user chose.
+    The CPU kernels take no float16. The reference widens too where it stands in for these kernels,
+    but not where the user chose it.
     """
     if gpu.on_gpu(input):
         return False
@@ -286,6 +285,6 @@ def _tried(kernels: ModuleType, call: Call) -> bool:
 
 
 def way(kernels: Backend, call: Call) -> ModuleType:
-    """The kernels, or the op where something wants to see one, which costs more than a small
+    """The kernels; or the op where something wants to see ops. The op costs more than a small
     layer."""
     return kernels if type(call.input) in (Tensor, torch.nn.Parameter) and unseen() else op

@@ -50,14 +50,14 @@ LSTM, GRU = frozenset({"lstm"}), frozenset({"gru"})
 BF16, FP16, TF32 = frozenset({"bfloat16"}), frozenset({"float16"}), frozenset({"tf32"})
 
 # Of bench/results/nvidia-h200-plans.csv: T = 100, H = 128, 256, 512, 1024, N = 1, 16, 64, input as
-# wide as h. Other T, other inputs, and sizes between these are not measured: `steps` ends where a
-# call of ours would, by those rows, still take less, for each step gains and only what a call takes
-# besides is lost. In float16 PyTorch lets cuDNN use a persistent LSTM kernel for batches that are
-# multiples of 8, and in all dtypes but bfloat16 one for small layers; these are faster. For other
-# batches and in bfloat16 it takes the same algorithm whatever the size (`get_algo` in PyTorch's
-# RNN.cpp). So rows of N = 1 speak for float16 LSTMs of other batches, up to those that gain in
-# bfloat16, and rows of H = 128 for smaller layers in bfloat16, where both sides wait for launches
-# alone.
+# wide as h. Other T, other inputs and sizes between these were not measured. A call of ours gains
+# at each step, and loses a constant. `steps` are the T for which that balance, taken from the
+# measured rows, is a gain. PyTorch lets cuDNN use faster, persistent kernels in two cases: an LSTM
+# in float16 if the batch is a multiple of 8, and small layers in all dtypes but bfloat16. In all
+# other cases its algorithm does not depend on the size (`get_algo` in PyTorch's RNN.cpp). So the
+# rows of N = 1 also stand for float16 LSTMs of other such batches, up to those that gain in
+# bfloat16. The rows of H = 128 also stand for smaller layers in bfloat16, where both sides only
+# wait for launches.
 _hopper = partial(Row, "cuda", 9, packed=False, layers=(1, 1), steps=(50, 10_000))
 FASTER: tuple[Row, ...] = (
     _hopper(LSTM | GRU, BF16, batch=(1, 64), hidden=(1, 512), captured=True),

@@ -41,7 +41,7 @@ def folder() -> Path:
 @functools.cache
 def machine(device: torch.device) -> str:
     """What a result holds for: the GPU, its driver, and the versions of torch and of this package.
-    Of a CPU, where kernels for GPUs are emulated, the versions alone."""
+    For a CPU, where kernels for GPUs are emulated, it is the versions alone."""
     versions = f"torch {torch.__version__}, fastrnn {VERSION}"
     if device.type != "cuda":
         return f"{device.type}, {versions}"
@@ -61,7 +61,7 @@ class File:
         return folder() / self._name
 
     def read(self) -> dict:
-        """The entries. Of a file that is damaged or not ours none, with one warning."""
+        """The entries. A file that is damaged or foreign gives none, and one warning."""
         try:
             held = json.loads(self.path.read_text(encoding="utf-8"))
             if held["format"] == FORMAT and isinstance(held["entries"], dict):

@@ -1,4 +1,4 @@
-"""Which kernels are faster in a call that PyTorch's own and ours can take, as far as is known."""
+"""Whether our kernels are known to be faster in a call that PyTorch's own can take, too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _noted: Callable[[Question, Call], None] | None = None
 
 @contextlib.contextmanager
 def noting(function: Callable[[Question, Call], None]) -> Iterator[None]:
-    """Has `function` told of each such call on a GPU, in every thread."""
+    """Calls `function` with each such call on a GPU, in every thread, while the `with` lasts."""
     global _noted
     before, _noted = _noted, function
     try:

@@ -71,6 +71,15 @@ def register(program: Program) -> None:
         _kernels.register_program(**program._asdict())
 
 
+def stream_class() -> type:
+    """What runs the layers of a `Streamer`: the kernels, or PyTorch's own where none are built."""
+    if _kernels:
+        return _kernels.Stream
+    from ..cudnn.stream import Stream
+
+    return Stream
+
+
 def status() -> str | None:
     """Why the kernels cannot run here, or None."""
     return not_built
