@@ -103,6 +103,7 @@ def test_programs_meet_in_memory(tmp_path):
 
 # Cells that are functions: their steps are printed, and compiled with the loops.
 PRINTED = """
+import itertools
 import sys
 import torch
 sys.path.insert(0, "tests")
@@ -111,14 +112,20 @@ from fastrnn.made import register
 from tools import aot
 
 for target in ("sm_90", "gfx942"):
-    for name, kinds, N in (
-        ("by hand", "", 16), ("lstm", "", 16), ("peephole", "uuu", 512), ("decaying_lstm", "un", 16)
+    for name, kinds, H, N, parts in (
+        ("by hand", "", 40, 16, (0,)),
+        ("lstm", "", 40, 16, (0,)),
+        ("peephole", "uuu", 40, 512, (0,)),
+        ("decaying_lstm", "un", 40, 16, (0,)),
+        ("original_gru", "", 40, 16, (0,)),  # in one launch, and two for each step
+        ("multiplicative_lstm", "u", 1000, 64, (1, 2)),
     ):
-        cell = "lstm" if name == "by hand" else register(CELLS[name], 40, False)
-        for kernel in ("forward", "backward"):
-            case = aot.Case(kernel, cell, 40, N, torch.bfloat16, "ieee", target, kinds=kinds)
-            found = aot.report(case)
-            print(target, name, kernel, found.registers, found.local, found.fits, sep=",")
+        cell = "lstm" if name == "by hand" else register(CELLS[name], H, False)
+        for kernel, part in itertools.product(("forward", "backward"), parts):
+            case = aot.Case(kernel, cell, H, N, torch.bfloat16, "ieee", target, kinds=kinds)
+            found = aot.report(case, part)
+            launch = f"{kernel} {part} {found.schedule.split()[0]}"
+            print(target, name, launch, found.registers, found.local, found.fits, sep=",")
 """
 
 
@@ -126,8 +133,10 @@ def test_printed_cells(tmp_path):
     """None spills or is too large, and an LSTM takes the registers of the one by hand."""
     lines = run("-c", PRINTED, cache=tmp_path).splitlines()
     found = {tuple(cells[:3]): cells[3:] for cells in (line.split(",") for line in lines)}
-    assert len(found) == 2 * 4 * 2
-    for (target, name, kernel), (registers, local, fits) in found.items():
-        assert fits == "True" and (local == "0" or target == "gfx942"), (target, name, kernel)
+    assert len(found) == 2 * (5 + 2) * 2
+    launches = {launch for _, name, launch in found if name == "multiplicative_lstm"}
+    assert launches == {f"{kernel} {k} step" for kernel in ("forward", "backward") for k in (1, 2)}
+    for (target, name, launch), (registers, local, fits) in found.items():
+        assert fits == "True" and (local == "0" or target == "gfx942"), (target, name, launch)
         if name == "lstm":
-            assert int(registers) <= 1.1 * int(found[target, "by hand", kernel][0])
+            assert int(registers) <= 1.1 * int(found[target, "by hand", launch][0])

@@ -22,6 +22,8 @@ from op_cases import (
     expected,
     moved,
 )
+from recurrent_calls import Example
+from test_triton_recurrent import check
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -75,12 +77,21 @@ class Concurrent:
         self.kernel[(1,)](**arguments)
 
 
-@pytest.mark.parametrize("cell", ["lstm_proj", "gru"])
-def test_programs_exchange_states(cell, monkeypatch):
+@pytest.fixture(autouse=True)
+def concurrent(monkeypatch):
+    """Several programs for the units of a row, in one launch."""
     monkeypatch.setattr(launch, "choose", lambda *_: Plan(True, 16, 16, 32, 4, 2))
     if triton.INTERPRETED:
         for name in ("forward_kernel", "backward_kernel"):
             monkeypatch.setattr(launch, name, Concurrent(getattr(launch, name)))
+
+
+def test_programs_exchange_the_operand_of_a_second_product():
+    check(Example("original_gru", 4, 3, 5, 33, torch.float32))
+
+
+@pytest.mark.parametrize("cell", ["lstm_proj", "gru"])
+def test_programs_exchange_states(cell):
     case = Case(cell, H=33, N=3, T=4, D=1, dtype=torch.float32)
     args = on_device(arguments(case))
     wanted, wanted_gradients = expected(case)

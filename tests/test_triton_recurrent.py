@@ -27,8 +27,8 @@ from fastrnn.programs.bytecode import OPS, ROW
 
 # numpy warns where an exponential overflows and of what is no number, which the cells expect.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-TAKEN = [name for name, cell in CELLS.items() if not any(g.of_w for g in cell.names.gates)]
-SMOOTH = [name for name in TAKEN if name != "lif"]  # which jumps where others round
+SMOOTH = [name for name in CELLS if name != "lif"]  # which jumps where others round
+SUMS = ("layer_norm_lstm", "normed_gates_of_a_norm")  # over units, which are in one program
 
 
 @pytest.fixture(params=PLANS)
@@ -69,10 +69,10 @@ FORMS = itertools.cycle([{}, {"bidirectional": True}, {"bias": False, "bidirecti
 
 @pytest.mark.parametrize(
     ("name", "schedule", "form"),
-    [(name, schedule, next(FORMS)) for name in TAKEN for schedule in PLANS],
+    [(name, schedule, next(FORMS)) for name in CELLS for schedule in PLANS],
 )
 def test_cells(name, schedule, form, monkeypatch):
-    force(monkeypatch, "persistent" if name == "layer_norm_lstm" else schedule)
+    force(monkeypatch, "persistent" if name in SUMS else schedule)
     T, N = (2, 3) if schedule == "step" else (3, 18)
     check(Example(name, T, N, 5, 17, torch.float32, **form))
 
@@ -98,7 +98,7 @@ FEATURES["all"] = {k: v for each in FEATURES.values() for k, v in each.items()}
     ("name", "which"),
     [
         (name, which)
-        for k, name in enumerate(TAKEN)
+        for k, name in enumerate(CELLS)
         for which in list(FEATURES)[k % 3 : k % 3 + 1] + ["all"]
     ],
 )
@@ -114,12 +114,15 @@ def test_projection(name, plan):
     check(Example(name, 3, 5, 3, 12, torch.float32, proj_size=7), lengths=KEPT.clamp(max=3))
 
 
-@pytest.mark.parametrize("name", ["slstm", "gru", "unicornn", "mc_lstm"])
+@pytest.mark.parametrize("name", ["slstm", "gru", "unicornn", "mc_lstm", "multiplicative_lstm"])
 def test_states(name):
     check(Example(name, 3, 3, 4, 5, torch.float32, batch_first=True), return_states=True)
 
 
-@pytest.mark.parametrize("name", ["cfc", "zoneout_lstm", "mc_lstm", "peephole"])
+@pytest.mark.parametrize(
+    "name",
+    ["cfc", "zoneout_lstm", "mc_lstm", "peephole", "original_gru", "normed_gates_of_a_norm"],
+)
 def test_packed_input_and_inputs(name, plan):
     example = on_device(Example(name, 4, 3, 5, 8, torch.float32, bidirectional=True))
     lengths = [2, 4, 1]
@@ -202,27 +205,37 @@ def test_operations():
         )
 
 
-@pytest.mark.parametrize("name", [name for name in CELLS if name not in TAKEN])
-def test_a_second_product_is_refused(name):
-    example = on_device(Example(name, 2, 3, 4, 5))
-    with fastrnn.backend("triton"), pytest.raises(RuntimeError, match="has a second product"):
-        example()
-    assert example()[0].isfinite().all()
+@pytest.mark.parametrize("name", ["original_gru", "multiplicative_lstm"])
+def test_stacks_with_a_second_product(name):
+    """Also where every gate of the state is one of the second product."""
+    check(Example(name, 3, 4, 3, 6, torch.float32, num_layers=2, bidirectional=True))
+
+
+def candidate(g, s, p):
+    return s.h + torch.tanh(g.x_n + g.w_n(s.h * p.w))
+
+
+def test_a_second_product_alone(plan, monkeypatch):
+    monkeypatch.setitem(CELLS, "candidate", Cell(candidate, "x:n w:n", params="w"))
+    check(Example("candidate", 3, 4, 3, 6, torch.float32, bidirectional=True))
+    check(Example("candidate", 3, 5, 3, 6, torch.float32, bias=False), lengths=KEPT.clamp(max=3))
 
 
 def test_every_operation_is_tested():
-    programs = [cell.program(4) for cell in (*(CELLS[name] for name in TAKEN), OPERATIONS)]
+    programs = [cell.program(4) for cell in (*CELLS.values(), OPERATIONS)]
     codes = [code for program in programs for code in (program.forward, program.backward)]
     assert {OPS[op & ~ROW] for code in codes for op, *_ in code.unpacked()} == set(OPS)
 
 
 def test_what_is_printed_is_python_that_triton_can_read():
     """The source, and the same functions for equal programs."""
-    for name in TAKEN:
-        program = CELLS[name].program(4)
+    for cell in CELLS.values():
+        program = cell.program(4)
         steps = printed.steps(program)
         text = printed.text(program)
-        for function in steps[:2]:
+        functions = [each for each in steps if hasattr(each, "fn")]
+        assert len(functions) == (4 if program.gates_w else 2)
+        for function in functions:
             assert inspect.getsource(function.fn) in text
     assert launch.steps(program.name) is launch.steps(program.name)
 
@@ -230,7 +243,8 @@ def test_what_is_printed_is_python_that_triton_can_read():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_sums_over_units(dtype):
     """In plans of one program for all units. More units than it takes are refused."""
-    check(Example("layer_norm_lstm", 2, 18, 3, 21, dtype, bidirectional=True))
+    for name in SUMS:
+        check(Example(name, 2, 18, 3, 21, dtype, bidirectional=True))
     module = on_device(Example("layer_norm_lstm", 1, 1, 3, 129, dtype)).module
     x = torch.zeros(1, 1, 3, device=DEVICE, dtype=dtype)
     with fastrnn.backend("triton"), pytest.raises(RuntimeError, match="over 128 at most"):

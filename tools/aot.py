@@ -38,7 +38,7 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), Device(304, 64 << 10, 64)),
 }
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-FLOAT32 = ("kept", "d_kept", "d_units")
+FLOAT32 = ("kept", "d_kept", "d_units", "sums")
 INT64 = ("lengths", "offsets")
 
 
@@ -69,12 +69,16 @@ class Report(NamedTuple):
     fits: bool
 
 
-def _types(case: Case, names: list[str], part: int) -> dict[str, str | None]:
+def _types(case: Case, names: list[str]) -> dict[str, str | None]:
     """The type of each argument that is not constant; None where it is not given."""
     kind = cell_named(case.cell)
     absent = {"reset", "offsets", "lengths"} - ({"reset", "lengths"} if case.ragged else set())
     if not case.projection:
-        absent |= {"w_hr", "m", "d_state"}
+        absent |= {"w_hr", "d_state"}
+    if not (case.projection or kind.second):
+        absent |= {"m"}
+    if kind.hidden_gates == kind.second or not kind.second:
+        absent |= {"sums"}
     hands_back = case.kernel == "forward" or kind.step is not None
     if not (kind.keeps_hidden(case.projection > 0) and hands_back):
         absent |= {"hidden"}
@@ -126,20 +130,23 @@ def _usage(compiled) -> tuple[int, int]:
 
 
 def build(case: Case, part: int = 0):
-    """The compiled kernel, the plan and the device of a case."""
+    """The compiled kernel, the plan and the device of a case. Of a launch for each part of a step
+    the first, unless `part` says which."""
     kernel = forward if case.kernel == "forward" else backward
     target, device = TARGETS[case.target]
     P = case.projection or case.H
     size = Sizes(T=1, N=case.N, I=case.H, H=case.H, P=P, D=case.D, rows=case.N)
     cell = cell_named(case.cell)
     plan = plan_for(kernel, cell, size, P != case.H, case.dtype, case.how, device)
-    if P != case.H and not plan.persistent:
+    if plan.persistent:
+        part = 0
+    elif P != case.H or cell.second:
         part = part or 1
     fixed = constants(kernel, cell, size, plan, case.how, case.kinds) | {"PART": part}
     if kernel is backward:
         fixed["CLIP"] = False
     names = [name for name in kernel.arg_names if name not in fixed]
-    types = _types(case, names, part)
+    types = _types(case, names)
     fixed |= {name: None for name, kind in types.items() if kind is None}
     signature = {name: types.get(name) or "constexpr" for name in kernel.arg_names}
     aligned = [["tt.divisibility", 16]]
@@ -151,10 +158,10 @@ def build(case: Case, part: int = 0):
     return compiled, plan, device
 
 
-def report(case: Case) -> Report:
+def report(case: Case, part: int = 0) -> Report:
     """Compiles a case."""
     begin = time.perf_counter()
-    compiled, plan, device = build(case)
+    compiled, plan, device = build(case, part)
     seconds = time.perf_counter() - begin
     registers, local = _usage(compiled)
     tiles = plan.unit_tiles(max(case.H, case.projection))

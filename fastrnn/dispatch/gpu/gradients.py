@@ -25,13 +25,21 @@ def part(matrix: Tensor, d: int, D: int) -> Tensor:
     return matrix if D == 1 else matrix.chunk(D, 1)[d]
 
 
+def of_state(layer: Layer, hidden: Tensor, dim: int) -> Tensor:
+    """Of what a direction has for each hidden gate along `dim`, that of gates which see h."""
+    return hidden.narrow(dim, 0, (layer.cell.hidden_gates - layer.cell.second) * layer.size.H)
+
+
 def state_gradient(
     layer: Layer, du: Tensor, d_kept: Tensor | None, grad_h_n: Tensor | None, grad_clip: float
 ) -> Tensor:
     """Gradient of h0 (D, N, P): what the first step of each row sends back."""
     D, N, P = layer.size.D, layer.size.N, layer.size.P
     weights = layer.w_hh.chunk(D)
-    grads = [torch.mm(layer.first(d, part(du, d, D)), weights[d]) for d in range(D)]
+    grads = [
+        torch.mm(layer.first(d, of_state(layer, part(du, d, D), 1)), of_state(layer, weights[d], 0))
+        for d in range(D)
+    ]
     grad = grads[0].view(D, N, P) if D == 1 else torch.stack(grads)
     if "h" in layer.cell.keeps:
         grad = grad + d_kept[..., : layer.size.H]
@@ -42,9 +50,11 @@ def state_gradient(
     return grad.to(du.dtype)
 
 
-def weight_gradients(layer: Layer, d: int, dx: Tensor, du: Tensor, y: Tensor) -> list[Tensor]:
+def weight_gradients(
+    layer: Layer, d: int, dx: Tensor, du: Tensor, y: Tensor, gates: Tensor | None
+) -> list[Tensor]:
     """Gradients of w_ih, w_hh and the biases of direction d; dx (rows, G*H), du (rows, U*H), y
-    (rows, P), every h."""
+    (rows, P), every h; gates as saved, of which the first plane is what a second product took."""
 
     def pick(matrix: Tensor) -> Tensor:
         if isinstance(layer.earlier, slice):
@@ -53,12 +63,15 @@ def weight_gradients(layer: Layer, d: int, dx: Tensor, du: Tensor, y: Tensor) ->
 
     # Rows after the first step of padded or packed input, against the rows one step before.
     N = layer.size.N
-    after, before = (du[N:], pick(y)) if d == 0 else (pick(du), y[N:])
+    du_h = of_state(layer, du, 1)
+    after, before = (du_h[N:], pick(y)) if d == 0 else (pick(du_h), y[N:])
     if layer.reset is not None:
         before = before.masked_fill(layer.reset.flatten()[N:, None], 0)
     # The short sum, of the first steps, is rounded once more than the long one that is added to it.
-    w_hh = torch.mm(layer.first(d, du).t(), layer.h0[d])
-    grads = [torch.mm(dx.t(), layer.input), w_hh.addmm_(after.t(), before)]
+    w_hh = torch.mm(layer.first(d, du_h).t(), layer.h0[d]).addmm_(after.t(), before)
+    if layer.cell.second:
+        w_hh = torch.cat((w_hh, torch.mm(du[:, len(w_hh) :].t(), gates[d][:, 0])))
+    grads = [torch.mm(dx.t(), layer.input), w_hh]
     if layer.b_ih is not None:
         b_hh = du.sum(0)
         grads += [dx.sum(0) if layer.cell.split else b_hh.clone(), b_hh]

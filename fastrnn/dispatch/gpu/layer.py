@@ -289,7 +289,7 @@ def run_backward(
         y = y.view(rows, D * P)
         for d in range(D):
             h = saved.hidden[d] if cell.output else part(y, d, D)
-            grads = weight_gradients(layer, d, part(dx, d, D), part(du, d, D), h)
+            grads = weight_gradients(layer, d, part(dx, d, D), part(du, d, D), h, saved.gates)
             if call.projected:
                 grads.append(torch.mm(part(d_state, d, D).t(), saved.hidden[d]))
             if layer.params:

@@ -71,8 +71,6 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     input = call.input
     if _missing is not None:
         return _missing
-    if call.kind.second:
-        return "a step has a second product (gates w:…), which the Triton kernels do not have"
     if call.kind.step and PROGRAMS[call.cell].row_sums and call.hidden_size > SUMMED:
         return f"the step sums over units; the Triton kernels do over {SUMMED} at most"
     if input.device.type != DEVICE:

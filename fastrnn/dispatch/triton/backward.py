@@ -21,6 +21,7 @@ from .tiles import (
     span,
     step,
     store,
+    total,
     widen,
 )
 
@@ -152,13 +153,14 @@ def backward(
     detach_every,  # no gradient crosses a time that is a multiple of it; 0: all do
     grad_clip,  # if CLIP, limit of the gradient that each step sends to h of the step before
     CELL: tl.constexpr,
-    G: tl.constexpr, U: tl.constexpr, S: tl.constexpr,  # these and the next four as in `forward`
+    G: tl.constexpr, U: tl.constexpr, S: tl.constexpr,  # these and the next six as in `forward`
+    FIRST: tl.constexpr, W: tl.constexpr,
     KEEPS_H: tl.constexpr, OWN: tl.constexpr, OUTPUT: tl.constexpr, KINDS: tl.constexpr,
     OLD: tl.constexpr, NEW: tl.constexpr,  # bit k: whether the cell reads state k before, after
     D: tl.constexpr, H: tl.constexpr, P: tl.constexpr, UNIT_TILES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
     PRECISION: tl.constexpr,
-    PART: tl.constexpr,  # for the step schedule of a projected layer: 1 d_state, 2 cell; 0 all
+    PART: tl.constexpr,  # as in `forward`
     CLIP: tl.constexpr,
 ):  # fmt: skip
     group, d, n, length, j = place(T, N, lengths, D, UNIT_TILES, BLOCK_N, BLOCK_U)
@@ -167,7 +169,9 @@ def backward(
     unit = (j < H)[None, :]
     at = state[:, None] * ((KEEPS_H + OWN) * H) + j[None, :]
     w_hh += d.to(tl.int64) * (U * H * P)
-    held = hold(w_hh, j, U, H, P, False, BLOCK_K, PERSISTENT)
+    held = hold(w_hh, j, U - W, H, P, False, BLOCK_K, PERSISTENT)
+    w_w = w_hh + (U - W) * H * P
+    held_w = hold(w_w, j, W, H, P, False, BLOCK_K, PERSISTENT)
     held_hr = ()
     if w_hr is not None:
         w_hr += d.to(tl.int64) * (P * H)
@@ -200,14 +204,12 @@ def backward(
         if PART != 2:
             row_after = first_row(t_after, T, N, offsets) + n
             dh = tl.zeros((BLOCK_N, BLOCK_U), tl.float32)
-            if U > 0:
+            if U > W:
                 sums = product(
-                    du + (row_after * D + d) * (U * H), comes, w_hh, held, j, U, H, P, False,
+                    du + (row_after * D + d) * (U * H), comes, w_hh, held, j, U - W, H, P, False,
                     BLOCK_N, BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
                 )  # fmt: skip
-                dh = sums[0]
-                for g in tl.static_range(1, U):
-                    dh += sums[g]
+                dh = total(sums, U - W)
             if KEEPS_H:
                 dh += tl.load(d_kept + at, mask=mask, other=0.0)
             if CLIP:
@@ -232,6 +234,8 @@ def backward(
                     d_state + (row * D + d) * P, active, w_hr, held_hr, j, 1, P, H, False, BLOCK_N,
                     BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
                 )  # fmt: skip
+        if (W > 0) and (PART == 2):
+            dh = tl.load(d_kept + at, mask=mask, other=0.0)
         if (w_hr is None) or (PART != 1):
             grads = (dh,)
             for k in tl.static_range(OWN):
@@ -241,13 +245,31 @@ def backward(
                     dc += dy_t.to(tl.float32)
                 grads = grads + (dc,)
             p = parameters(step_params, d, row, active, j, rows, KINDS, D, H)
-            d_old, dx_t, du_t, dp = CELL(
-                widen(saved, S), widen(old, OWN + 1), widen(new, OWN + 1), p, grads, unit
-            )
+            saved = widen(saved, S)
+            old = widen(old, OWN + 1)
+            new = widen(new, OWN + 1)
+        if W > 0:
+            dw = du + (row * D + d) * (U * H) + (U - W) * H
+            if PART != 2:
+                dw_t = FIRST(saved, old, new, p, grads, unit)
+                store(dw[:, None] + j[None, :], dw_t, mask, W, H)
+            if PART == 1:
+                tl.store(d_kept + at, dh, mask=mask)
+            if PART == 0:
+                arrivals += UNIT_TILES
+                meet(meetings + group, arrivals, UNIT_TILES == 1)
+            if PART != 1:
+                sums = product(
+                    dw, active, w_w, held_w, j, W, H, P, False, BLOCK_N, BLOCK_U, BLOCK_K,
+                    PERSISTENT, PRECISION,
+                )  # fmt: skip
+                grads = grads + (total(sums, W),)
+        if PART != 1:
+            d_old, dx_t, du_t, dp = CELL(saved, old, new, p, grads, unit)
             for k in tl.static_range(KEEPS_H + OWN):
                 sent = tl.where(goes[:, None], d_old[k], 0.0)
                 tl.store(d_kept + at + k * H, sent, mask=mask)
-            store(du + (row * D + d)[:, None] * (U * H) + j[None, :], du_t, mask, U, H)
+            store(du + (row * D + d)[:, None] * (U * H) + j[None, :], du_t, mask, U - W, H)
             if dx is not None:
                 store(dx + (row * D + d)[:, None] * (G * H) + j[None, :], dx_t, mask, G, H)
             _store_parameters(d_units, d_rows, dp, d, n, row, mask, j, N, rows, KINDS, D, H)

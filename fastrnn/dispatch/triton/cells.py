@@ -13,6 +13,12 @@ backward  saved, p, unit
           -> (kept, dx, du, dp): the gradients of what was kept, without what goes through W_hh, of
              x, of u and of p
 
+A cell with a second product, of a plane v that its step makes, has two functions more. `u` above
+has the sums of v behind those of h, and `d` the gradient of v behind those of the states:
+
+first_forward   x, u of h, kept, p, unit -> (v, saved): the planes that forward does not give
+first_backward  as backward, but for the gradient of v -> the gradients of the sums of v
+
 All values are float32 blocks. A cell uses what it needs and ignores the rest, which may be zero.
 Cells that are functions have such steps printed: see `printed.py`.
 """
@@ -145,12 +151,15 @@ def rnn_relu_backward(saved, old, new, p, d, unit):
 
 
 class Steps(NamedTuple):
-    """The two functions of a cell. Of old and new bit k says whether backward reads state k."""
+    """The functions of a cell. Of old and new bit k says whether backward reads state k."""
 
     forward: Callable
     backward: Callable
     old: int = 0
     new: int = 0
+    first_forward: Callable | None = None  # these three of a cell with a second product
+    first_backward: Callable | None = None
+    saved_first: int = 0  # how many planes first_forward saves; the first of them is v
 
 
 # By the names of `table.CELLS`. A NaN passes through every forward.

@@ -17,7 +17,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .tiles import hold, load, meet, parameters, place, product, span, step, store, widen
+from .tiles import (
+    biased,
+    hold,
+    load,
+    meet,
+    parameters,
+    place,
+    product,
+    span,
+    step,
+    store,
+    widen,
+)
 
 
 @triton.jit(do_not_specialize=["T", "N", "rows", "first", "last"])
@@ -33,7 +45,9 @@ def forward(
     #        None
     y,  # [rows, D, P]
     h_n,  # [D, N, P] begins as h0, for rows without a step
-    m,  # [D, N, H] room for o tanh(c) of a projected layer, or None
+    m,  # [D, N, H] room for what the second product of a step multiplies: o tanh(c) of a projected
+    #     layer, v of a cell; or None
+    sums,  # [D, N, U - W, H] float32 room for the sums of the first one of such a cell, or None
     gates,  # [D, rows, S, H] or None, like the two that follow, where not wanted
     cells,  # [D, rows, OWN, H]
     hidden,  # [D, rows, H]
@@ -45,14 +59,18 @@ def forward(
     first, last,  # steps to do, in the direction's own order, for the step schedule
     CELL: tl.constexpr,  # of cells.py
     G: tl.constexpr, U: tl.constexpr, S: tl.constexpr,  # planes of x, of w_hh and of gates
+    FIRST: tl.constexpr,  # of a cell with a second product: its first function in cells.py,
+    W: tl.constexpr, V: tl.constexpr,  # the last W planes of w_hh and the first V ones of gates
     KEEPS_H: tl.constexpr,  # whether h is what `kept` begins with; its other planes are OWN of c
     OWN: tl.constexpr, OUTPUT: tl.constexpr,  # the state that y has: 0 for h, k for plane k - 1
     KINDS: tl.constexpr,  # of `step_params`
     D: tl.constexpr, H: tl.constexpr, P: tl.constexpr, UNIT_TILES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
     PRECISION: tl.constexpr,
-    PART: tl.constexpr,  # for the step schedule of a projected layer: 1 cell, 2 projection; 0 all
+    PART: tl.constexpr,  # for the step schedule where a step has two products: 1 before the second
+    #                      one, 2 from it on; 0 all
 ):  # fmt: skip
+    CELL_PART: tl.constexpr = 2 if W > 0 else 1
     group, d, n, length, j = place(T, N, lengths, D, UNIT_TILES, BLOCK_N, BLOCK_U)
     first, last = span(T, d, length, first, last, PERSISTENT)
     state = d * N + n
@@ -60,7 +78,9 @@ def forward(
     at = state[:, None] * H + j[None, :]
     at_kept = state[:, None] * ((KEEPS_H + OWN) * H) + j[None, :]
     w_hh += d.to(tl.int64) * (U * H * P)
-    held = hold(w_hh, j, U, P, H, True, BLOCK_K, PERSISTENT)
+    held = hold(w_hh, j, U - W, P, H, True, BLOCK_K, PERSISTENT)
+    w_w = w_hh + (U - W) * H * P
+    held_w = hold(w_w, j, W, P, H, True, BLOCK_K, PERSISTENT)
     held_hr = ()
     if w_hr is not None:
         w_hr += d.to(tl.int64) * (P * H)
@@ -72,7 +92,7 @@ def forward(
 
     t, active, row = step(first, T, N, d, n, length, offsets, first < last)
     x += j[None, :]
-    if PART != 2:
+    if (PART != 2) or (W > 0):
         x_t = load(x + (row * D + d)[:, None] * (G * H), active[:, None] & unit, G, H)
 
     for i in tl.range(first, last, num_stages=1):  # unpipelined: a step loads what the last stored
@@ -86,24 +106,41 @@ def forward(
         h_new = (h + ((1 - i % 2) * D * N + state) * P)[:, None] + j[None, :]
         y_t = (y + (row * D + d) * P)[:, None] + j[None, :]
 
-        if PART != 2:
+        if (PART != 2) or (W > 0):
+            at_row = (d.to(tl.int64) * rows + row)[:, None]
             u = ()
-            if U > 0:
+            if (PART != 2) and (U > W):
                 u = product(
-                    h_old, before, w_hh, held, j, U, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K,
+                    h_old, before, w_hh, held, j, U - W, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K,
                     PERSISTENT, PRECISION,
                 )  # fmt: skip
-            if b_hh is not None:
-                sums = u
-                u = ()
-                for g in tl.static_range(U):
-                    u = u + (sums[g] + bias[g].to(tl.float32)[None, :],)
+                u = biased(u, bias, 0, U - W)
             old = ()
             if kept is not None:
                 old = load(kept + at_kept, before[:, None] & unit, KEEPS_H + OWN, H)
             p = parameters(step_params, d, row, active, j, rows, KINDS, D, H)
+        if W > 0:
+            at_sums = state[:, None] * ((U - W) * H) + j[None, :]
+            if PART != 2:
+                v, first_saved = FIRST(widen(x_t, G), u, old, p, unit)
+                store(m + at, (v,), mask, 1, 0)
+                if gates is not None:
+                    store(gates + at_row * (S * H) + j[None, :], first_saved, mask, V, H)
+            if (PART == 1) and (U > W):
+                store(sums + at_sums, u, mask, U - W, H)
+            if (PART == 2) and (U > W):
+                u = load(sums + at_sums, mask, U - W, H)
+            if PART == 0:
+                arrivals += UNIT_TILES
+                meet(meetings + group, arrivals, UNIT_TILES == 1)
+            if PART != 1:
+                of_v = product(
+                    m + state * H, active, w_w, held_w, j, W, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K,
+                    PERSISTENT, PRECISION,
+                )  # fmt: skip
+                u = u + biased(of_v, bias, U - W, W)
+        if (PART == 0) or (PART == CELL_PART):
             value, new, saved = CELL(widen(x_t, G), u, old, p, unit)
-            at_row = (d.to(tl.int64) * rows + row)[:, None]
             if kept is not None:
                 store(kept + at_kept, new, mask, KEEPS_H + OWN, H)
             if cells is not None:
@@ -111,7 +148,7 @@ def forward(
                 for k in tl.static_range(OWN):
                     store(cells + at_cells + k * H, (new[KEEPS_H + k],), mask, 1, 0)
             if gates is not None:
-                store(gates + at_row * (S * H) + j[None, :], saved, mask, S, H)
+                store(gates + at_row * (S * H) + V * H + j[None, :], saved, mask, S - V, H)
             if hidden is not None:
                 store(hidden + at_row * H + j[None, :], (value,), mask, 1, 0)
             if w_hr is not None:
@@ -125,7 +162,7 @@ def forward(
                     m + state * H, active, w_hr, held_hr, j, 1, H, P, True, BLOCK_N, BLOCK_U,
                     BLOCK_K, PERSISTENT, PRECISION,
                 )  # fmt: skip
-        if (w_hr is None) or (PART != 1):
+        if PART != 1:
             mask_p = active[:, None] & (j < P)[None, :]
             store(h_new, (value,), mask_p, 1, 0)
             if OUTPUT > 0:

@@ -24,8 +24,11 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     memory = tensors.copy()
     h0 = memory.pop("h0")
     memory["h"] = torch.stack((h0, h0))
-    projected = tensors["w_hr"] is not None
-    memory["m"] = h0.new_empty(size.D, size.N, size.H) if projected else None
+    (D, N, H), second = (size.D, size.N, size.H), cell.second
+    m = second or tensors["w_hr"] is not None
+    sums = second and cell.hidden_gates - second
+    memory["m"] = h0.new_empty(D, N, H) if m else None
+    memory["sums"] = h0.new_empty(D, N, sums, H, dtype=torch.float32) if sums else None
     launch(forward_kernel, cell, size, memory, {}, _kinds(memory, size))
 
 
@@ -117,11 +120,13 @@ def constants(
         "G": cell.gates,
         "U": cell.hidden_gates,
         "S": cell.saved,
+        "FIRST": step.first_backward if is_backward else step.first_forward,
+        "W": cell.second,
         "KEEPS_H": int("h" in cell.keeps),
         "OWN": cell.own,
         "OUTPUT": cell.output,
         "KINDS": kinds,
-        **({"OLD": step.old, "NEW": step.new} if is_backward else {}),
+        **({"OLD": step.old, "NEW": step.new} if is_backward else {"V": step.saved_first}),
         "D": size.D,
         "H": size.H,
         "P": size.P,
@@ -189,7 +194,7 @@ def launch(
             return
         for i in range(size.T):
             step = i if kernel is forward_kernel else size.T - 1 - i
-            for part in (1, 2) if projected else (0,):
+            for part in (1, 2) if projected or cell.second else (0,):
                 run(step, step + 1, part)
 
     # Triton launches on the current device, whichever holds the tensors.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import linecache
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 from ...programs.assembly import Code
 from ...programs.bytecode import OPS, ROW
@@ -16,14 +17,6 @@ _HEAD = """\
 import triton
 import triton.language as tl
 from fastrnn.dispatch.triton.cells import expm1, log1p, maximum, minimum, nearest, sigmoid, tanh
-"""
-_FORWARD = """
-@triton.jit
-def forward(x, u, kept, p, unit):
-"""
-_BACKWARD = """
-@triton.jit
-def backward(saved, old, new, p, d, unit):
 """
 
 # Each operation of operands that are names or numbers.
@@ -73,32 +66,47 @@ def steps(program: Program) -> Steps:
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     space: dict = {"__name__": f"fastrnn.{program.name}"}
     exec(compile(source, file, "exec"), space)
-    reads, states = program.backward.reads[program.saved :], program.own + 1
-    old, new = (
-        sum(bool(read) << k for k, read in enumerate(reads[at : at + states])) for at in (0, states)
+    old, new = program.saved, program.saved + program.own + 1
+    return Steps(
+        space["forward"],
+        space["backward"],
+        _read(program, range(old, new)),
+        _read(program, range(new, new + program.own + 1)),
+        space.get("first_forward"),
+        space.get("first_backward"),
+        program.saved_first,
     )
-    return Steps(space["forward"], space["backward"], old, new)
+
+
+def _read(program: Program, planes: range) -> int:
+    """Bit k says whether backward reads the k-th of some planes that it is given."""
+    codes = [code for code in (program.backward, program.first_backward) if code.planes]
+    return sum(any(code.reads[at] for code in codes) << k for k, at in enumerate(planes))
 
 
 def text(program: Program) -> str:
-    """The source of a module with the two steps."""
-    return _HEAD + _FORWARD + _forward(program) + "\n" + _BACKWARD + _backward(program)
+    """The source of a module with the functions of a step."""
+    return _HEAD + _forward(program) + _backward(program)
 
 
 def _forward(program: Program) -> str:
     X, states = range(program.gates_x), range(program.own + 1)
-    if program.split:
-        gates = [f"x[{k}]" for k in X] + [f"u[{k}]" for k in range(program.gates_u)]
-    else:
-        gates = [f"(x[{k}] + u[{k}])" for k in X]
+    u = [f"u[{k}]" for k in range(program.gates_u)]
+    w = [f"u[{k}]" for k in range(program.gates_u, program.gates_u + program.gates_w)]
+    gates = [f"x[{k}]" for k in X] + u if program.split else [f"(x[{k}] + u[{k}])" for k in X]
     kept = [f"kept[{k}]" for k in range(program.own + program.carries_h)]
-    given = gates + ["h"] * (not program.carries_h) + kept
-    given += [f"p[{k}]" for k in range(program.params)]
+    given = ["h"] * (not program.carries_h) + kept + [f"p[{k}]" for k in range(program.params)]
     new = [f"new{k}" for k in states]
     saved = [f"saved{k}" for k in range(program.saved)]
-    body = _body(program.forward, given, new + saved, like="x[0]")
+    first, saved = saved[: program.saved_first], saved[program.saved_first :]
+    function = partial(_function, "x, u, kept, p, unit", like="x[0]")
     kept = new if program.carries_h else new[1:]
-    return f"{body}    return new0, {_tuple(kept)}, {_tuple(saved)}\n"
+    results = new[0], kept, saved
+    text = function("forward", program.forward, gates + w + given, new + saved, results)
+    if w:
+        planes, results = ["v", *first], ("v", first)
+        text += function("first_forward", program.first_forward, gates + given, planes, results)
+    return text
 
 
 def _backward(program: Program) -> str:
@@ -106,12 +114,33 @@ def _backward(program: Program) -> str:
     given = [f"saved[{k}]" for k in range(program.saved)]
     given += [f"{each}[{k}]" for each in ("old", "new") for k in states]
     given += [f"p[{k}]" for k in params] + [f"d[{k}]" for k in states]
+    of_v = [f"d[{len(states)}]"] * (program.gates_w > 0)
     dx = [f"dx{k}" for k in range(program.gates_x)]
     du = [f"du{k}" for k in range(program.gates_u)] if program.split else []
+    dw = [f"dw{k}" for k in range(program.gates_w)]
     old, of_params = [f"d_old{k}" for k in states], [f"dp{k}" for k in params]
-    body = _body(program.backward, given, dx + du + old + of_params, like="d[0]")
-    results = (old if program.carries_h else old[1:], dx, du or dx, of_params)
-    return f"{body}    return {', '.join(map(_tuple, results))}\n"
+    function = partial(_function, "saved, old, new, p, d, unit", like="d[0]")
+    results = old if program.carries_h else old[1:], dx, du if program.split else dx, of_params
+    planes = dx + du + old + of_params
+    text = function("backward", program.backward, given + of_v, planes, results)
+    if dw:
+        text += function("first_backward", program.first_backward, given, dw, [dw])
+    return text
+
+
+def _function(
+    takes: str,
+    name: str,
+    code: Code,
+    given: list[str],
+    written: list[str],
+    results: Sequence[str | list[str]],
+    like: str,
+) -> str:
+    """A code as a function. `takes` are its parameters, of which the planes `given` are parts."""
+    returned = ", ".join(each if isinstance(each, str) else _tuple(each) for each in results)
+    body = _body(code, given, written, like)
+    return f"\n\n@triton.jit\ndef {name}({takes}):\n{body}    return {returned}\n"
 
 
 def _body(code: Code, given: list[str], written: list[str], like: str) -> str:

@@ -200,6 +200,26 @@ def product(
 
 
 @triton.jit
+def total(blocks, PLANES: tl.constexpr):
+    """The sum of the blocks of a tuple."""
+    out = blocks[0]
+    for plane in tl.static_range(1, PLANES):
+        out += blocks[plane]
+    return out
+
+
+@triton.jit
+def biased(sums, bias, AT: tl.constexpr, PLANES: tl.constexpr):
+    """Sums with the blocks of `bias` from number AT on added, if there are any."""
+    out = sums
+    if len(bias) > 0:
+        out = ()
+        for plane in tl.static_range(PLANES):
+            out = out + (sums[plane] + bias[AT + plane].to(tl.float32)[None, :],)
+    return out
+
+
+@triton.jit
 def meet(counter, arrivals, ALONE: tl.constexpr):
     """Waits until the programs of a group have come `arrivals` times in all.
 
