@@ -8,6 +8,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <map>
 #include <new>
 #include <string>
 #include <tuple>
@@ -93,11 +94,30 @@ void register_program(const std::string& name, int64_t gates_x, int64_t gates_u,
                              code(first_forward), code(first_backward)});
 }
 
+using Costs = std::map<std::string, double>;
+
+// The costs of a step that are named, and those of the kernels.
+fastrnn::cpu::StepCosts step_costs(const Costs& named) {
+  fastrnn::cpu::StepCosts costs;
+  const std::map<std::string, double*> known{
+      {"flops", &costs.flops},           {"near", &costs.near},
+      {"near_bytes", &costs.near_bytes}, {"far_bytes", &costs.far_bytes},
+      {"meeting", &costs.meeting},       {"each_member", &costs.each_member}};
+  for (const auto& [name, value] : named) *known.at(name) = value;
+  return costs;
+}
+
 std::array<int64_t, 3> split_step(int64_t batch, int64_t outputs, int64_t depth, int64_t itemsize,
-                                  int64_t threads, int64_t most_units) {
-  const auto split =
-      fastrnn::cpu::split_step({batch, outputs, depth, itemsize}, threads, most_units);
+                                  int64_t threads, int64_t most_units, const Costs& costs) {
+  const auto split = fastrnn::cpu::split_step({batch, outputs, depth, itemsize}, threads,
+                                              most_units, step_costs(costs));
   return {split.rows, split.units, split.slices};
+}
+
+double step_time(int64_t batch, int64_t outputs, int64_t depth, int64_t itemsize, int64_t rows,
+                 int64_t units, const Costs& costs) {
+  return fastrnn::cpu::step_time({batch, outputs, depth, itemsize}, {rows, units},
+                                 step_costs(costs));
 }
 
 // csrc/cuda/choose.h; products are (planes, units, depth).
@@ -159,10 +179,13 @@ PYBIND11_MODULE(_C, m) {
         "the process lasts. Raises ValueError if it does not hold together.");
   m.def("program_ops", &fastrnn::program_ops, "The operations of programs, by position.");
   m.def("split_step", &split_step, py::arg("batch"), py::arg("outputs"), py::arg("depth"),
-        py::arg("itemsize"), py::arg("threads"), py::arg("most_units"),
+        py::arg("itemsize"), py::arg("threads"), py::arg("most_units"), py::arg("costs") = Costs{},
         "How threads share a step: (pieces of the batch, pieces of the units, slices of each of "
         "these). A step makes `outputs` sums of `depth` terms for each row of the batch; the units "
-        "can be cut into most_units.");
+        "can be cut into most_units. `costs` by name, see StepCosts in csrc/cpu/split.h.");
+  m.def("step_time", &step_time, py::arg("batch"), py::arg("outputs"), py::arg("depth"),
+        py::arg("itemsize"), py::arg("rows"), py::arg("units"), py::arg("costs") = Costs{},
+        "Nanoseconds of a step that is shared in so many pieces, in the model of split_step.");
   m.def("release_memory", &fastrnn::cpu::release_memory, py::call_guard<py::gil_scoped_release>(),
         "Gives the system the memory that waits for the next call; how many bytes that were.");
   fastrnn::bind_stream(m);

@@ -39,21 +39,22 @@ def split(N: int, G: int, H: int, count: int, itemsize: int = 4) -> tuple[int, i
 
 @pytest.mark.parametrize("itemsize", [2, 4, 8])
 @pytest.mark.parametrize("G", [1, 3, 4])
-def test_split_is_one_of_two(G, itemsize):
+def test_every_split_has_work_for_each_thread(G, itemsize):
     sizes = itertools.product(
         [1, 2, 3, 7, 20, 64, 500], [1, 10, 64, 256, 650, 2048], [1, 2, 3, 16, 64]
     )
     for N, H, count in sizes:
         rows, units, slices = split(N, G, H, count, itemsize)
-        assert 1 in (rows, units) and slices in (1, 4) and (slices == 1 or rows == 1)
+        assert slices in (1, 4) and (slices == 1 or units > 1)
         assert 1 <= rows <= max(1, N // 2)
         assert 1 <= units <= -(-H // 32)
-        assert max(rows, units) <= count
+        assert rows * units <= count
+        assert count > 3 or 1 in (rows, units)
 
 
 def test_split_of_known_shapes():
     """One row of large weights, or weights beyond the caches, by units, in slices where a step is
-    long; else by rows."""
+    long; else by rows; by both where there are more threads than pieces of units."""
     assert split(1, 4, 256, 1) == (1, 1, 1)
     assert split(1, 4, 256, 2) == (1, 2, 1)
     assert split(1, 4, 64, 2) == (1, 1, 1)
@@ -62,6 +63,9 @@ def test_split_of_known_shapes():
     assert split(64, 4, 256, 2) == (2, 1, 1)
     assert split(64, 4, 1024, 2) == (2, 1, 1)
     assert split(1, 4, 256, 64) == (1, 8, 1)
+    assert split(64, 4, 256, 16) == (2, 8, 1)
+    assert split(64, 4, 256, 64) == (8, 8, 1)
+    assert split(64, 4, 1024, 64) == (2, 32, 4)
 
 
 def everything(case: Case, **limits) -> list[torch.Tensor]:
@@ -87,6 +91,29 @@ def test_shared_units_change_no_bit(cell, D, dtype):
     for count in (2, 2 * D, 3 * D, 4 * D):
         with threads(count):
             assert all(map(torch.equal, wanted, everything(case)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("D", [1, 2])
+def test_shared_rows_and_units_change_no_bit(cell, D, dtype):
+    """Blocks of unequal rows, each with a team of its own; also a loss that one block and all steps
+    but the last do not see."""
+    case = Case(cell, T=90, N=5, I=3, H=200, D=D, dtype=dtype)
+    size, G = dtype.itemsize, GATES[cell]
+    count = next(n for n in range(4, 11) if min(split(5, G, 200, n, size)[:2]) > 1)
+    with threads(1):
+        wanted = everything(case)
+        args = arguments(case)
+        results = OPS.layer_forward(*args)
+        last = torch.zeros_like(results[0])
+        last[-1, 3:] = 1  # the rows of one block
+        late = backward(OPS.layer_backward, args, results, [last, None, None])
+    with threads(count * D):
+        assert all(map(torch.equal, wanted, everything(case)))
+        found = backward(OPS.layer_backward, args, results, [last, None, None])
+    for a, b in zip([*late[:3], *late[3]], [*found[:3], *found[3]], strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,6 +5,8 @@
 // gradients.h makes of it.
 #pragma once
 
+#include <deque>
+
 #include "cpu/backward_step.h"
 
 namespace FASTRNN_NAMESPACE {
@@ -25,13 +27,21 @@ class BackwardPass : Base {
   using typename Base::Worker;
 
   const T grad_clip_;
-  fastrnn::cpu::Team teams_[2];
+  // Of each direction and block of rows: its threads, and the steps that are live there.
+  struct BlockTeam {
+    fastrnn::cpu::Team team;
+    fastrnn::cpu::Live live;
+
+    BlockTeam(const fastrnn::cpu::Split& split, int64_t steps)
+        : team(split.units, split.slices), live(split.units > 1 ? steps : 0) {}
+  };
+  std::deque<BlockTeam> teams_;
 
  public:
   BackwardPass(const fastrnn::Backward<Stored>& backward, const Parallel& threads)
-      : Base(backward, threads),
-        grad_clip_(static_cast<T>(backward.grad_clip)),
-        teams_{{split.units, split.slices}, {split.units, split.slices}} {}
+      : Base(backward, threads), grad_clip_(static_cast<T>(backward.grad_clip)) {
+    for (int64_t i = 0; i < D * split.rows; ++i) teams_.emplace_back(split, s.steps);
+  }
 
   void operator()() {
     prepare();
@@ -39,7 +49,9 @@ class BackwardPass : Base {
     for (int64_t last = s.steps; last > 0; last -= min(last, chunk_)) {
       const Range steps{max(0, last - chunk_), last};
       if (split.units > 1) {
-        this->share(D * split.units, [&](int64_t task) { team_loop(task % D, steps, task / D); });
+        const int64_t teams = D * split.rows;
+        this->share(teams * split.units,
+                    [&](int64_t task) { team_loop(task % teams, steps, task / teams); });
       } else {
         this->share(D * split.rows, [&](int64_t task) {
           const Range batch = this->block(task / D);
@@ -116,26 +128,32 @@ class BackwardPass : Base {
     }
   }
 
-  // What a member of a team does of some steps: its slice of the units, all batch rows. The team
-  // meets when all units of a step have their derivatives, before the product that mixes them.
-  void team_loop(int64_t d, Range steps, int64_t member) {
+  // What a member of a team does of some steps: its slice of the units, all rows of a batch block.
+  // The team meets when all units of a step have their derivatives, before the product that mixes
+  // them.
+  void team_loop(int64_t index, Range steps, int64_t member) {
+    const int64_t d = index % D;
+    const Range batch = this->block(index / D);
+    if (batch.count() == 0) return;
+    BlockTeam& mine = teams_[index];
     const Direction& w = direction_[d];
     const Buffer<O> scratch(w.hh.scratch());
     Worker worker(*this);
-    const Range all{0, N};
     const int64_t done = s.steps - steps.last, base = done + done / chunk_;  // of phases
-    teams_[d].run(member, base, base + steps.count() + 1, [&](int64_t phase, int64_t slice) {
-      const Range panels = piece(w.hh.count(), slice, teams_[d].slices(), 1);
+    mine.team.run(member, base, base + steps.count() + 1, [&](int64_t phase, int64_t slice) {
+      const Range panels = piece(w.hh.count(), slice, mine.team.slices(), 1);
       const Range units{min(H, panels.first * Plain::kUnits), min(H, panels.last * Plain::kUnits)};
       const int64_t step = steps.last - 1 - (phase - base);
       if (step + 1 < steps.last) {
-        if (w.live.at(step + 1) && (step >= 0 || b_.dh0))
-          recurrent_product(d, all, step + 1, steps, panels, scratch);
-        limit(d, all, step + 1, units, units);
+        if (mine.live.at(step + 1) && (step >= 0 || b_.dh0))
+          recurrent_product(d, batch, step + 1, steps, panels, scratch);
+        limit(d, batch, step + 1, units, units);
       }
       if (step < steps.first) return;
-      const bool zero = this->cells(worker, d, all, step, steps, units);
-      note_live(d, step, piece(N, slice, teams_[d].slices(), 1), zero);
+      const bool zero = this->cells(worker, d, batch, step, steps, units);
+      const Range share = piece(batch.count(), slice, mine.team.slices(), 1);
+      if (note_live(d, step, {batch.first + share.first, batch.first + share.last}, zero))
+        mine.live.mark(step);
     });
   }
 

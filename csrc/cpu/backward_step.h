@@ -22,7 +22,7 @@ struct BackwardStep : Gradients<Stored> {
   };
 
   BackwardStep(const fastrnn::Backward<Stored>& backward, const Parallel& threads)
-      : Base(backward, threads, {G, G, S, Cell::kKeepsC, Cell::kSplit}) {}
+      : Base(backward, threads, kKindOf<Cell>) {}
 
   // The derivatives of a step, and whether they are all zero.
   bool cells(Worker&, int64_t d, Range batch, int64_t step, Range steps, Range units) {

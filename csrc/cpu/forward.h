@@ -5,6 +5,8 @@
 // units are in one tile, and the cell's arithmetic follows at once.
 #pragma once
 
+#include <deque>
+
 #include "cpu/forward_step.h"
 
 namespace FASTRNN_NAMESPACE {
@@ -23,13 +25,15 @@ class ForwardPass : Base {
   using typename Base::Worker;
   static constexpr int kGated = Base::kLd / kLanes<T>;
 
-  fastrnn::cpu::Team teams_[2];
+  std::deque<fastrnn::cpu::Team> teams_;  // of each direction and block of rows
 
  public:
   using Base::pack;
 
   ForwardPass(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
-      : Base(forward, threads), teams_{{split.units, split.slices}, {split.units, split.slices}} {}
+      : Base(forward, threads) {
+    for (int64_t i = 0; i < D * split.rows; ++i) teams_.emplace_back(split.units, split.slices);
+  }
 
   void operator()() {
     pack();
@@ -41,7 +45,9 @@ class ForwardPass : Base {
   void over_time() {
     this->load_states();
     if (split.units > 1) {
-      this->share(D * split.units, [&](int64_t task) { team_loop(task % D, task / D); });
+      const int64_t teams = D * split.rows;
+      this->share(teams * split.units,
+                  [&](int64_t task) { team_loop(task % teams, task / teams); });
     } else if (D * split.rows >= parallel.threads) {
       this->share(D * split.rows, [&](int64_t task) {
         const Range batch = this->block(task / D);
@@ -127,24 +133,28 @@ class ForwardPass : Base {
     }
   }
 
-  // What a member of a team does: its slice of the units, all batch rows. Each chunk is a phase for
-  // the input product and one for every step.
-  void team_loop(int64_t d, int64_t member) {
-    const Range all{0, N};
-    const Buffer<O> gathered(gathered_size(all));
+  // What a member of a team does: its slice of the units, all rows of a batch block. Each chunk is
+  // a phase for the input product and one for every step.
+  void team_loop(int64_t team, int64_t member) {
+    const int64_t d = team % D;
+    const Range batch = this->block(team / D);
+    if (batch.count() == 0) return;
+    const Buffer<O> gathered(gathered_size(batch));
     Worker worker(*this);
     int64_t phases = 0;
     this->each_chunk(chunk_, [&](Range steps) {
       const int64_t base = phases + 1 - steps.first;  // phase of step 0
       const auto phase = [&](int64_t at, int64_t slice) {
-        const int64_t slices = teams_[d].slices();
+        const int64_t slices = teams_[team].slices();
         if (at < base + steps.first)
-          return input_product(d, all, steps, input_panels(slices, slice), gathered);
-        const int64_t step = at - base, before = row(d, step) - rows_of(d, steps).first;
-        this->recurrent_product(worker, this->at(d, step, all, before, slice * N), step,
+          return input_product(d, batch, steps, input_panels(slices, slice), gathered);
+        // All rows are active in all steps.
+        const int64_t step = at - base, all = row(d, step) - rows_of(d, steps).first;
+        const int64_t before = all / N * batch.count(), partial = slice * N + batch.first;
+        this->recurrent_product(worker, this->at(d, step, batch, before, partial), step,
                                 panels(slices, slice));
       };
-      teams_[d].run(member, phases, phases + 1 + steps.count(), phase);
+      teams_[team].run(member, phases, phases + 1 + steps.count(), phase);
       phases += 1 + steps.count();
     });
   }

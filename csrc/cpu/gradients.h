@@ -61,7 +61,7 @@ class Gradients : protected Schedule<Stored> {
   Buffer<T> zero_;
   Buffer<Stored> zero_state_;
 
-  Gradients(const fastrnn::Backward<Stored>& backward, const Parallel& threads, Kind cell)
+  Gradients(const fastrnn::Backward<Stored>& backward, const Parallel& threads, const Kind& cell)
       : Base(backward.forward, threads, cell),
         b_(backward),
         keep_(s.steps > 1 || N > kTileRows<O, kWide>),

@@ -94,6 +94,10 @@ struct Kind {
   bool split;                // whether it sees x and u apart, not their sum
   int64_t gates_w = 0;       // of w_hh, of a second product: see program.h
 };
+// In memory: GCC 12 passed the numbers {1, 1, 0, 0} of one cell as {1, 1, 1, 1}.
+template <class Cell>
+inline constexpr Kind kKindOf{Cell::kGates, Cell::kGates, Cell::kSaved, Cell::kKeepsC,
+                              Cell::kSplit};
 
 // What forward and backward share: sizes, the order of time, the split of the batch. A layer is
 // Stored in memory and computed in T; what is carried from step to step is a T, but for its copies
@@ -116,7 +120,7 @@ struct Schedule {
   const Parallel parallel;
   const fastrnn::cpu::Split split;  // of a direction's loop over time
 
-  Schedule(const fastrnn::Forward<Stored>& forward, const Parallel& threads, Kind cell)
+  Schedule(const fastrnn::Forward<Stored>& forward, const Parallel& threads, const Kind& cell)
       : f(forward),
         s(f.size),
         kind(cell),
@@ -280,7 +284,7 @@ struct Layer : Schedule<Stored> {
   static constexpr int kGated = G * kUnitRegisters;  // registers of a panel of gates
 
   Layer(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
-      : Base(forward, threads, {G, G, S, Cell::kKeepsC, Cell::kSplit}) {}
+      : Base(forward, threads, kKindOf<Cell>) {}
 
   // What backward needs of a register of units: h is that before the projection.
   FASTRNN_INLINE void save(int64_t d, int64_t row, Lane<T> lane, const V* saved, V c, V h) const {

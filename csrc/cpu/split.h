@@ -1,6 +1,6 @@
-// How the loop over time of one direction is shared by threads: by batch rows, which never meet, or
-// by units, whose threads meet at every step but read only their own part of the weights. A pure
-// function of sizes.
+// How the loop over time of one direction is shared by threads: by batch rows, which never meet, by
+// units, whose threads meet at every step but read only their own part of the weights, or, where
+// there are more threads than one of the two can use, by both. A pure function of sizes.
 #pragma once
 
 #include <cstdint>
@@ -15,40 +15,54 @@ struct StepWork {
 };
 
 struct Split {
-  int64_t rows, units;  // pieces, one for each thread; one of the two is 1
+  int64_t rows, units;  // pieces; a thread has one of the rows and one of the units
   int64_t slices = 1;   // that each thread's units are cut into, for others to help with
 };
 
-// Nanoseconds of a step on the busiest of `pieces` threads, each with all weights or all rows. From
-// a core with AVX2: what matters is how they compare, which is much the same on others.
-inline double step_time(const StepWork& w, Split split) {
-  constexpr double kFlopsPerNs = 80, kFloat = 4;        // of float32
-  constexpr int64_t kNear = 320 * 1024;                 // bytes of weights that a core keeps
-  constexpr double kNearBytes = 60, kFarBytes = 40;     // per ns
-  constexpr double kMeeting = 1000, kEachMember = 150;  // of the threads of a step
+// What a step costs, in nanoseconds. From a core with AVX2: what matters is how the costs compare,
+// which is much the same on others.
+struct StepCosts {
+  double flops = 80;                         // of float32, per ns
+  double near = 320 * 1024;                  // bytes of weights that a core keeps
+  double near_bytes = 60, far_bytes = 40;    // of these and of others, per ns
+  double meeting = 1000, each_member = 150;  // of the threads that share the units
+};
+
+// Nanoseconds of a step on the busiest thread.
+inline double step_time(const StepWork& w, Split split, const StepCosts& costs = {}) {
   const auto share = [](int64_t count, int64_t n) { return (count + n - 1) / n; };
   const int64_t outputs = share(w.outputs, split.units), rows = share(w.batch, split.rows);
   const double flops = 2.0 * rows * outputs * w.depth, bytes = 1.0 * outputs * w.depth * w.itemsize;
-  return flops / (kFlopsPerNs * kFloat / w.itemsize) +
-         bytes / (bytes <= kNear ? kNearBytes : kFarBytes) +
-         (split.units > 1 ? kMeeting + kEachMember * split.units : 0);
+  return flops / (costs.flops * 4 / w.itemsize) +
+         bytes / (bytes <= costs.near ? costs.near_bytes : costs.far_bytes) +
+         (split.units > 1 ? costs.meeting + costs.each_member * split.units : 0);
 }
 
 // Nanoseconds from which on a thread that is late costs more than the weights of a slice that moves
 // to another core.
 constexpr double kLongStep = 50'000;
 
-// The better of the two for up to `threads` threads, where units can be cut into `most_units`
-// pieces. Rows go in pairs at least. They win unless units are faster by a tenth, since threads
-// that never meet do not wait for one that has lost its core.
-inline Split split_step(const StepWork& w, int64_t threads, int64_t most_units) {
+// The best for up to `threads` threads, where units can be cut into `most_units` pieces. Rows go in
+// pairs at least. Rows alone win unless something is faster by a tenth, since threads that never
+// meet do not wait for one that has lost its core.
+inline Split split_step(const StepWork& w, int64_t threads, int64_t most_units,
+                        const StepCosts& costs = {}) {
   const auto at_least_1 = [](int64_t n) { return n < 1 ? 1 : n; };
   const int64_t pairs = w.batch / 2;
   const Split rows{at_least_1(threads < pairs ? threads : pairs), 1};
-  Split units{1, at_least_1(threads < most_units ? threads : most_units)};
-  const double time = step_time(w, units);
-  if (time > kLongStep) units.slices = 4;
-  return time * 1.1 < step_time(w, rows) ? units : rows;
+  Split best{1, at_least_1(threads < most_units ? threads : most_units)};
+  double time = step_time(w, best, costs);
+  for (int64_t blocks = 2; blocks <= rows.rows && blocks * 2 <= threads && most_units > 1;
+       ++blocks) {
+    const int64_t members = threads / blocks;
+    const Split both{blocks, members < most_units ? members : most_units};
+    const double other = step_time(w, both, costs);
+    if (other >= time) continue;
+    best = both;
+    time = other;
+  }
+  if (time > kLongStep) best.slices = 4;
+  return time * 1.1 < step_time(w, rows, costs) ? best : rows;
 }
 
 }  // namespace fastrnn::cpu

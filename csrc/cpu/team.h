@@ -73,8 +73,11 @@ class Team {
   // Does what the others have not begun, each one's last slice first.
   template <class F>
   void help(F& body, int64_t phase, int64_t member) {
-    for (int64_t other = 1; other < members_; ++other)
+    const int64_t end = (phase + 1) * slices();
+    for (int64_t other = 1; other < members_; ++other) {
+      if (ended_.load(std::memory_order_acquire) >= end) return;  // not all look at all, then
       for (int64_t k = each_; k-- > 0;) take(body, phase, (member + other) % members_ * each_ + k);
+    }
   }
 
   const int64_t members_, each_;

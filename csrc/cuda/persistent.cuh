@@ -161,7 +161,10 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_forward(
   static_assert(!kMemory || kUnits == 16);
   if (units >= s.hidden) return;  // of a block that has others, and no block_barrier in the loop
 
-  int row[kCells], n[kCells], unit[kCells], length[kCells];
+  const auto row = [&](int m) { return shared.row(m); };
+  const auto n = [&](int m) { return at.first_row + shared.row(m); };
+  const auto unit = [&](int m) { return at.first_unit + shared.unit(m); };
+  int length[kCells];
   typename F::Bias bias[kCells];
   float kept[kCells], h[kCells];
   struct Given {
@@ -174,23 +177,20 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_forward(
     FASTRNN_UNROLL
     for (int m = 0; m < kCells; ++m) {
       const bool inside = step.t < length[m];
-      to[m].cell.load(f, step, n[m], unit[m], inside);
-      to[m].reset = inside && Row::is_reset(s, step.t, n[m]);
+      to[m].cell.load(f, step, n(m), unit(m), inside);
+      to[m].reset = inside && Row::is_reset(s, step.t, n(m));
     }
   };
   FASTRNN_UNROLL
   for (int m = 0; m < kCells; ++m) {
-    row[m] = shared.row(m);
-    unit[m] = at.first_unit + shared.unit(m);
-    n[m] = at.first_row + row[m];
-    const bool inside = shared.finishes() && row[m] < at.rows && unit[m] < s.hidden;
-    length[m] = inside ? static_cast<int>(Row::length(s, n[m])) : 0;
-    bias[m] = F::load_bias(f, at.d, unit[m]);
-    const int64_t in_state = at.d * s.batch + n[m];
+    const bool inside = shared.finishes() && row(m) < at.rows && unit(m) < s.hidden;
+    length[m] = inside ? static_cast<int>(Row::length(s, n(m))) : 0;
+    bias[m] = F::load_bias(f, at.d, unit(m));
+    const int64_t in_state = at.d * s.batch + n(m);
     kept[m] = kKeeps<Cell> && inside
-                  ? static_cast<const float*>(f.kept)[in_state * s.hidden + unit[m]]
+                  ? static_cast<const float*>(f.kept)[in_state * s.hidden + unit(m)]
                   : 0;
-    h[m] = inside ? to_float(static_cast<const T*>(f.h)[in_state * depth + unit[m]]) : 0;
+    h[m] = inside ? to_float(static_cast<const T*>(f.h)[in_state * depth + unit(m)]) : 0;
   }
   FASTRNN_UNROLL
   for (int i = 0; i < kAhead; ++i) fetch(given[i], i);
@@ -206,13 +206,13 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_forward(
     FASTRNN_UNROLL
     for (int m = 0; m < kCells; ++m) {
       const Given& now = with[m];
-      const Row r(step, n[m], length[m], now.reset);
+      const Row r(step, n(m), length[m], now.reset);
       const auto made = now.cell.run(r, bias[m], kept[m], [&](int g) { return own[m].x[g]; });
       if (r.active()) kept[m] = made.kept(), h[m] = made.h;
-      if (i + 1 < s.steps) states.send(i, row[m], unit[m], h[m], row[m] < at.rows);
+      if (i + 1 < s.steps) states.send(i, row(m), unit(m), h[m], row(m) < at.rows);
       if (!r.active()) continue;
-      write_state<T>(f, step, r, unit[m], made.h);
-      F::save(f, step, r, unit[m], made);
+      write_state<T>(f, step, r, unit(m), made.h);
+      F::save(f, step, r, unit(m), made);
     }
     fetch(with, i + kAhead);
   };
@@ -223,7 +223,7 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_forward(
   FASTRNN_UNROLL
   for (int m = 0; m < kCells; ++m)
     if (kKeeps<Cell> && length[m] > 0)
-      static_cast<float*>(f.kept)[(at.d * s.batch + n[m]) * s.hidden + unit[m]] = kept[m];
+      static_cast<float*>(f.kept)[(at.d * s.batch + n(m)) * s.hidden + unit(m)] = kept[m];
 }
 
 }  // namespace fastrnn::cuda

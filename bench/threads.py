@@ -1,0 +1,182 @@
+"""What more threads than this machine has would gain: a model, checked where there are rows.
+
+    python -m bench.threads [--results FOLDER]
+
+A layer is a product over all steps, which threads share by rows, and a loop over time. The loop is
+shared as `csrc/cpu/split.h` decides: by batch rows, which never meet, by units, whose threads meet
+at every step, or by both. The model gives each thread the time of its part: arithmetic at the rate
+of the machine's core, weights at the bandwidth of where the part lies, and a meeting that grows
+with the number of threads. Its figures are predictions: nobody has timed these kernels on more than
+two cores.
+
+The second table says what a wrong constant of `split.h` would cost: how much longer steps take that
+are shared by its half or its double, in the model of the right ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import results
+from bench.facts import Facts
+from bench.results import Row
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+COUNTS = (4, 8, 16, 32)
+UNITS = 32  # of the units, pieces of which threads take, see Schedule in csrc/cpu/schedule.h
+
+NEAR_BYTES = 512 << 10  # of weights that stay in the cache of a core
+FAR = 20.0  # bytes per ns from the cache that cores share, to each of them
+CELL = 0.25  # ns of a gate of a unit
+CALL = 12_000.0  # ns of Python and PyTorch
+WAKE, MEETING, MEMBER = 4_000.0, 500.0, 100.0  # ns: of the pool; of a meeting, and of each member
+
+
+class Parts(NamedTuple):
+    """How threads share the loop over time of a direction."""
+
+    rows: int
+    units: int
+
+
+def split(row: Row, threads: int) -> Parts:
+    """As the kernels would."""
+    from fastrnn._C import split_step
+
+    each = -(-threads // row.directions)
+    outputs, pieces = GATES[row.cell] * row.hidden_size, -(-row.hidden_size // UNITS)
+    rows, units, _ = split_step(row.N, outputs, row.hidden_size, 4, each, pieces)
+    return Parts(rows, units)
+
+
+def nanoseconds(row: Row, facts: Facts, threads: int) -> float:
+    """Of a call, in the model."""
+    G, H, D = GATES[row.cell], row.hidden_size, row.directions
+    parts = split(row, threads)
+    at_once = min(D, threads)  # directions that run at the same time
+    share, outputs = -(-row.N // parts.rows), -(-G * H // parts.units)
+    step = 2.0 * share * outputs * H / facts.fma_gflops + CELL * share * outputs
+    weights = 4.0 * outputs * H
+    step += weights / (facts.cache_gbs if weights <= NEAR_BYTES else FAR)
+    if parts.units > 1:
+        step += MEETING + MEMBER * parts.units
+    loop = step * row.T * D / at_once
+    products = 0.0
+    for layer in range(row.layers):
+        inputs = row.input_size if layer == 0 else D * H
+        products += 2.0 * row.T * row.N * D * G * H * inputs / facts.fma_gflops / threads
+        if row.mode == "training":  # of the input, and of both weights
+            products += (
+                2.0 * row.T * row.N * D * G * H * (2 * inputs + H) / facts.fma_gflops / threads
+            )
+    loops = row.layers * (2 if row.mode == "training" else 1)
+    return CALL * row.layers + products + loops * (loop + (WAKE if threads > 1 else 0))
+
+
+class Prediction(NamedTuple):
+    row: Row  # of one thread
+    measured: float | None  # how many times faster two threads are
+    modelled: dict[int, float]  # how many times faster so many are
+
+
+def predictions(records: Iterable[tuple[Row, Facts]]) -> list[Prediction]:
+    """Of our rows of one thread, in float32 on a CPU."""
+    ours = {
+        row.key(): (row, facts)
+        for row, facts in records
+        if row.contender == "fastrnn" and row.suite == "cpu" and row.dtype == "float32" and row.ms
+    }
+    found = []
+    for row, facts in ours.values():
+        if row.threads != 1 or row.device != "cpu":
+            continue
+        place = row.case, row.cell, row.mode, row.dtype, 2, row.device, row.contender
+        two, _ = ours.get(place, (None, None))
+        one = nanoseconds(row, facts, 1)
+        modelled = {n: one / nanoseconds(row, facts, n) for n in (2, *COUNTS)}
+        found.append(Prediction(row, two and row.ms / two.ms, modelled))
+    return found
+
+
+def mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def table(found: list[Prediction]) -> str:
+    """Markdown: a line for each case, cell and mode, and how far off the model is."""
+    heads = ["case", "T, N, I, H", "2, measured", "2", *map(str, COUNTS), "16: rows x units"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for one in sorted(found, key=lambda p: (p.row.mode, p.row.cell, p.row.case)):
+        row, parts = one.row, split(one.row, 16)
+        sizes = f"{row.T}, {row.N}, {row.input_size}, {row.hidden_size}"
+        cells = [f"{row.case} {row.cell} {row.mode}", sizes]
+        cells += ["-" if one.measured is None else f"{one.measured:.2f}"]
+        cells += [f"{one.modelled[n]:.2f}" for n in (2, *COUNTS)]
+        cells += [f"{parts.rows} x {parts.units}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    off = [one.modelled[2] / one.measured for one in found if one.measured]
+    if off:
+        far = max(off, key=lambda ratio: abs(math.log(ratio)))
+        mean_off, most = mean(max(ratio, 1 / ratio) for ratio in off), max(far, 1 / far)
+        lines += [
+            "",
+            f"At two threads the model is off by a factor of {mean_off:.2f} in the mean, ",
+        ]
+        lines[-1] += f"{most:.2f} at most."
+    return "\n".join(lines)
+
+
+# The costs of `StepCosts` in csrc/cpu/split.h.
+COSTS = {"flops": 80, "near": 320 << 10, "near_bytes": 60, "far_bytes": 40}
+COSTS |= {"meeting": 1000, "each_member": 150}
+SIZES = tuple(
+    itertools.product(
+        (1, 2, 8, 32, 64, 256), (64, 128, 256, 512, 1024, 2048), (1, 3, 4), (2, 4, 8, 16, 32)
+    )
+)
+
+
+def wrong_constants() -> dict[str, list[float]]:
+    """By the cost and whether it is halved or doubled: how many times longer each step takes."""
+    from fastrnn._C import split_step, step_time
+
+    def time(N: int, H: int, G: int, threads: int, costs: dict[str, float]) -> float:
+        work = N, G * H, H, 4
+        rows, units, _ = split_step(*work, threads, -(-H // UNITS), costs)
+        return step_time(*work, rows, units)
+
+    found = {}
+    right = [time(*size, {}) for size in SIZES]
+    for (name, value), factor in itertools.product(COSTS.items(), (0.5, 2)):
+        wrong = [time(*size, {name: value * factor}) for size in SIZES]
+        found[f"{name} x {factor:g}"] = [a / b for a, b in zip(wrong, right, strict=True)]
+    return found
+
+
+def constants_table(found: dict[str, list[float]]) -> str:
+    """Markdown."""
+    lines = ["| constant | mean | worst | steps that change |", "|---|---|---|---|"]
+    for name, ratios in found.items():
+        changed = sum(ratio != 1 for ratio in ratios) / len(ratios)
+        lines.append(f"| {name} | {mean(ratios):.3f} | {max(ratios):.2f} | {changed:.0%} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=results.FOLDER)
+    folder = parser.parse_args().results
+    for path in sorted(folder.glob("*.csv")):
+        if found := predictions(results.load(path)):
+            print(f"## {path.stem}\n\n{table(found)}\n")
+    print(f"## Wrong constants\n\n{constants_table(wrong_constants())}")
+
+
+if __name__ == "__main__":
+    main()
