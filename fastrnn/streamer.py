@@ -174,14 +174,8 @@ class Streamer:
             c = None if self._c is None else self._c[k : k + 1]
             own = weights[k * count : (k + 1) * count]
             Call(x, rows, self._h[k : k + 1], c, own, module.mode.lower(), names).sizes()
-        small = []
-        if self._formats:
-            with torch.no_grad():
-                small = [
-                    small_weights.packed(*named, self._formats[named[0]])
-                    for named in zip(module._flat_weights_names, weights, strict=True)
-                ]
-            weights = [numbers for _, numbers, _ in small]
+        small = small_weights.all_packed(module._flat_weights_names, weights, self._formats)
+        weights = [numbers for _, numbers, _ in small] or weights
         self._stack = cpu.stream_class()(
             module.mode.lower(),
             self._dtype == torch.float64,
@@ -196,7 +190,6 @@ class Streamer:
             [weight.data_ptr() for weight in weights],
             self._h.data_ptr(),
             0 if self._c is None else self._c.data_ptr(),
-            self._address,
             [(code, 0 if scale is None else scale.data_ptr()) for code, _, scale in small],
             self._activations is None,
         )
@@ -228,7 +221,7 @@ class Streamer:
                 raise ValueError(f"x must be a tensor with memory, got {type(x).__name__} without")
             if inputs or self._inputs.planes:
                 self._inputs.write(inputs)
-            self._stack.step(address)
+            self._stack.step(address, self._address)
             if self._y.data_ptr() != self._address:
                 self._lend()
             return self._y.to(self._dtype) if half else self._y.detach()
@@ -250,14 +243,30 @@ class Streamer:
         if not x.flags.c_contiguous:
             x = x.copy()
         self._inputs.write(inputs)
-        self._stack.step(x.__array_interface__["data"][0])
+        self._stack.step(x.__array_interface__["data"][0], self._address)
         return self._y_numpy.view()
 
-    def _refuse(self, shape, dtype, device) -> None:
-        raise ValueError(
-            f"x must be {self._input_shape} {self._dtype} on the CPU, "
-            f"got {tuple(shape)} {dtype} on {device}"
-        )
+    def steps(self, x: Tensor) -> Tensor:
+        """The next T time steps: x (T, N, input_size) -> y (T, N, hidden_size), or proj_size.
+
+        The bits of y are those of T calls of `step`, in less time, in memory of its own.
+
+        Raises, before anything changes:
+            TypeError, ValueError: x is no such tensor; the cell has inputs, which steps differ in.
+        """
+        if self._inputs.planes or not isinstance(x, Tensor):
+            raise TypeError("steps takes a tensor, for a cell without inputs; call step in turn")
+        if x.shape[1:] != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
+            self._refuse(x.shape, x.dtype, x.device, ("T",))
+        x = x.detach().to(self._h.dtype).resolve_neg().contiguous()
+        y = self._h.new_empty(len(x), *self._output.shape)
+        if len(x):
+            self._stack.steps(x.data_ptr(), y.data_ptr(), len(x))
+        return y.to(self._dtype)
+
+    def _refuse(self, shape, dtype, device, before: tuple = ()) -> None:
+        own, got = (*before, *self._input_shape), tuple(shape)
+        raise ValueError(f"x must be {own} {self._dtype} on the CPU, got {got} {dtype} on {device}")
 
     def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
         """Sets the state to zero: of all rows, or of those given, by index or by a bool mask (N,).
