@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import small_weights
 from .call import Call
-from .checks import check_outside_transforms
+from .checks import address_of, check_outside_transforms
 from .dispatch import cpu
 from .features import Asked
 from .made import HeldInputs
@@ -109,10 +109,8 @@ class Streamer:
         width = module.proj_size or module.hidden_size
         with torch.inference_mode(False), torch.device("cpu"):
             self._h = torch.zeros(module.num_layers, batch_size, width, dtype=_WIDE[self._dtype])
-            self._c = None
             own = cell_named(module.mode.lower()).own * module.hidden_size
-            if own:
-                self._c = self._h.new_zeros(module.num_layers, batch_size, own)
+            self._c = self._h.new_zeros(module.num_layers, batch_size, own) if own else None
             self._output = self._h.new_zeros(batch_size, width)
             self._inputs = HeldInputs(module, self._output)
         self._address = self._output.data_ptr()
@@ -121,8 +119,7 @@ class Streamer:
         self.refresh()
 
     def _lend(self) -> None:
-        """Makes `_y`, of which users get views: a storage of its own over the memory of `_output`.
-        A user may move or resize it, and the memory under it stays."""
+        """Makes `_y`, of which users get views: a storage that they may resize, over `_output`."""
         with torch.inference_mode(False):
             self._y = torch.from_dlpack(self._output)
 
@@ -212,13 +209,7 @@ class Streamer:
                 x, inputs = x.float(), map_tensors(Tensor.float, inputs)
             if x.is_neg() or not x.is_contiguous():
                 x = x.resolve_neg().contiguous()
-            try:
-                address = x.data_ptr()
-            except RuntimeError:
-                address = 0
-            if not address:
-                check_outside_transforms()
-                raise ValueError(f"x must be a tensor with memory, got {type(x).__name__} without")
+            address = address_of(x)
             if inputs or self._inputs.planes:
                 self._inputs.write(inputs)
             self._stack.step(address, self._address)
@@ -253,6 +244,7 @@ class Streamer:
 
         Raises, before anything changes:
             TypeError, ValueError: x is no such tensor; the cell has inputs, which steps differ in.
+            RuntimeError: a transform of `torch.func` goes through x.
         """
         if self._inputs.planes or not isinstance(x, Tensor):
             raise TypeError("steps takes a tensor, for a cell without inputs; call step in turn")
@@ -260,8 +252,8 @@ class Streamer:
             self._refuse(x.shape, x.dtype, x.device, ("T",))
         x = x.detach().to(self._h.dtype).resolve_neg().contiguous()
         y = self._h.new_empty(len(x), *self._output.shape)
-        if len(x):
-            self._stack.steps(x.data_ptr(), y.data_ptr(), len(x))
+        if y.numel():
+            self._stack.steps(address_of(x), y.data_ptr(), len(x))
         return y.to(self._dtype)
 
     def _refuse(self, shape, dtype, device, before: tuple = ()) -> None:

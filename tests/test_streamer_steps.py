@@ -72,6 +72,8 @@ def test_what_steps_refuses():
             stream.steps(wrong)
     with pytest.raises(TypeError, match="takes a tensor"):
         stream.steps(x.numpy())
+    with pytest.raises(RuntimeError, match="does not work inside grad, vmap"):
+        torch.func.grad(lambda x: stream.steps(x).sum())(x)
     assert all((s == 0).all() for s in stream.state)
 
     def leaky(g, s, p):
