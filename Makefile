@@ -150,7 +150,8 @@ CHECKED := -std=c++20 -Og -g1 -ffp-contract=off -fno-math-errno -fno-trapping-ma
 SANITIZE := $(CHECKED) -fsanitize=address,undefined
 RACES := $(CHECKED) -fsanitize=thread
 ISA := $(filter-out isa_avx512% isa_amx,$(basename $(notdir $(wildcard csrc/cpu/isa*.cpp))))
-CPU_OBJECTS := $(patsubst %,build/sanitize/%.o,$(ISA) without_avx512 emulated_tiles memory)
+CPU_OBJECTS := $(patsubst %,build/sanitize/%.o,$(ISA) without_avx512 emulated_tiles emulated_dpbusd \
+    emulated_sdot memory)
 PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS)) \
     $(patsubst %,build/races/%,test_memory test_team test_threads)
 
@@ -212,7 +213,9 @@ ARM_FLAGS := -std=c++20 -g0 -ffp-contract=off -fno-math-errno -fno-trapping-math
 ARM_PROGRAMS := $(patsubst %,$(ARM)/%,test_kernels test_bits test_vec test_cells test_memory test_denormals \
     test_small_weights)
 ARM_OBJECTS := $(patsubst csrc/cpu/%.cpp,$(ARM)/%.o,$(wildcard csrc/cpu/isa*.cpp) csrc/cpu/memory.cpp)
-HOT_LOOPS := $(patsubst %,$(ARM)/%.o,gcc_single gcc_pairs $(if $(CLANG),clang_single clang_pairs))
+HOT := single pairs small
+HOT_LOOPS := $(patsubst %,$(ARM)/%.o,$(HOT:%=gcc_%) $(if $(CLANG),$(HOT:%=clang_%)))
+hot = $(if $(filter pairs,$(1)),-DFASTRNN_PAIRS) $(if $(filter small,$(1)),-DFASTRNN_SMALL)
 arm: $(ARM)/isa_portable.o $(ARM)/isa_neon.o $(HOT_LOOPS) $(ARM_PROGRAMS)
 	python3 tests/cpp/hot_loops.py aarch64-linux-gnu-objdump $(HOT_LOOPS)
 	$(MAKE) --no-print-directory $(ARM_PROGRAMS:%=%.passed)
@@ -230,12 +233,13 @@ $(ARM)/%.o: tests/cpp/%.cpp Makefile
 
 $(filter $(ARM)/gcc%,$(HOT_LOOPS)): $(ARM)/gcc_%.o: tests/cpp/hot_loops.cpp Makefile
 	@mkdir -p $(@D)
-	$(ARM_CXX) -O3 $(ARM_FLAGS) $(if $(filter pairs,$*),-DFASTRNN_PAIRS) -MMD -c $< -o $@
+	$(ARM_CXX) -O3 $(ARM_FLAGS) $(call hot,$*) -MMD -c $< -o $@
 
 $(filter $(ARM)/clang%,$(HOT_LOOPS)): $(ARM)/clang_%.o: tests/cpp/hot_loops.cpp Makefile
 	@mkdir -p $(@D)
-	$(CLANG) --target=aarch64-linux-gnu -O3 $(ARM_FLAGS) $(if $(filter pairs,$*),-DFASTRNN_PAIRS) -MMD -c $< -o $@
+	$(CLANG) --target=aarch64-linux-gnu -O3 $(ARM_FLAGS) $(call hot,$*) -MMD -c $< -o $@
 
+$(ARM)/test_small_weights: $(ARM)/emulated_dpbusd.o $(ARM)/emulated_sdot.o
 $(ARM)/test_%: $(ARM)/test_%.o $(ARM_OBJECTS)
 	$(ARM_CXX) $(ARM_FLAGS) $^ -o $@
 

@@ -124,12 +124,13 @@ struct Backward {
   double grad_clip;      // bound of what each step sends back to h_{t-1}; 0 for none
 };
 
-// A layer that goes on for ever, one step at a time, with weights packed once. `step` reads x, h0
-// and c0 and writes y, h_n and c_n of the Forward that the stream was made of, whose size has one
-// step; where h_n is h0 and c_n is c0, the state goes on in place.
+// A layer that goes on for ever, with weights packed once. `steps` takes so many steps: it reads x
+// [count, rows, input] and writes y [count, rows, state] of the Forward that the stream was made
+// of, whose size has one step; y may be x. It reads h0 and c0 and writes h_n and c_n; where h_n is
+// h0 and c_n is c0, the state goes on in place.
 struct Stream {
   virtual ~Stream() = default;
-  virtual void step() = 0;
+  virtual void steps(int64_t count) = 0;
 };
 
 // How a weight of such a stream may lie in memory.

@@ -85,6 +85,18 @@ def check_outside_transforms() -> None:
         )
 
 
+def address_of(x: Tensor) -> int:
+    """Where the input of a `Streamer` lies; ValueError without memory, RuntimeError as above."""
+    try:
+        address = x.data_ptr()
+    except RuntimeError:
+        address = 0
+    if not address:
+        check_outside_transforms()
+        raise ValueError(f"x must be a tensor with memory, got {type(x).__name__} without")
+    return address
+
+
 def check_lengths(lengths: Tensor | None, T: int) -> None:
     """RuntimeError if a length is not in [0, T].
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -75,6 +75,16 @@ def packed(name: str, weight: Tensor, format: str | None) -> Packed:
     scale = torch.where(most > _LEAST, most / 127, 0.0)
     whole = (weight / torch.where(scale > 0, scale, 1.0)[:, None]).round().clamp(-127, 127)
     return _CODES[format], whole.to(torch.int8), scale
+
+
+def all_packed(
+    names: Sequence[str], weights: Sequence[Tensor], formats: Mapping[str, str | None] | None
+) -> list[Packed]:
+    """Each of the weights in its format, ValueError as of one; none where there are no formats."""
+    if formats is None:
+        return []
+    with torch.no_grad():
+        return [packed(name, w, formats[name]) for name, w in zip(names, weights, strict=True)]
 
 
 def rounded(name: str, weight: Tensor, format: str | None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import small_weights
 from .call import Call
-from .checks import check_outside_transforms
+from .checks import address_of, check_outside_transforms
 from .dispatch import cpu
 from .features import Asked
 from .made import HeldInputs
@@ -109,10 +109,8 @@ class Streamer:
         width = module.proj_size or module.hidden_size
         with torch.inference_mode(False), torch.device("cpu"):
             self._h = torch.zeros(module.num_layers, batch_size, width, dtype=_WIDE[self._dtype])
-            self._c = None
             own = cell_named(module.mode.lower()).own * module.hidden_size
-            if own:
-                self._c = self._h.new_zeros(module.num_layers, batch_size, own)
+            self._c = self._h.new_zeros(module.num_layers, batch_size, own) if own else None
             self._output = self._h.new_zeros(batch_size, width)
             self._inputs = HeldInputs(module, self._output)
         self._address = self._output.data_ptr()
@@ -121,8 +119,7 @@ class Streamer:
         self.refresh()
 
     def _lend(self) -> None:
-        """Makes `_y`, of which users get views: a storage of its own over the memory of `_output`.
-        A user may move or resize it, and the memory under it stays."""
+        """Makes `_y`, of which users get views: a storage that they may resize, over `_output`."""
         with torch.inference_mode(False):
             self._y = torch.from_dlpack(self._output)
 
@@ -174,14 +171,8 @@ class Streamer:
             c = None if self._c is None else self._c[k : k + 1]
             own = weights[k * count : (k + 1) * count]
             Call(x, rows, self._h[k : k + 1], c, own, module.mode.lower(), names).sizes()
-        small = []
-        if self._formats:
-            with torch.no_grad():
-                small = [
-                    small_weights.packed(*named, self._formats[named[0]])
-                    for named in zip(module._flat_weights_names, weights, strict=True)
-                ]
-            weights = [numbers for _, numbers, _ in small]
+        small = small_weights.all_packed(module._flat_weights_names, weights, self._formats)
+        weights = [numbers for _, numbers, _ in small] or weights
         self._stack = cpu.stream_class()(
             module.mode.lower(),
             self._dtype == torch.float64,
@@ -196,7 +187,6 @@ class Streamer:
             [weight.data_ptr() for weight in weights],
             self._h.data_ptr(),
             0 if self._c is None else self._c.data_ptr(),
-            self._address,
             [(code, 0 if scale is None else scale.data_ptr()) for code, _, scale in small],
             self._activations is None,
         )
@@ -219,16 +209,10 @@ class Streamer:
                 x, inputs = x.float(), map_tensors(Tensor.float, inputs)
             if x.is_neg() or not x.is_contiguous():
                 x = x.resolve_neg().contiguous()
-            try:
-                address = x.data_ptr()
-            except RuntimeError:
-                address = 0
-            if not address:
-                check_outside_transforms()
-                raise ValueError(f"x must be a tensor with memory, got {type(x).__name__} without")
+            address = address_of(x)
             if inputs or self._inputs.planes:
                 self._inputs.write(inputs)
-            self._stack.step(address)
+            self._stack.step(address, self._address)
             if self._y.data_ptr() != self._address:
                 self._lend()
             return self._y.to(self._dtype) if half else self._y.detach()
@@ -250,14 +234,31 @@ class Streamer:
         if not x.flags.c_contiguous:
             x = x.copy()
         self._inputs.write(inputs)
-        self._stack.step(x.__array_interface__["data"][0])
+        self._stack.step(x.__array_interface__["data"][0], self._address)
         return self._y_numpy.view()
 
-    def _refuse(self, shape, dtype, device) -> None:
-        raise ValueError(
-            f"x must be {self._input_shape} {self._dtype} on the CPU, "
-            f"got {tuple(shape)} {dtype} on {device}"
-        )
+    def steps(self, x: Tensor) -> Tensor:
+        """The next T time steps: x (T, N, input_size) -> y (T, N, hidden_size), or proj_size.
+
+        The bits of y are those of T calls of `step`, in less time, in memory of its own.
+
+        Raises, before anything changes:
+            TypeError, ValueError: x is no such tensor; the cell has inputs, which steps differ in.
+            RuntimeError: a transform of `torch.func` goes through x.
+        """
+        if self._inputs.planes or not isinstance(x, Tensor):
+            raise TypeError("steps takes a tensor, for a cell without inputs; call step in turn")
+        if x.shape[1:] != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
+            self._refuse(x.shape, x.dtype, x.device, ("T",))
+        x = x.detach().to(self._h.dtype).resolve_neg().contiguous()
+        y = self._h.new_empty(len(x), *self._output.shape)
+        if y.numel():
+            self._stack.steps(address_of(x), y.data_ptr(), len(x))
+        return y.to(self._dtype)
+
+    def _refuse(self, shape, dtype, device, before: tuple = ()) -> None:
+        own, got = (*before, *self._input_shape), tuple(shape)
+        raise ValueError(f"x must be {own} {self._dtype} on the CPU, got {got} {dtype} on {device}")
 
     def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
         """Sets the state to zero: of all rows, or of those given, by index or by a bool mask (N,).

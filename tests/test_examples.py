@@ -17,6 +17,7 @@ import dates
 import fastrnn
 import forecasting
 import memory
+import pretrained
 import recurrent_policy
 import scores
 import speech
@@ -246,3 +247,19 @@ def test_resets_in_the_update_are_those_of_the_rollout():
             log_p, _ = policy(x, state, reset)
             torch.testing.assert_close(log_p.exp(), torch.stack(played))
             assert reset.any() and set(rewards.unique().tolist()) == {-1, 0, 1}
+
+
+def test_pretrained_times_and_what_it_needs():
+    """Its models come in packages that tests do without."""
+    assert pretrained.folder("fastrnn") == Path(fastrnn.__file__).parent
+    with pytest.raises(SystemExit, match="pip install --no-deps resemblyzer silero-vad g2p-en"):
+        pretrained.folder("no_such_package")
+    module = fastrnn.GRU(3, 5)
+    weights = {name: weight.detach() for name, weight in module.named_parameters()}
+    streams = [fastrnn.Streamer(pretrained.loaded(fastrnn.GRU, weights)) for _ in range(2)]
+    frames = torch.randn(30, 2, 3)
+    took = pretrained.times(streams, frames, 0.01)
+    assert len(took) == 2 and all(0 < each < 1e5 for each in took)
+    assert torch.equal(streams[0].state, streams[1].state)
+    spoken = pretrained.Phonemes.change(None, [(1, 2), (3,), (4,), (5,)], [(1, 2), (3,), (4,), ()])
+    assert spoken == 25

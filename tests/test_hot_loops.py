@@ -41,6 +41,14 @@ def test_too_many_instructions():
     assert complaints(*LOADS, *["nop"] * 3, *FMAS, name=NAME.replace("float", "double", 1)) == []
 
 
+def test_small_weights():
+    name = "void neondot::SmallMatrix::tile<neondot::Bytes<true>, 1, 8>(long, long, long)"
+    loop = [*LOADS, *["sdot v0.4s, v30.16b, v31.16b"] * 4]
+    assert complaints(*loop, name=name) == []
+    said = complaints(*loop, "str q0, [sp, #16]", name=name)
+    assert said == ["tile<neondot::Bytes<true>, 1, 8>: touches the stack: str q0, [sp, #16]"]
+
+
 def test_nothing_found_is_a_complaint():
     assert complaints(*LOADS) == [
         "micro<float, 2, 8, false>: no loop with an FMA",

@@ -220,6 +220,9 @@ def test_streamer(name):
     for t in range(5):
         assert_matches(stream(x[t]), wanted[t])
         assert_same_results(stream.state, module(x[: t + 1])[1])
+    stream.reset()
+    assert_matches(stream.steps(x), wanted)
+    assert_same_results(stream.state, module(x)[1])
 
 
 def test_small_weights_need_kernels():

@@ -13,3 +13,4 @@
 #define FASTRNN_MIN _mm512_min_ps
 #define FASTRNN_MAX _mm512_max_ps
 #define FASTRNN_CVTPH(p) _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
+#define FASTRNN_MADD(a, b) _mm512_madd_epi16((__m512i)(a), (__m512i)(b))

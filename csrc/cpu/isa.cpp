@@ -41,9 +41,11 @@ struct Offered {
     add(avx512bf16, kernels_avx512bf16());
     add(avx512vnni, kernels_avx512vnni());
     add(avx512, kernels_avx512());
+    add(avx2, kernels_avxvnni());
     add(avx2, kernels_avx2());
 #endif
     add(true, kernels_neonbf16());
+    add(true, kernels_neondot());
     add(true, kernels_neon());
     add(true, kernels_portable());
     current = list[0];
@@ -64,10 +66,10 @@ const Kernels& kernels() { return *offered().current.load(std::memory_order_rela
 
 const Kernels& kernels_for_halves([[maybe_unused]] int64_t rows) {
 #if defined(__GNUC__) && defined(__x86_64__)
-  // Zen 4 converts 16 halves at once at two thirds of the rate of twice 8. Four rows share them.
+  // Zen 4 converts 16 halves at once at two thirds of the rate of twice 8. Two rows share them.
   static const bool amd = __builtin_cpu_is("amd");
   const Kernels *const avx512 = kernels_avx512(), *const avx2 = kernels_avx2();
-  if (amd && rows < 4 && avx512 && avx2 && kernels().forward_float[0] == avx512->forward_float[0])
+  if (amd && rows < 2 && avx512 && avx2 && kernels().forward_float[0] == avx512->forward_float[0])
     return *avx2;
 #endif
   return kernels();

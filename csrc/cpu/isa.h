@@ -12,8 +12,10 @@ const Kernels* kernels_amx();  // null too where the CPU or the system lacks it
 const Kernels* kernels_avx512bf16();
 const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avx512();
+const Kernels* kernels_avxvnni();  // null too where the CPU lacks it
 const Kernels* kernels_avx2();
 const Kernels* kernels_neonbf16();  // null too where the CPU lacks it
+const Kernels* kernels_neondot();   // null too where the CPU lacks it
 const Kernels* kernels_neon();
 const Kernels* kernels_portable();
 

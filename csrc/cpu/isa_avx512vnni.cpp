@@ -12,17 +12,8 @@
 #pragma GCC target("avx512vnni,avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")
 #endif
 #define FASTRNN_NAMESPACE fastrnn::cpu::avx512vnni
-#define FASTRNN_DPBUSD(sum, a, b) _mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
-#include "cpu/activations.h"
-//
-#include "cells.h"
-#include "cpu/small_stream.h"
-
-namespace FASTRNN_NAMESPACE {
-#define X(Cell, name) small_stream<Cell>,
-static constexpr fastrnn::SmallStreamKernel* kStreams[] = {FASTRNN_CELLS(X)};
-#undef X
-}  // namespace FASTRNN_NAMESPACE
+#define FASTRNN_DOT(sum, a, b) _mm512_dpbusd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
+#include "cpu/table_small.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

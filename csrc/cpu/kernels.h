@@ -27,12 +27,21 @@ void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
 
 template <class Step, class T>
 struct Steps final : fastrnn::Stream {
+  const fastrnn::Forward<T>& all;
+  fastrnn::Forward<T> one;
   ForwardPass<Step, T> pass;
 
-  explicit Steps(const fastrnn::Forward<T>& arguments) : pass(arguments, Parallel{1, nullptr}) {
+  explicit Steps(const fastrnn::Forward<T>& arguments)
+      : all(arguments), one(arguments), pass(one, Parallel{1, nullptr}) {
     pass.pack();
   }
-  void step() override { pass.over_time(); }
+  void steps(int64_t count) override {
+    for (int64_t t = 0; t < count; ++t) {
+      one.x = all.x + t * all.size.batch * all.size.input;
+      one.y = all.y + t * all.size.batch * all.size.state;
+      pass.over_time();
+    }
+  }
 };
 template <class Cell, class T>
 fastrnn::Stream* stream(const fastrnn::Forward<T>& arguments) {

@@ -8,3 +8,5 @@
 #define FASTRNN_FMA_DOUBLE(a, b, c) vfmaq_f64(c, a, b)
 #define FASTRNN_MIN vminq_f32
 #define FASTRNN_MAX vmaxq_f32
+// Exact, of halves below the normal ones, too, also where denormal floats count as zero.
+#define FASTRNN_CVTPH(p) vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t*>(p)))

@@ -4,8 +4,9 @@
 // room for the largest sum in an int32. All instruction sets agree in each bit of a product.
 //
 // The including file may define FASTRNN_CVTPH, which makes floats of halves at an address; and for
-// int8 FASTRNN_DPBUSD, which adds to each int32 the products of four uint8 and four int8, or
-// FASTRNN_MADD, which sums pairs of products of int16.
+// int8 FASTRNN_DOT, which adds to each int32 the products of four bytes of activations and four of
+// weights, or FASTRNN_MADD, which sums pairs of products of int16. Bytes of activations are
+// unsigned for FASTRNN_DOT, or with FASTRNN_DOT_SIGNED signed.
 #pragma once
 
 #include "cpu/schedule.h"
@@ -31,7 +32,9 @@ inline constexpr int kPanel = 8, kHalfPanel = kPanel / 2;  // registers
 // The formats. Each says how the numbers of a register's words lie, what a row of activations is
 // turned to, and how a word is multiplied:
 //   kTerms    numbers in a word
-//   kRows     rows that half a panel meets together: what the registers hold
+//   kSums     registers that a sum takes
+//   kLeft     registers that the activations which meet a word take
+//   kRight    registers that the numbers of a register of words take
 //   place     where number t of the word of lane l lies in a register
 //   words     of 32 bits that a row of k activations takes
 //   left      the activations that meet word i, in every lane
@@ -44,12 +47,9 @@ struct Reals {
   using Number = W;
   static constexpr bool kQuantised = false;
   static constexpr int kTerms = sizeof(float) / sizeof(W);
-  static constexpr int kRows = FASTRNN_REGISTERS == 32 ? 4 : 2;
-  struct Terms {
-    Floats term[kTerms];
-  };
-  using Left = Terms;
-  using Right = Terms;
+  static constexpr int kSums = 1, kLeft = kTerms, kRight = kTerms;
+  using Left = Many<Floats, kTerms>;
+  using Right = Many<Floats, kTerms>;
   using Sum = Floats;
 
   static int place(int l, int t) {
@@ -57,9 +57,8 @@ struct Reals {
   }
   static int64_t words(int64_t k) { return round_up(k, kLaneWords); }
   FASTRNN_INLINE static Left left(const uint32_t* row, int64_t i, int64_t) {
-    Left x;
-    for (int t = 0; t < kTerms; ++t) x.term[t] = set1<Floats>(bit_cast<float>(row[i * kTerms + t]));
-    return x;
+    return each_of<kTerms>(
+        [&](int t) { return set1<Floats>(bit_cast<float>(row[i * kTerms + t])); });
   }
   FASTRNN_INLINE static Right right(const W* p) {
     if constexpr (kTerms == 1) {
@@ -74,7 +73,7 @@ struct Reals {
   }
   FASTRNN_INLINE static void add(Sum& sum, const Left& x, const Right& w) {
     FASTRNN_UNROLL
-    for (int t = 0; t < kTerms; ++t) sum = fma(x.term[t], w.term[t], sum);
+    for (int t = 0; t < kTerms; ++t) sum = fma(x.v[t], w.v[t], sum);
   }
 
  private:
@@ -102,11 +101,16 @@ struct Bytes {
   static constexpr bool kQuantised = true;
   static constexpr int kTerms = 4;
 
-#if defined(FASTRNN_DPBUSD)
-  // An activation of 16 bits is 256 times a signed byte and an unsigned one. The signed one has 128
-  // added, which the sums begin without.
+#if defined(FASTRNN_DOT)
+  // An activation of 16 bits is 256 times a signed byte and an unsigned one. The instruction takes
+  // one kind: what is added to a byte of the other kind, the sums begin without.
+#if defined(FASTRNN_DOT_SIGNED)
+  static constexpr int kAdded[] = {0, -128};
+#else
+  static constexpr int kAdded[] = {128, 0};
+#endif
   static constexpr int kParts = Wide ? 2 : 1;
-  static constexpr int kRows = Wide ? 2 : 4;
+  static constexpr int kSums = kParts, kLeft = kParts, kRight = 1;
   using Sum = Many<Ints, kParts>;
   using Left = Many<Ints, kParts>;
   using Right = Ints;
@@ -116,10 +120,10 @@ struct Bytes {
   static int64_t words(int64_t k) { return kParts * round_up(k, kLaneWords) / 4; }
   FASTRNN_INLINE static void store_activations(uint32_t* row, int64_t i, int64_t k, Ints q) {
     char* const bytes = reinterpret_cast<char*>(row) + i;
-    const Narrow high = convert_to<Narrow>((Wide ? q >> 8 : q) + 128);
+    const Narrow high = convert_to<Narrow>((Wide ? q >> 8 : q) + kAdded[0]);
     memcpy(bytes, &high, sizeof(high));
     if constexpr (Wide) {
-      const Narrow low = convert_to<Narrow>(q);
+      const Narrow low = convert_to<Narrow>(q + kAdded[1]);
       memcpy(bytes + round_up(k, kLaneWords), &low, sizeof(low));
     }
   }
@@ -134,24 +138,21 @@ struct Bytes {
     return w;
   }
   FASTRNN_INLINE static Sum first(Ints sum_of_weights) {
-    Sum sum{};
-    sum.v[0] = -128 * sum_of_weights;
-    return sum;
+    return each_of<kParts>([&](int part) { return -kAdded[part] * sum_of_weights; });
   }
   FASTRNN_INLINE static void add(Sum& sum, const Left& x, Right w) {
     FASTRNN_UNROLL
     for (int part = 0; part < kParts; ++part)
-      sum.v[part] = bit_cast<Ints>(FASTRNN_DPBUSD(sum.v[part], x.v[part], w));
+      sum.v[part] = bit_cast<Ints>(FASTRNN_DOT(sum.v[part], x.v[part], w));
   }
   FASTRNN_INLINE static Ints total(const Sum& sum) {
-    if constexpr (Wide)
-      return (sum.v[0] << 8) + sum.v[1];
+    if constexpr (Wide)  // the larger part alone may be beyond an int32
+      return bit_cast<Ints>((bit_cast<Words>(sum.v[0]) << 8) + bit_cast<Words>(sum.v[1]));
     else
       return sum.v[0];
   }
 #else
   // Activations are int16.
-  static constexpr int kRows = FASTRNN_REGISTERS == 32 ? 4 : 2;
   using Sum = Ints;
   using Narrow = typename Shape<Floats>::halves;
 
@@ -170,6 +171,7 @@ struct Bytes {
   };
   using Left = Both;
   using Right = Both;
+  static constexpr int kSums = 1, kLeft = 2, kRight = 2;
 
   static int place(int l, int t) { return l * kTerms + (t == 1 ? 2 : t == 2 ? 1 : t); }
   FASTRNN_INLINE static Left left(const uint32_t* row, int64_t i, int64_t) {
@@ -188,6 +190,7 @@ struct Bytes {
 #else
   using Left = Many<Ints, kTerms>;
   using Right = Many<Ints, kTerms>;
+  static constexpr int kSums = 1, kLeft = kTerms, kRight = kTerms;
 
   static int place(int l, int t) { return l * kTerms + t; }
   FASTRNN_INLINE static Left left(const uint32_t* row, int64_t i, int64_t) {

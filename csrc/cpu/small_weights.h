@@ -53,12 +53,13 @@ class SmallMatrix {
     format([&](auto f) { return take<decltype(f)>(row, x), 0; });
   }
 
-  // The product of what was taken, its panels in one order or the other: of weights as large as
-  // the cache, what was read last is still there.
-  void multiply(bool up) {
+  // The product of the first rows that were taken, its panels in one order or the other: of weights
+  // as large as the cache, what was read last is still there.
+  void multiply(int64_t rows, bool up) {
     const int64_t panels = ceil_div(registers_, kPanel);
     format([&](auto f) {
-      for (int64_t p = 0; p < panels; ++p) panel<decltype(f)>((up ? p : panels - 1 - p) * kPanel);
+      for (int64_t p = 0; p < panels; ++p)
+        panel<decltype(f)>((up ? p : panels - 1 - p) * kPanel, rows);
       return 0;
     });
   }
@@ -163,30 +164,46 @@ class SmallMatrix {
     return (largest < kLeast ? 0 : largest / units) + not_a_number;
   }
 
+  // Whether the sums of so many rows and registers of a panel stay in registers, of which a
+  // product takes two for itself.
   template <class F>
-  void panel(int64_t first) {
-    const int64_t count = in_panel(first);
-    int64_t row = 0;
-    for (; row + F::kRows <= rows_; row += F::kRows)
-      for (int64_t v = 0; v < count; v += kHalfPanel) tile<F, F::kRows, kHalfPanel>(first, v, row);
-    for (; row < rows_; ++row) {
-      if (count == kPanel)
-        tile<F, 1, kPanel>(first, 0, row);
-      else
-        tile<F, 1, kHalfPanel>(first, 0, row);
-    }
+  static constexpr bool fits(int rows, int panel) {
+    return rows * (panel * F::kSums + F::kLeft) + F::kRight + 2 <= FASTRNN_REGISTERS;
+  }
+  template <class F>
+  static constexpr int most_rows() {
+    int rows = 4;
+    while (rows > 1 && !fits<F>(rows, kHalfPanel)) --rows;
+    return rows;
   }
 
-  // NV registers of a panel, the v'th on, for R rows.
+  template <class F>
+  void panel(int64_t first, int64_t rows) {
+    constexpr int kMost = most_rows<F>();
+    for (int64_t row = 0; row < rows; row += kMost)
+      each_constant<kMost>([&](auto other) {
+        if (min(kMost, rows - row) == other + 1) together<F, other + 1>(first, row);
+      });
+  }
+  template <class F, int R>
+  void together(int64_t first, int64_t row) {
+    const int64_t count = in_panel(first);
+    if constexpr (R == 1 && fits<F>(1, kPanel)) {
+      if (count == kPanel) return tile<F, 1, kPanel>(first, 0, row);
+    }
+    for (int64_t v = 0; v < count; v += kHalfPanel) tile<F, R, kHalfPanel>(first, v, row);
+  }
+
+  // NV registers of a panel, the v'th on, for R rows. Inlined beside others its loop spills.
   template <class F, int R, int NV>
-  void tile(int64_t first, int64_t v, int64_t row) {
+  FASTRNN_NOINLINE void tile(int64_t first, int64_t v, int64_t row) {
     const int64_t column = (first + v) * kLaneWords;
     typename F::Sum sum[R][NV];
     each<R, NV>([&](int r, int i) __attribute__((always_inline)) {
       if constexpr (F::kQuantised)
         sum[r][i] = F::first(load_ints(sums_ + column + i * kLaneWords));
       else
-        sum[r][i] = load<Floats>(bias_ + column + i * kLaneWords);
+        sum[r][i] = Floats{};  // not the bias, for which GCC 12 spills on 64-bit ARM
     });
     constexpr int64_t kNumbers = kLaneWords * F::kTerms;
     const int64_t words = this->words<F>(), step = in_panel(first) * kNumbers;
@@ -207,11 +224,11 @@ class SmallMatrix {
       const int64_t at = column + i * kLaneWords;
       Floats value;
       if constexpr (F::kQuantised)
-        value = load<Floats>(bias_ + at) + convert_to<Floats>(F::total(sum[r][i])) *
-                                               load<Floats>(scale_ + at) * left_scale_[row + r];
+        value = convert_to<Floats>(F::total(sum[r][i])) * load<Floats>(scale_ + at) *
+                left_scale_[row + r];
       else
         value = sum[r][i];
-      store<Floats>(out_ + (row + r) * columns() + at, value);
+      store<Floats>(out_ + (row + r) * columns() + at, load<Floats>(bias_ + at) + value);
     });
   }
   static Ints load_ints(const int32_t* p) {

@@ -22,10 +22,11 @@ using Address = uintptr_t;
 class Stack {
  public:
   virtual ~Stack() = default;
-  virtual void step(Address x) = 0;
+  virtual void steps(Address x, Address y, int64_t count) = 0;
+  void step(Address x, Address y) { steps(x, y, 1); }
 };
 
-// h [L, N, P] and c [L, N, C] are read and written in place, y [N, P] is the top layer's output.
+// h [L, N, P] and c [L, N, C] are read and written in place.
 // The last `inputs` params, [N, H], are read at every step, where others read the weights once.
 template <class T>
 class StackOf final : public Stack {
@@ -33,9 +34,8 @@ class StackOf final : public Stack {
   // make(forward, layer) returns the layer's stream.
   template <class Make>
   StackOf(Make&& make, int64_t layers, Sizes size, const std::vector<Address>& weights,
-          const WeightNames& names, int inputs, const Program* program, Address h, Address c,
-          Address y)
-      : active_(size.batch), forwards_(static_cast<size_t>(layers)), between_(layers - 1) {
+          const WeightNames& names, int inputs, const Program* program, Address h, Address c)
+      : active_(size.batch), forwards_(static_cast<size_t>(layers)) {
     std::vector<View> views(weights.size());
     for (size_t i = 0; i < views.size(); ++i) views[i].data = at(weights[i]);
     for (size_t k = 0; k < forwards_.size(); ++k) {
@@ -56,13 +56,6 @@ class StackOf final : public Stack {
       f.h0 = f.h_n = at(h) + n * size.state;
       if (c) f.c0 = f.c_n = at(c) + n * size.cell;
       f.program = program;
-      if (k > 0) f.x = forwards_[k - 1].y;
-      if (k + 1 < forwards_.size()) {
-        between_[k].resize(static_cast<size_t>(size.batch * size.state));
-        f.y = between_[k].data();
-      } else {
-        f.y = at(y);
-      }
       layers_.emplace_back(make(f, k));
       size.input = size.state;
     }
@@ -71,9 +64,13 @@ class StackOf final : public Stack {
   StackOf(const StackOf&) = delete;  // it points into itself
   StackOf& operator=(const StackOf&) = delete;
 
-  void step(Address x) override {
-    forwards_[0].x = at(x);
-    for (const std::unique_ptr<Stream>& layer : layers_) layer->step();
+  // x [count, N, I] -> y [count, N, P], which every layer writes and the next one reads.
+  void steps(Address x, Address y, int64_t count) override {
+    for (size_t k = 0; k < layers_.size(); ++k) {
+      forwards_[k].x = at(k ? y : x);
+      forwards_[k].y = at(y);
+      layers_[k]->steps(count);
+    }
   }
 
  private:
@@ -81,8 +78,7 @@ class StackOf final : public Stack {
 
   const int64_t active_, offset_ = 0;
   std::vector<Forward<T>> forwards_;
-  std::vector<std::vector<T>> between_;  // outputs of all layers but the last, [N, P]
-  std::vector<std::vector<T>> params_;   // learned ones: a step reads them
+  std::vector<std::vector<T>> params_;  // learned ones: a step reads them
   std::vector<std::unique_ptr<Stream>> layers_;
 };
 
@@ -110,7 +106,7 @@ std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64
                                   int64_t batch, int64_t input, int64_t hidden, int64_t state,
                                   int64_t heads, const std::string& weight_names, int inputs,
                                   const std::vector<Address>& weights, Address h, Address c,
-                                  Address y, const Formats& formats, bool wide) {
+                                  const Formats& formats, bool wide) {
   CellInfo info;
   const int position = find_cell(cell.c_str(), info);
   if (position < 0) throw std::invalid_argument("unknown cell '" + cell + "'");
@@ -132,7 +128,7 @@ std::unique_ptr<Stack> make_stack(const std::string& cell, bool is_double, int64
   const Kernels& kernels = cpu::kernels();
   const auto stack = [&]<class T>(T, auto&& make) -> std::unique_ptr<Stack> {
     return std::make_unique<StackOf<T>>(make, layers, size, weights, names, inputs, info.program, h,
-                                        c, y);
+                                        c);
   };
   if (is_double)
     return stack(double{},
@@ -153,7 +149,9 @@ void bind_stream(py::module_& m) {
                     "are given by the address of their data; see fastrnn/streamer.py.")
       .def(py::init(&make_stack))
       .def("step", &Stack::step, py::call_guard<py::gil_scoped_release>(), py::arg("x"),
-           "One step of all layers from x (N, input_size): updates the states and the output.");
+           py::arg("y"), "One step of all layers, x (N, input_size) to y (N, state).")
+      .def("steps", &Stack::steps, py::call_guard<py::gil_scoped_release>(), py::arg("x"),
+           py::arg("y"), py::arg("count"), "So many steps, x (count, N, input_size) to y.");
 }
 
 }  // namespace fastrnn

@@ -1,5 +1,8 @@
-// The micro-kernels of 64-bit ARM alone, for hot_loops.py: of float and double, or of pairs of
-// Bf16.
+// The micro-kernels of 64-bit ARM alone, for hot_loops.py: of float and double, of pairs of Bf16,
+// or of small weights.
+#if defined(FASTRNN_SMALL)
+#include "cpu/isa_neondot.cpp"
+#else
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -34,4 +37,5 @@ Used<double> of_double;
 }  // namespace FASTRNN_NAMESPACE
 #if defined(FASTRNN_PAIRS) && defined(__clang__)
 #pragma clang attribute pop
+#endif
 #endif

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 # Instructions an FMA, at most. A register of double serves two steps, one of others four.
 MOST = {"double": 1.85}
 MOST_ELSE = 1.6
-FMA = re.compile(r"fmla|bfdot|fmadd")
+FMA = re.compile(r"fmla|bfdot|fmadd|sdot")
 JUMP = re.compile(r"(?:b\.\w+|cbn?z|tbn?z|b)\s.*?\b([0-9a-f]+) <")
-# micro<operands, registers, rows, columns?> and lane_row<operands, registers, panels>
-KERNEL = re.compile(r"::(micro|lane_row)<([\w:]+), (\d+), (\d+)(?:, (true|false))?>\(")
+# micro<operands, registers, rows, columns?>, lane_row<operands, registers, panels>, and of small
+# weights tile<format, rows, registers>
+KERNEL = re.compile(r"::(micro|lane_row|tile)<([\w:<>]+), (\d+), (\d+)(?:, (true|false))?>\(")
 
 
 @dataclass

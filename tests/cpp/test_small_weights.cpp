@@ -1,6 +1,6 @@
-// Streams of small weights in each instruction set that the CPU offers, bit for bit against plain
-// loops. A unit of RnnRelu shows the sum of a product: of int8 it is exact, and halves are powers
-// of two here, of which no sum is rounded.
+// Streams of small weights in each instruction set that the CPU offers, and with products that are
+// emulated, bit for bit against plain loops. A unit of RnnRelu shows the sum of a product: of int8
+// it is exact, and halves are powers of two here, of which no sum is rounded.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -18,6 +18,9 @@
 #include "cpu/isa.h"
 
 using fastrnn::Format;
+
+fastrnn::Kernels with_emulated_dpbusd(const fastrnn::Kernels& others);
+fastrnn::Kernels with_emulated_sdot(const fastrnn::Kernels& others);
 
 constexpr int kRelu = 3;  // its position in the list of cells
 
@@ -44,8 +47,8 @@ struct Problem {
     y.resize(s.N * s.H), expected.resize(s.N * s.H);
   }
 
-  void check(const char* name, const fastrnn::Kernels& kernels, Format format, bool wide,
-             const void* ih, const void* hh) {
+  void check(const fastrnn::Kernels& kernels, Format format, bool wide, const void* ih,
+             const void* hh) {
     const int64_t active = s.N, offset = 0;
     std::vector<float> state = h;
     fastrnn::Forward<float> f{};
@@ -56,14 +59,14 @@ struct Problem {
     f.y = y.data();
     const std::unique_ptr<fastrnn::Stream> stream(kernels.small_stream[kRelu](
         f, {{ih, scale.data(), format}, {hh, scale.data(), format}, {}, wide}));
-    stream->step();
+    stream->steps(1);
     for (size_t i = 0; i < y.size(); ++i)
       CHECK(y[i] == expected[i] && state[i] == y[i],
-            "%s format %d wide %d N%d I%d H%d at %d: %.9g, expected %.9g", name, int(format), wide,
-            int(s.N), int(s.I), int(s.H), int(i), y[i], expected[i]);
+            "%s format %d wide %d N%d I%d H%d at %d: %.9g, expected %.9g", kernels.name,
+            int(format), wide, int(s.N), int(s.I), int(s.H), int(i), y[i], expected[i]);
   }
 
-  void bytes(const char* name, const fastrnn::Kernels& kernels, bool wide) {
+  void bytes(const fastrnn::Kernels& kernels, bool wide) {
     const auto part = [&](const std::vector<float>& left, const std::vector<float>& w, int64_t k,
                           int64_t n, int64_t unit) {
       const int64_t room = std::numeric_limits<int32_t>::max() / (127 * k);
@@ -82,11 +85,11 @@ struct Problem {
         expected[n * s.H + unit] =
             std::max(part(x, w_ih, s.I, n, unit) + part(h, w_hh, s.H, n, unit), 0.0f);
     const std::vector<int8_t> ih(w_ih.begin(), w_ih.end()), hh(w_hh.begin(), w_hh.end());
-    check(name, kernels, Format::kInt8, wide, ih.data(), hh.data());
+    check(kernels, Format::kInt8, wide, ih.data(), hh.data());
   }
 
   // Numbers 2^k and activations that are whole: k from the least half on, below the normal ones.
-  void halves(const char* name, const fastrnn::Kernels& kernels, Format format) {
+  void halves(const fastrnn::Kernels& kernels, Format format) {
     std::vector<uint16_t> bits[2];
     for (std::vector<float>* v : {&x, &h, &bias})
       for (float& a : *v) a = std::round(a);
@@ -109,24 +112,28 @@ struct Problem {
         for (int64_t i = 0; i < s.H; ++i) sum += h[n * s.H + i] * numbers[1][unit * s.H + i];
         expected[n * s.H + unit] = std::max(sum, 0.0f);
       }
-    check(name, kernels, format, true, bits[0].data(), bits[1].data());
+    check(kernels, format, true, bits[0].data(), bits[1].data());
   }
 };
 
-int main() {
-  for (int i = 0; i < fastrnn::cpu::isa_count(); ++i) {
-    const char* const name = fastrnn::cpu::isa_name(i);
-    fastrnn::cpu::isa_select(name);
-    const fastrnn::Kernels& kernels = fastrnn::cpu::kernels();
-    for (const Size s :
-         {Size{1, 3, 5}, Size{1, 64, 128}, Size{3, 67, 37}, Size{4, 1100, 20}, Size{7, 21, 133}}) {
-      for (const bool wide : {true, false})
-        for (const bool most : {true, false}) Problem(s, most).bytes(name, kernels, wide);
-      for (const Format format : {Format::kBf16, Format::kF16}) {
-        const Size small{s.N, std::min<int64_t>(s.I, 67), s.H};  // sums that are exact
-        Problem(small, false).halves(name, kernels, format);
-      }
+void check_all(const fastrnn::Kernels& kernels) {
+  for (const Size s : {Size{1, 3, 5}, Size{1, 64, 128}, Size{2, 40, 66}, Size{3, 67, 37},
+                       Size{4, 1100, 20}, Size{7, 21, 133}}) {
+    for (const bool wide : {true, false})
+      for (const bool most : {true, false}) Problem(s, most).bytes(kernels, wide);
+    for (const Format format : {Format::kBf16, Format::kF16}) {
+      const Size small{s.N, std::min<int64_t>(s.I, 67), s.H};  // sums that are exact
+      Problem(small, false).halves(kernels, format);
     }
   }
+}
+
+int main() {
+  for (int i = 0; i < fastrnn::cpu::isa_count(); ++i) {
+    fastrnn::cpu::isa_select(fastrnn::cpu::isa_name(i));
+    check_all(fastrnn::cpu::kernels());
+  }
+  check_all(with_emulated_dpbusd(fastrnn::cpu::kernels()));
+  check_all(with_emulated_sdot(fastrnn::cpu::kernels()));
   return report("test_small_weights");
 }

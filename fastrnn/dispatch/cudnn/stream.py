@@ -15,11 +15,11 @@ from .. import reference
 
 
 class Stream:
-    """The layers of a `Streamer`, one step a call. Addresses are of dense memory of the CPU.
-    `formats` and `wide` are of small weights, which it has not.
+    """The layers of a `Streamer`. Addresses are of dense memory of the CPU. `formats` and `wide`
+    are of small weights, which it has not.
 
     Weights are copied, but for the last `inputs` of each layer, (N, H), which are read at each
-    step; state and output are read and written in place.
+    call; the state is read and written in place.
     """
 
     def __init__(
@@ -37,16 +37,14 @@ class Stream:
         weights: list[int],
         h: int,
         c: int,
-        y: int,
         formats: list[tuple[int, int]],
         wide: bool,
     ) -> None:
         self._dtype = torch.float64 if double else torch.float32
         kind, each = cell_named(cell), names.split()
-        self._input = (batch, input_size)
+        self._sizes = batch, input_size, width
         self._h = self._at(h, layers, batch, width)
         self._c = self._at(c, layers, batch, kind.own * hidden) if c else None
-        self._y = self._at(y, batch, width)
         own, addresses = [], iter(weights)
         for k in range(layers):
             shapes = weight_shapes(kind, width if k else input_size, hidden, width)
@@ -59,7 +57,6 @@ class Stream:
                     own.append(self._at(next(addresses), batch, hidden))
         self._made = kind.step is not None
         if self._made:
-            self._rows = torch.tensor([batch], device="cpu")
             self._layers = [own[at : at + len(each)] for at in range(0, len(own), len(each))]
             self._names = cell, names
         else:
@@ -73,26 +70,34 @@ class Stream:
         memory = (ctypes.c_byte * size).from_address(address)
         return torch.frombuffer(memory, dtype=self._dtype).view(shape)
 
-    def step(self, address: int) -> None:
-        """The next step, of the input at the address."""
-        x = self._at(address, *self._input)
-        with torch.no_grad():
-            return self._step_as_defined(x) if self._made else self._step(x)
+    def step(self, x: int, y: int) -> None:
+        """The next step, from the input at one address to the output at the other."""
+        self.steps(x, y, 1)
 
-    def _step(self, x: Tensor) -> None:
+    def steps(self, x: int, y: int, count: int) -> None:
+        """So many steps: x (count, N, input_size) to y (count, N, state)."""
+        batch, input_size, width = self._sizes
+        given = self._at(x, count, batch, input_size)
+        with torch.no_grad():
+            output = self._as_defined(given) if self._made else self._by_torch(given)
+            self._at(y, count, batch, width).copy_(output)
+
+    def _by_torch(self, x: Tensor) -> Tensor:
         hx = self._h if self._c is None else (self._h, self._c)
-        output, h_n, *c_n = self._function(x.unsqueeze(0), hx, *self._options)
-        self._y.copy_(output[0])
+        output, h_n, *c_n = self._function(x, hx, *self._options)
         self._h.copy_(h_n)
         if self._c is not None:
             self._c.copy_(c_n[0])
+        return output
 
-    def _step_as_defined(self, x: Tensor) -> None:
+    def _as_defined(self, x: Tensor) -> Tensor:
+        rows = torch.full((len(x),), x.size(1), device="cpu")
+        packed = x.flatten(0, 1)
         for k, weights in enumerate(self._layers):
             h, c = self._h[k : k + 1], None if self._c is None else self._c[k : k + 1]
-            results = reference.run(Call(x, self._rows, h, c, weights, *self._names), save=False)
+            results = reference.run(Call(packed, rows, h, c, weights, *self._names), save=False)
             h.copy_(results.h_n)
             if c is not None:
                 c.copy_(results.c_n)
-            x = results.output
-        self._y.copy_(x)
+            packed = results.output
+        return packed.view(len(x), x.size(1), -1)

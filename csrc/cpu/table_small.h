@@ -1,0 +1,14 @@
+// Included at the end of an isa_*.cpp that has only streams of small weights of its own: an array
+// of them, one column per cell, for `with_small_streams`.
+#include "cpu/activations.h"
+//
+#include "cells.h"
+#include "cpu/small_stream.h"
+
+namespace FASTRNN_NAMESPACE {
+
+#define X(Cell, name) small_stream<Cell>,
+static constexpr fastrnn::SmallStreamKernel* kStreams[] = {FASTRNN_CELLS(X)};
+#undef X
+
+}  // namespace FASTRNN_NAMESPACE
