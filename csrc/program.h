@@ -11,13 +11,14 @@ namespace fastrnn {
 
 // X(name): every operation, in the order of fastrnn/programs/bytecode.py.
 //   fma a b + c, fms a b - c, fnma c - a b, muladdmul a b + c d, one_minus 1 - a,
-//   dsigmoid a b (1 - b), dtanh a (1 - b b), select_xx (a xx b) ? c : d, sum of a row's units
+//   dsigmoid a b (1 - b), dtanh a (1 - b b), select_xx (a xx b) ? c : d, sum of a row's units,
+//   sigmoid_xx and tanh_xx of a + b or of a b + c
 // clang-format off
 #define FASTRNN_OPS(X)                                                                \
   X(add) X(sub) X(mul) X(div) X(neg) X(fma) X(fms) X(fnma) X(muladdmul) X(one_minus)  \
   X(dsigmoid) X(dtanh) X(copy) X(sigmoid) X(tanh) X(exp) X(expm1) X(log) X(log1p)     \
   X(sqrt) X(abs) X(max) X(min) X(select_lt) X(select_le) X(select_eq) X(sum) X(sin)   \
-  X(cos) X(erf) X(floor) X(round)
+  X(cos) X(erf) X(floor) X(round) X(sigmoid_add) X(sigmoid_fma) X(tanh_add) X(tanh_fma)
 // clang-format on
 
 enum class Op : uint16_t {
@@ -55,6 +56,7 @@ struct Program {
   int64_t gates_w = 0;      // hidden gates of v
   int64_t saved_first = 0;  // saved planes that first_forward writes; the first of them is v
   Code first_forward{}, first_backward{};
+  Code inference{};  // forward of calls that save nothing
 };
 
 }  // namespace fastrnn

@@ -44,12 +44,16 @@ COMPUTE = {
     "erf": torch.erf,
     "floor": torch.floor,
     "round": torch.round,
+    "sigmoid_add": lambda a, b: (a + b).sigmoid(),
+    "sigmoid_fma": lambda a, b, c: (a * b + c).sigmoid(),
+    "tanh_add": lambda a, b: (a + b).tanh(),
+    "tanh_fma": lambda a, b, c: (a * b + c).tanh(),
 }
 assert tuple(COMPUTE) == OPS
 OPERANDS = {
     **dict.fromkeys(OPS, 1),
-    **dict.fromkeys("add sub mul div dsigmoid dtanh max min".split(), 2),
-    **dict.fromkeys("fma fms fnma".split(), 3),
+    **dict.fromkeys("add sub mul div dsigmoid dtanh max min sigmoid_add tanh_add".split(), 2),
+    **dict.fromkeys("fma fms fnma sigmoid_fma tanh_fma".split(), 3),
     **dict.fromkeys("muladdmul select_lt select_le select_eq".split(), 4),
 }
 

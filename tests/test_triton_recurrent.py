@@ -247,6 +247,6 @@ def test_sums_over_units(dtype):
         check(Example(name, 2, 18, 3, 21, dtype, bidirectional=True))
     module = on_device(Example("layer_norm_lstm", 1, 1, 3, 129, dtype)).module
     x = torch.zeros(1, 1, 3, device=DEVICE, dtype=dtype)
-    with fastrnn.backend("triton"), pytest.raises(RuntimeError, match="over 128 at most"):
+    with fastrnn.backend("triton"), pytest.raises(RuntimeError, match="hidden_size of 128 or less"):
         module(x)
     module(x)

@@ -162,6 +162,7 @@ class ForwardPass : Base {
   void time_loop(int64_t d, Range batch, Range steps) {
     Direction& w = direction_[d];
     Worker worker(*this);
+    const Range all = panels(1, 0);
     this->each_step(d, batch, steps, [&](int64_t step, int64_t before) {
       const int64_t first = row(d, step) + batch.first;
       const Step now = this->at(d, step, batch, before, batch.first);
@@ -172,7 +173,7 @@ class ForwardPass : Base {
           for (int64_t k = 0; k < kind.own; ++k)
             memset(now.c + (k * N + n) * ld_cell, 0, H * sizeof(T));
         }
-      this->recurrent_product(worker, now, step, panels(1, 0));
+      this->recurrent_product(worker, now, step, all);
       for (int64_t p = 0; p < w.hr.count(); ++p)
         multiply<O, kWide>(now.m, ld_cell, now.rows, H, w.hr.get(p), w.hr.far(p + 1), zero_, 0,
                            now.h + p * kWidth<T, kWide>, ld_state);

@@ -146,7 +146,7 @@ struct ForwardStep
     const auto init = [&](int64_t p) -> const T* { return Cell::kSplit ? w.b_hh + p * kLd : x(p); };
     const int64_t apart = chunk_ * N * kLd;  // of the panels of x_part
 #if defined(FASTRNN_LANES)
-    if (panels.count() == kRowPanels && !w.hh.get(panels.last - 1).half)
+    if (panels.count() == kRowPanels && !w.hh.get(panels.last - 1).fewer)
       lane_row<O, kGated, kRowPanels>(now.left, w.hh.get(panels.first).data, w.hh.stride(), P,
                                       init(panels.first), Cell::kSplit ? kLd : apart, tile);
     else

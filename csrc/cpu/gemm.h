@@ -74,14 +74,14 @@ class Buffer {
   T* data_ = nullptr;
 };
 
-// A panel; where it is packed ld is its width. The last one of a matrix may have half of kWide
-// registers.
+// A panel; where it is packed ld is its width. The last one of a matrix may have fewer registers
+// than kWide.
 template <class O>
 struct Panel : Rows<O> {
-  bool half = false;
+  int fewer = 0;  // 2 or 3, or 0 if it has all of them
 
   Panel from(int64_t k) const {  // k a multiple of kTerms
-    return {{this->data + k * this->ld, this->ld}, half};
+    return {{this->data + k * this->ld, this->ld}, fewer};
   }
 };
 
@@ -187,11 +187,13 @@ template <class O, int NV>
 inline constexpr Micros<O, NV> kMicros =
     Micros<O, NV>::all(std::make_integer_sequence<int, kTileRows<O, NV>>{});
 
-// The micro-kernel of that many rows for a panel of NV registers, or half as many.
+// The micro-kernel of that many rows for a panel of NV registers, or fewer.
 template <class O, int NV>
 FASTRNN_INLINE Micro<O>* micro_of(int64_t rows, Panel<O> panel) {
-  if constexpr (NV == kWide)
-    if (panel.half) return kMicros<O, NV / 2>.by_rows[rows];
+  if constexpr (NV == kWide) {
+    if (panel.fewer == 2) return kMicros<O, 2>.by_rows[rows];
+    if (panel.fewer == 3) return kMicros<O, 3>.by_rows[rows];
+  }
   return kMicros<O, NV>.by_rows[rows];
 }
 
@@ -238,10 +240,9 @@ template <class O, int NV>
 void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, const O* next,
               const Compute<O>* init, int64_t ld_init, Compute<O>* out, int64_t ld_out) {
   if constexpr (NV == kWide)
-    if (panel.half) {
-      panel.half = false;
-      return multiply<O, NV / 2>(a, lda, m, k, panel, next, init, ld_init, out, ld_out);
-    }
+    if (const int fewer = std::exchange(panel.fewer, 0))
+      return fewer == 2 ? multiply<O, 2>(a, lda, m, k, panel, next, init, ld_init, out, ld_out)
+                        : multiply<O, 3>(a, lda, m, k, panel, next, init, ld_init, out, ld_out);
   const Tiles<O, NV> tiles(m);
   const int64_t depth = panel_depth<O, NV>(k, m);
   for (int64_t from = 0; from < k; from += depth) {

@@ -85,7 +85,7 @@ class Interpreter {
   Lies<T>* lies() const { return lies_; }
 
   // All instructions for some rows and some registers of units. padded: all planes are such.
-  void run(int64_t rows, Range registers, bool padded) {
+  void run(int64_t rows, const Range& registers, bool padded) {
     padded_ = padded;
     const int64_t count = registers.count();
     if (whole_rows_) {
@@ -101,7 +101,7 @@ class Interpreter {
   }
 
   // Whether `run` takes these in one block, if all planes are padded.
-  bool at_once(int64_t rows, Range registers) const {
+  bool at_once(int64_t rows, const Range& registers) const {
     const int64_t count = registers.count();
     return rows == 1 ? whole_rows_ || count <= kMost : !whole_rows_ && count == 1 && rows <= kMost;
   }
@@ -109,7 +109,7 @@ class Interpreter {
   void keep(int64_t k) { memcpy(planes_ + (1 + k) * all_, planes_, all_ * sizeof(Plane<T>)); }
   // The planes of that block, which may be moved, and another run of it.
   Plane<T>* kept(int64_t k) const { return planes_ + (1 + k) * all_; }
-  void run_kept(int64_t k, int64_t rows, Range registers) const {
+  void run_kept(int64_t k, int64_t rows, const Range& registers) const {
     execute(kept(k), rows == 1 ? registers.count() : rows, valid(registers.last - 1));
   }
 
@@ -208,13 +208,18 @@ class Interpreter {
         [&](int64_t k) { return Place{n + k, r}; });
   }
 
-  // Long chains of instructions, of several registers at a time.
-  template <class F>
-  FASTRNN_INLINE static void chain(Plane<T> a, Plane<T> d, int64_t n, F&& f) {
+  // d = f(a...) for n registers.
+  template <class F, class... Planes>
+  FASTRNN_INLINE static void each(Plane<T> d, int64_t n, F&& f, Planes... a) {
+    for (; n > 0; --n, d.at += d.step, ((a.at += a.step), ...)) store<V>(d.at, f(load<V>(a.at)...));
+  }
+  // The same of a long chain of instructions, of several registers at a time.
+  template <class F, class... Planes>
+  FASTRNN_INLINE static void chain(Plane<T> d, int64_t n, F&& f, Planes... a) {
     int64_t i = 0;
     const auto some = [&](auto count) __attribute__((always_inline)) {
       constexpr int R = count;
-      const auto y = f(each_of<R>([&](int k) { return load<V>(a.at + (i + k) * a.step); }));
+      const auto y = f(each_of<R>([&](int k) { return load<V>(a.at + (i + k) * a.step); })...);
       FASTRNN_UNROLL
       for (int k = 0; k < R; ++k) store<V>(d.at + (i + k) * d.step, y.v[k]);
       i += R;
@@ -222,28 +227,6 @@ class Interpreter {
     while (i + 4 <= n) some(std::integral_constant<int, 4>{});
     if (i + 2 <= n) some(std::integral_constant<int, 2>{});
     if (i < n) some(std::integral_constant<int, 1>{});
-  }
-  template <class F>
-  FASTRNN_INLINE static void unary(Plane<T> a, Plane<T> d, int64_t n, F&& f) {
-    for (; n > 0; --n, a.at += a.step, d.at += d.step) store<V>(d.at, f(load<V>(a.at)));
-  }
-  template <class F>
-  FASTRNN_INLINE static void binary(Plane<T> a, Plane<T> b, Plane<T> d, int64_t n, F&& f) {
-    for (; n > 0; --n, a.at += a.step, b.at += b.step, d.at += d.step)
-      store<V>(d.at, f(load<V>(a.at), load<V>(b.at)));
-  }
-  template <class F>
-  FASTRNN_INLINE static void ternary(Plane<T> a, Plane<T> b, Plane<T> c, Plane<T> d, int64_t n,
-                                     F&& f) {
-    for (; n > 0; --n, a.at += a.step, b.at += b.step, c.at += c.step, d.at += d.step)
-      store<V>(d.at, f(load<V>(a.at), load<V>(b.at), load<V>(c.at)));
-  }
-  template <class F>
-  FASTRNN_INLINE static void quaternary(Plane<T> a, Plane<T> b, Plane<T> c, Plane<T> e, Plane<T> d,
-                                        int64_t n, F&& f) {
-    for (; n > 0;
-         --n, a.at += a.step, b.at += b.step, c.at += c.step, e.at += e.step, d.at += d.step)
-      store<V>(d.at, f(load<V>(a.at), load<V>(b.at), load<V>(c.at), load<V>(e.at)));
   }
   static void sum(Plane<T> a, Plane<T> d, int64_t n, int64_t last_valid) {
     V total{};
@@ -259,58 +242,64 @@ class Interpreter {
 
   // Every instruction for a block of n registers, the last of which has `last_valid` units.
   FASTRNN_NOINLINE void execute(const Plane<T>* p, int64_t n, int64_t last_valid) const {
-#define FASTRNN_DO(kind, name, operands, ...)                            \
-  case Op::name:                                                         \
-    kind FASTRNN_##operands, d, count, [](auto a FASTRNN_AND_##operands)               \
-        __attribute__((always_inline)) { return __VA_ARGS__; });         \
+#define FASTRNN_DO(kind, name, operands, ...)                                                \
+  case Op::name:                                                                             \
+    kind(                                                                                    \
+        d, count,                                                                            \
+        [](FASTRNN_TAKES_##operands) __attribute__((always_inline)) { return __VA_ARGS__; }, \
+        FASTRNN_##operands);                                                                 \
     break;
-#define FASTRNN_A (p[i.a]
-#define FASTRNN_AB (p[i.a], p[i.b]
-#define FASTRNN_ABC (p[i.a], p[i.b], p[i.c]
-#define FASTRNN_ABCE (p[i.a], p[i.b], p[i.c], p[i.d]
-#define FASTRNN_AND_A
-#define FASTRNN_AND_AB , auto b
-#define FASTRNN_AND_ABC , auto b, auto c
-#define FASTRNN_AND_ABCE , auto b, auto c, auto e
+#define FASTRNN_A p[i.a]
+#define FASTRNN_AB p[i.a], p[i.b]
+#define FASTRNN_ABC p[i.a], p[i.b], p[i.c]
+#define FASTRNN_ABCE p[i.a], p[i.b], p[i.c], p[i.d]
+#define FASTRNN_TAKES_A auto a
+#define FASTRNN_TAKES_AB auto a, auto b
+#define FASTRNN_TAKES_ABC auto a, auto b, auto c
+#define FASTRNN_TAKES_ABCE auto a, auto b, auto c, auto e
     for (int64_t k = 0; k < code_.length; ++k) {
       const Instruction i = code_.instructions[k];
       const Plane<T> d = p[i.dst];
       const int64_t count = i.op & Instruction::kOnce ? 1 : n;
       switch (static_cast<Op>(i.op & ~Instruction::kOnce)) {
-        FASTRNN_DO(binary, add, AB, a + b)
-        FASTRNN_DO(binary, sub, AB, a - b)
-        FASTRNN_DO(binary, mul, AB, a * b)
-        FASTRNN_DO(binary, div, AB, a / b)
-        FASTRNN_DO(unary, neg, A, -a)
-        FASTRNN_DO(ternary, fma, ABC, fma(a, b, c))
-        FASTRNN_DO(ternary, fms, ABC, fma(a, b, -c))
-        FASTRNN_DO(ternary, fnma, ABC, fma(-a, b, c))
-        FASTRNN_DO(quaternary, muladdmul, ABCE, fma(a, b, c * e))
-        FASTRNN_DO(unary, one_minus, A, 1 - a)
-        FASTRNN_DO(binary, dsigmoid, AB, a * b * (1 - b))
-        FASTRNN_DO(binary, dtanh, AB, a * tanh_slope(b))
-        FASTRNN_DO(unary, copy, A, a)
+        FASTRNN_DO(each, add, AB, a + b)
+        FASTRNN_DO(each, sub, AB, a - b)
+        FASTRNN_DO(each, mul, AB, a * b)
+        FASTRNN_DO(each, div, AB, a / b)
+        FASTRNN_DO(each, neg, A, -a)
+        FASTRNN_DO(each, fma, ABC, fma(a, b, c))
+        FASTRNN_DO(each, fms, ABC, fma(a, b, -c))
+        FASTRNN_DO(each, fnma, ABC, fma(-a, b, c))
+        FASTRNN_DO(each, muladdmul, ABCE, fma(a, b, c * e))
+        FASTRNN_DO(each, one_minus, A, 1 - a)
+        FASTRNN_DO(each, dsigmoid, AB, a * b * (1 - b))
+        FASTRNN_DO(each, dtanh, AB, a * tanh_slope(b))
+        FASTRNN_DO(each, copy, A, a)
         FASTRNN_DO(chain, sigmoid, A, sigmoid(a))
         FASTRNN_DO(chain, tanh, A, tanh(a))
-        FASTRNN_DO(unary, exp, A, exp(a))
-        FASTRNN_DO(unary, expm1, A, expm1(a))
-        FASTRNN_DO(unary, log, A, log(a))
-        FASTRNN_DO(unary, log1p, A, log1p(a))
-        FASTRNN_DO(unary, sqrt, A, by_lane(a, [](T x) { return T(__builtin_sqrt(x)); }))
-        FASTRNN_DO(unary, abs, A, absolute(a))
-        FASTRNN_DO(binary, max, AB, maximum(a, b))
-        FASTRNN_DO(binary, min, AB, minimum(a, b))
-        FASTRNN_DO(quaternary, select_lt, ABCE, select(a < b, c, e))
-        FASTRNN_DO(quaternary, select_le, ABCE, select(a <= b, c, e))
-        FASTRNN_DO(quaternary, select_eq, ABCE, select(a == b, c, e))
+        FASTRNN_DO(chain, sigmoid_add, AB, sigmoid(a + b))
+        FASTRNN_DO(chain, sigmoid_fma, ABC, sigmoid(fma(a, b, c)))
+        FASTRNN_DO(chain, tanh_add, AB, tanh(a + b))
+        FASTRNN_DO(chain, tanh_fma, ABC, tanh(fma(a, b, c)))
+        FASTRNN_DO(each, exp, A, exp(a))
+        FASTRNN_DO(each, expm1, A, expm1(a))
+        FASTRNN_DO(each, log, A, log(a))
+        FASTRNN_DO(each, log1p, A, log1p(a))
+        FASTRNN_DO(each, sqrt, A, by_lane(a, [](T x) { return T(__builtin_sqrt(x)); }))
+        FASTRNN_DO(each, abs, A, absolute(a))
+        FASTRNN_DO(each, max, AB, maximum(a, b))
+        FASTRNN_DO(each, min, AB, minimum(a, b))
+        FASTRNN_DO(each, select_lt, ABCE, select(a < b, c, e))
+        FASTRNN_DO(each, select_le, ABCE, select(a <= b, c, e))
+        FASTRNN_DO(each, select_eq, ABCE, select(a == b, c, e))
         case Op::sum:
           sum(p[i.a], d, n, last_valid);
           break;
-          FASTRNN_DO(unary, sin, A, by_lane(a, [](T x) { return T(__builtin_sin(x)); }))
-          FASTRNN_DO(unary, cos, A, by_lane(a, [](T x) { return T(__builtin_cos(x)); }))
-          FASTRNN_DO(unary, erf, A, by_lane(a, [](T x) { return T(__builtin_erf(x)); }))
-          FASTRNN_DO(unary, floor, A, by_lane(a, [](T x) { return T(__builtin_floor(x)); }))
-          FASTRNN_DO(unary, round, A, by_lane(a, [](T x) { return T(__builtin_nearbyint(x)); }))
+          FASTRNN_DO(each, sin, A, by_lane(a, [](T x) { return T(__builtin_sin(x)); }))
+          FASTRNN_DO(each, cos, A, by_lane(a, [](T x) { return T(__builtin_cos(x)); }))
+          FASTRNN_DO(each, erf, A, by_lane(a, [](T x) { return T(__builtin_erf(x)); }))
+          FASTRNN_DO(each, floor, A, by_lane(a, [](T x) { return T(__builtin_floor(x)); }))
+          FASTRNN_DO(each, round, A, by_lane(a, [](T x) { return T(__builtin_nearbyint(x)); }))
       }
     }
 #undef FASTRNN_DO
@@ -318,10 +307,10 @@ class Interpreter {
 #undef FASTRNN_AB
 #undef FASTRNN_ABC
 #undef FASTRNN_ABCE
-#undef FASTRNN_AND_A
-#undef FASTRNN_AND_AB
-#undef FASTRNN_AND_ABC
-#undef FASTRNN_AND_ABCE
+#undef FASTRNN_TAKES_A
+#undef FASTRNN_TAKES_AB
+#undef FASTRNN_TAKES_ABC
+#undef FASTRNN_TAKES_ABCE
   }
 };
 

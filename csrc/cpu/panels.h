@@ -116,10 +116,11 @@ struct Panels {
     }
   }
   Panel<O> of_packed(int64_t panel, const O* data) const {
-    const bool half =
-        NV == kWide && (kMixed ? registers() - panel * NV <= NV / 2
-                               : Groups == 1 && columns - panel * kUnits <= kUnits / 2);
-    return {{data, half ? kWidth<O, NV> / 2 : kWidth<O, NV>}, half};
+    if constexpr (NV == kWide && Groups <= 1) {
+      const int64_t left = (kMixed ? registers() : ceil_div(columns, kLane)) - panel * NV;
+      if (left < NV) return {{data, max(2, left) * kLane}, static_cast<int>(max(2, left))};
+    }
+    return {{data, kWidth<O, NV>}};
   }
   // One register's worth of columns, all k, zero beyond the valid ones.
   void pack_register(int64_t column, int64_t valid, O* out, int64_t ld_out) const {

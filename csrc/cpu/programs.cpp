@@ -1,5 +1,6 @@
 #include "cpu/programs.h"
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -51,9 +52,27 @@ struct OwnedCode {
   }
 };
 
+// The instructions of a code but for those whose only purpose are its planes from `first` on.
+std::vector<Instruction> without(const Code& code, int64_t first) {
+  const int64_t all = code.planes + code.constant_count + code.row_temps + code.temps;
+  std::vector<bool> wanted(all);
+  std::fill(wanted.begin(), wanted.begin() + first, true);
+  std::vector<Instruction> kept;
+  for (int64_t k = code.length - 1; k >= 0; --k) {
+    const Instruction& i = code.instructions[k];
+    if (!wanted[i.dst]) continue;
+    wanted[i.dst] = i.dst < first;
+    for (const uint16_t plane : {i.a, i.b, i.c, i.d}) wanted[plane] = true;
+    kept.push_back(i);
+  }
+  std::reverse(kept.begin(), kept.end());
+  return kept;
+}
+
 struct Kept {
   std::string name;
   OwnedCode forward, backward, first_forward, first_backward;
+  std::vector<Instruction> inference;
   Program program;
 
   explicit Kept(const GivenProgram& g)
@@ -80,7 +99,11 @@ struct Kept {
                g.gates_w,
                g.saved_first,
                first_forward.code,
-               first_backward.code};
+               first_backward.code,
+               forward.code};
+    inference = without(forward.code, forward.code.planes - (g.saved - g.saved_first));
+    program.inference.instructions = inference.data();
+    program.inference.length = static_cast<int64_t>(inference.size());
   }
   // Planes that both codes of a direction are given.
   static int64_t gradient_inputs(const GivenProgram& g) {

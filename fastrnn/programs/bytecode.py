@@ -14,11 +14,13 @@ Values = tuple[Value, ...]
 #   fma = a * b + c, fms = a * b - c, fnma = c - a * b, muladdmul = a * b + c * d
 #   one_minus = 1 - a, dsigmoid = a * b * (1 - b), dtanh = a * (1 - b * b)
 #   select_xx = (a xx b) ? c : d; sum = over the units of the row
+#   sigmoid_add, tanh_add = of a + b; sigmoid_fma, tanh_fma = of a * b + c
 #   max, min: a NaN in either operand gives NaN
 OPS = tuple(
     "add sub mul div neg fma fms fnma muladdmul one_minus dsigmoid dtanh copy "
     "sigmoid tanh exp expm1 log log1p sqrt abs max min "
-    "select_lt select_le select_eq sum sin cos erf floor round".split()
+    "select_lt select_le select_eq sum sin cos erf floor round "
+    "sigmoid_add sigmoid_fma tanh_add tanh_fma".split()
 )
 ROW = 0x100  # added to the code of an operation whose result is one number a row
 
@@ -76,6 +78,10 @@ def _choose(graph: Graph, value: Value, alone: Callable[..., bool]) -> tuple[str
             return "fms", (*a.args, b)
         if a.number == 1:
             return "one_minus", (b,)
+    if op in ("sigmoid", "tanh") and alone(args[0], "add"):
+        inner, operands = _choose(graph, args[0], alone)
+        if f"{op}_{inner}" in OPS:
+            return f"{op}_{inner}", operands
     if op == "neg" and alone(args[0]):
         return "fnma", (*args[0].args, graph.constant(0))
     if op == "mul":

@@ -43,7 +43,8 @@ struct ProgramByHand {
                 gates_w,
                 saved_first,
                 first_forward.code(),
-                first_backward.code()} {
+                first_backward.code(),
+                forward.code()} {
     program.info.program = &program;
   }
   ProgramByHand(const ProgramByHand&) = delete;

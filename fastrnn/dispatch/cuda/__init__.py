@@ -55,7 +55,7 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     if _missing is not None:
         return _missing
     if call.kind.step:
-        return "the kernels for GPUs take no cells made of functions"
+        return "the CUDA kernels take no cells made of functions; use the backend 'triton'"
     if not input.is_cuda:
         return f"tensors are on {input.device}; move them and the module to 'cuda'"
     if not torch.compiler.is_compiling():

@@ -72,13 +72,19 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
     if _missing is not None:
         return _missing
     if call.kind.step and PROGRAMS[call.cell].row_sums and call.hidden_size > SUMMED:
-        return f"the step sums over units; the Triton kernels do over {SUMMED} at most"
+        return (
+            f"the step sums over units; the Triton kernels do over {SUMMED} at most: take a "
+            f"hidden_size of {SUMMED} or less, or a CPU"
+        )
     if input.device.type != DEVICE:
         return f"tensors are on {input.device}; move them and the module to 'cuda'"
     if input.is_cuda and torch.version.hip is None and not torch.compiler.is_compiling():
         capability = gpu.capability(input.device)
         if capability < (8, 0):
-            return f"the GPU has compute capability {capability}; Triton needs (8, 0)"
+            return (
+                f"the GPU has compute capability {capability}, Triton needs (8, 0); "
+                "use the backend 'cudnn' or 'reference'"
+            )
     if input.dtype not in DTYPES:
         return f"dtype is {input.dtype}; convert to torch.float32, torch.bfloat16 or torch.float16"
     return None

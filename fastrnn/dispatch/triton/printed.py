@@ -53,6 +53,10 @@ _EXPRESSIONS = {
     "erf": "tl.erf({0})",
     "floor": "tl.floor({0})",
     "round": "nearest({0})",
+    "sigmoid_add": "sigmoid({0} + {1})",
+    "sigmoid_fma": "sigmoid({0} * {1} + {2})",
+    "tanh_add": "tanh({0} + {1})",
+    "tanh_fma": "tanh({0} * {1} + {2})",
 }
 assert tuple(_EXPRESSIONS) == OPS
 
