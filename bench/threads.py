@@ -30,8 +30,8 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 COUNTS = (4, 8, 16, 32)
 UNITS = 32  # of the units, pieces of which threads take, see Schedule in csrc/cpu/schedule.h
 
-NEAR_BYTES = 512 << 10  # of weights that stay in the cache of a core
-FAR = 20.0  # bytes per ns from the cache that cores share, to each of them
+NEAR_BYTES = 1 << 20  # of weights that stay in the cache of a core
+FAR = 40.0  # bytes per ns from the cache that cores share, to each of them
 CELL = 0.25  # ns of a gate of a unit
 CALL = 12_000.0  # ns of Python and PyTorch
 WAKE, MEETING, MEMBER = 4_000.0, 500.0, 100.0  # ns: of the pool; of a meeting, and of each member

@@ -47,6 +47,16 @@ def test_parse():
     assert check.parse("") == []
 
 
+def test_what_needs_clusters_is_compiled_where_there_are_some(monkeypatch):
+    def names(listed: str, file: str) -> list[str]:
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)
+        return [flag.split("=")[-1] for flag in check.nvcc.targets_of(Path(file))]
+
+    assert names("8.0;9.0+PTX", "forward.cu") == ["sm_80", "sm_90", "compute_90"]
+    assert names("8.0;9.0+PTX;12.0", "persistent_forward.cu") == ["sm_90", "compute_90", "sm_120"]
+    assert names("8.6", "persistent_backward.cu") == ["sm_86"]  # where nothing launches it
+
+
 def test_targets(monkeypatch):
     def flags(listed: str) -> list[str]:
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", listed)

@@ -250,6 +250,10 @@ def test_only_who_asks_gets_it(cell, monkeypatch):
     for actual, value in zip(layer_inference(*args), wanted, strict=True):
         assert_matches(actual.cpu(), value.cpu())
     launch.groups.cache_clear()
+    monkeypatch.setattr(launch.gpu, "capability", lambda _: (8, 9))  # which has no clusters
+    ampere = torch.device("cuda", 0)
+    assert launch.groups(CELLS[cell], "bfloat16", 40, 5, 1, False, ampere) == {}
+    launch.groups.cache_clear()
 
 
 def test_a_projection_keeps_the_step_kernels(monkeypatch):

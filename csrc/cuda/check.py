@@ -111,11 +111,20 @@ def table(kernels: list[Kernel]) -> str:
     return "\n".join(text)
 
 
-def compile_one(tool: str, source: Path, build: Path, flags: list[str]) -> tuple[Path, str, float]:
+def compile_one(tool: str, source: Path, build: Path) -> tuple[Path, str, float]:
     """The object of a source, what the compiler said and the seconds that it took."""
     start = time.monotonic()
     target = build / (source.stem + ".o")
-    command = [tool, *FLAGS, *flags, f"-I{ROOT / 'csrc'}", "-c", source, "-o", target]
+    command = [
+        tool,
+        *FLAGS,
+        *nvcc.targets_of(source),
+        f"-I{ROOT / 'csrc'}",
+        "-c",
+        source,
+        "-o",
+        target,
+    ]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if run.returncode:
         raise RuntimeError(f"{source.name} does not compile:\n{run.stdout}")
@@ -138,13 +147,13 @@ def main(words: list[str] | None = None) -> int:
     chosen = parser.parse_args(words)
     start = time.monotonic()
     try:
-        tool, flags = nvcc.find(), nvcc.targets()
+        tool = nvcc.find()
         if tool is None:
             raise FileNotFoundError("there is no nvcc in CUDA_HOME or on PATH")
         chosen.build.mkdir(parents=True, exist_ok=True)
         with concurrent.futures.ThreadPoolExecutor(chosen.jobs) as pool:
             results = list(
-                pool.map(lambda file: compile_one(tool, file, chosen.build, flags), chosen.sources)
+                pool.map(lambda file: compile_one(tool, file, chosen.build), chosen.sources)
             )
         link(tool, [target for target, _, _ in results], chosen.build / "fastrnn_cuda.so")
     except (OSError, RuntimeError, ValueError) as error:

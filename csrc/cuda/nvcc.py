@@ -53,6 +53,15 @@ def targets() -> list[str]:
     return flags
 
 
+def targets_of(source: Path) -> list[str]:
+    """Those of a source. What needs clusters is not compiled for GPUs that have none, unless these
+    are all."""
+    flags = targets()
+    if not source.stem.startswith("persistent"):
+        return flags
+    return [flag for flag in flags if int(re.search(r"compute_(\d+)", flag)[1]) >= 90] or flags
+
+
 def obstacle() -> str | None:
     """Why the CUDA kernels cannot be compiled here, or None if they can."""
     compiler = find()
@@ -73,20 +82,21 @@ def obstacle() -> str | None:
 def objects(folder: Path) -> list[str]:
     """Compiles csrc/cuda with nvcc alone, as it includes nothing of torch: what is out of date."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [find(), *FLAGS, *targets()]
-    text = shlex.join(command)
+    command = [find(), *FLAGS]
     depends = [*SOURCES.parent.glob("*.h"), *SOURCES.glob("*.h"), *SOURCES.glob("*.cuh")]
     newest = max(map(os.path.getmtime, depends))
 
     def compile(source: Path) -> str:
         target, made_by = (folder / f"{source.stem}.{end}" for end in ("o", "command"))
+        full = [*command, *targets_of(source)]
+        text = shlex.join(full)
         if (
             not target.exists()
             or target.stat().st_mtime < max(newest, os.path.getmtime(source))
             or made_by.read_text() != text
         ):
             made_by.write_text("")
-            subprocess.run([*command, "-c", source, "-o", target], check=True)
+            subprocess.run([*full, "-c", source, "-o", target], check=True)
             made_by.write_text(text)
         return str(target)
 

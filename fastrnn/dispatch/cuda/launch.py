@@ -28,6 +28,7 @@ KERNELS = _C  # has CudaForward and CudaBackward; in tests without a GPU, an emu
 
 
 GROUP_ROWS = 8  # as in choose.h
+CLUSTERS = (9, 0)  # the least compute capability of a GPU that has them
 
 
 def pitch(columns: int, itemsize: int) -> int:
@@ -55,7 +56,7 @@ def groups(
 ) -> dict[str, int]:
     """How the persistent schedule divides a loop without projection; empty where it is not taken
     or cannot run."""
-    if not PERSISTENT:
+    if not PERSISTENT or (device.type == "cuda" and gpu.capability(device) < CLUSTERS):
         return {}
     with gpu.current(device):
         found = KERNELS.cuda_groups(cell.name, cell.gates, how, H, N, D, backward)
