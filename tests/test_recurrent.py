@@ -154,14 +154,16 @@ def test_steps_and_unbatched_input():
         assert all(a.shape == e[:, 1].shape for a, e in zip(last, state, strict=True))
 
 
-@pytest.mark.parametrize("name", ["peephole", "gru", "mc_lstm", "layer_norm_lstm", "rg_lru"])
-@pytest.mark.parametrize(("T", "N", "H"), [(6, 2, 520), (5, 48, 130), (9, 1, 700)])
+@pytest.mark.parametrize(
+    "name", ["peephole", "gru", "decaying_lstm", "mc_lstm", "layer_norm_lstm", "rg_lru"]
+)
+@pytest.mark.parametrize(("T", "N", "H"), [(6, 2, 520), (5, 48, 130), (9, 1, 700), (40, 5, 200)])
 def test_threads(name, T, N, H):
-    """Threads that share rows or units give the same bits as one."""
+    """Threads that share rows, units or both give the same bits as one."""
     example = Example(name, T, N, 40, H, torch.float32)
     before, found = torch.get_num_threads(), []
     weights = None
-    for threads in (1, 2, 3, 5):
+    for threads in (1, 2, 3, 5, 10):
         torch.set_num_threads(threads)
         results, grads, weights = example.gradients(weights)
         found.append([*results, *grads])
@@ -172,11 +174,12 @@ def test_threads(name, T, N, H):
 
 @pytest.mark.skipif(cpu.not_built is not None, reason="looks at the split of compiled kernels")
 def test_threads_share_units_and_rows():
-    """The sizes above reach both ways to share a step."""
+    """The sizes above reach every way to share a step."""
     from fastrnn._C import split_step
 
     assert split_step(2, 4 * 520, 520, 4, 2, 9)[1] == 2
     assert split_step(48, 4 * 130, 130, 4, 2, 3)[0] == 2
+    assert split_step(5, 4 * 200, 200, 4, 10, 7)[:2] == [2, 5]
 
 
 def test_zero_gradients():
