@@ -111,7 +111,11 @@ def mean(values: Iterable[float]) -> float:
 def table(found: list[Prediction]) -> str:
     """Markdown: a line for each case, cell and mode, and how far off the model is."""
     heads = ["case", "T, N, I, H", "2, measured", "2", *map(str, COUNTS), "16: rows x units"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    lines = [
+        "How many times faster than one thread. Only 'measured' is that; the rest is the model.",
+        "",
+    ]
+    lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for one in sorted(found, key=lambda p: (p.row.mode, p.row.cell, p.row.case)):
         row, parts = one.row, split(one.row, 16)
         sizes = f"{row.T}, {row.N}, {row.input_size}, {row.hidden_size}"

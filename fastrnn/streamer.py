@@ -222,13 +222,10 @@ class Streamer:
 
     def _step_numpy(self, x, inputs):
         if self._y_numpy is None:
-            import numpy
-
-            if not isinstance(x, numpy.ndarray):
-                kind = type(x).__name__
-                raise TypeError(f"x must be a torch tensor or a numpy array, got {kind}")
             self._y_numpy = self._output.numpy()
             self._numpy_dtype = self._y_numpy.dtype
+        if not isinstance(x, type(self._y_numpy)):
+            raise TypeError(f"x must be a torch tensor or a numpy array, got {type(x).__name__}")
         if x.shape != self._input_shape or x.dtype != self._numpy_dtype:
             self._refuse(x.shape, x.dtype, "the CPU")
         if not x.flags.c_contiguous:
@@ -243,11 +240,13 @@ class Streamer:
         The bits of y are those of T calls of `step`, in less time, in memory of its own.
 
         Raises, before anything changes:
-            TypeError, ValueError: x is no such tensor; the cell has inputs, which steps differ in.
+            TypeError, ValueError: x is no such tensor; the cell has inputs.
             RuntimeError: a transform of `torch.func` goes through x.
         """
-        if self._inputs.planes or not isinstance(x, Tensor):
-            raise TypeError("steps takes a tensor, for a cell without inputs; call step in turn")
+        if self._inputs.planes:
+            raise TypeError("steps takes no cell that has inputs; call step in turn")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a tensor, got {type(x).__name__}; see torch.from_numpy")
         if x.shape[1:] != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
             self._refuse(x.shape, x.dtype, x.device, ("T",))
         x = x.detach().to(self._h.dtype).resolve_neg().contiguous()
@@ -257,8 +256,8 @@ class Streamer:
         return y.to(self._dtype)
 
     def _refuse(self, shape, dtype, device, before: tuple = ()) -> None:
-        own, got = (*before, *self._input_shape), tuple(shape)
-        raise ValueError(f"x must be {own} {self._dtype} on the CPU, got {got} {dtype} on {device}")
+        own = f"({', '.join(map(str, (*before, *self._input_shape)))}) {self._dtype}"
+        raise ValueError(f"x must be {own} on the CPU, got {tuple(shape)} {dtype} on {device}")
 
     def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
         """Sets the state to zero: of all rows, or of those given, by index or by a bool mask (N,).

@@ -68,10 +68,15 @@ def test_what_steps_refuses():
     module = fastrnn.LSTM(4, 6)
     stream, x = Streamer(module, 2), torch.randn(5, 2, 4)
     for wrong in (x[0], x[:, :1], x.double(), x[None]):
-        with pytest.raises(ValueError, match=r"x must be \('T', 2, 4\) torch.float32 on the CPU"):
+        with pytest.raises(ValueError, match=r"x must be \(T, 2, 4\) torch.float32 on the CPU"):
             stream.steps(wrong)
-    with pytest.raises(TypeError, match="takes a tensor"):
+    with pytest.raises(TypeError, match="x must be a tensor, got ndarray; see torch.from_numpy"):
         stream.steps(x.numpy())
+    for _ in range(2):  # before any array came, and after
+        with pytest.raises(TypeError, match="must be a torch tensor or a numpy array, got list"):
+            stream.step(x[0].tolist())
+        stream.step(x[0].numpy())
+        stream.reset()
     with pytest.raises(RuntimeError, match="does not work inside grad, vmap"):
         torch.func.grad(lambda x: stream.steps(x).sum())(x)
     assert all((s == 0).all() for s in stream.state)
@@ -80,7 +85,7 @@ def test_what_steps_refuses():
         return s.h + p.dt * (torch.tanh(g.z) - s.h)
 
     timed = Streamer(fastrnn.Recurrent(fastrnn.Cell(leaky, "z", "h", inputs="dt"), 4, 6), 2)
-    with pytest.raises(TypeError, match="for a cell without inputs"):
+    with pytest.raises(TypeError, match="steps takes no cell that has inputs"):
         timed.steps(x)
     assert timed(x[0], {"dt": 0.5}).isfinite().all()
     assert_matches(stream.steps(x), module(x)[0])
