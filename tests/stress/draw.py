@@ -48,7 +48,7 @@ AIMS = (
     Aim("TNIH", lambda c: c.rows * _weights(c) / c.directions, constant("kThreadWork")),
     Aim("IH", lambda c: _weights(c) * c.itemsize, constant("kNearBytes")),
     Aim("HP", _matrix_bytes, constant("kNearBytes")),
-    Aim("HP", _matrix_bytes, constant("kNear")),
+    Aim("HP", _matrix_bytes, constant("near")),
     Aim("HP", _matrix_bytes, constant("kLarge")),
     Aim("HP", lambda c: c.width * max(4, c.G) * _REGISTER, constant("kPanelBytes")),
     Aim("H", lambda c: c.G * c.H * 4 * _REGISTER, constant("kPanelBytes")),
