@@ -28,9 +28,9 @@ from bench.results import Row
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 COUNTS = (4, 8, 16, 32)
-UNITS = 32  # of the units, pieces of which threads take, see Schedule in csrc/cpu/schedule.h
 
-NEAR_BYTES = 1 << 20  # of weights that stay in the cache of a core
+# What the machine has besides the rates in its facts.
+NEAR = 1 << 20  # bytes of weights that stay in the cache of a core
 FAR = 40.0  # bytes per ns from the cache that cores share, to each of them
 CELL = 0.25  # ns of a gate of a unit
 CALL = 12_000.0  # ns of Python and PyTorch
@@ -44,42 +44,47 @@ class Parts(NamedTuple):
     units: int
 
 
-def split(row: Row, threads: int) -> Parts:
+def split(row: Row, facts: Facts, threads: int) -> Parts:
     """As the kernels would."""
     from fastrnn._C import split_step
 
     each = -(-threads // row.directions)
-    outputs, pieces = GATES[row.cell] * row.hidden_size, -(-row.hidden_size // UNITS)
+    outputs, pieces = GATES[row.cell] * row.hidden_size, -(-row.hidden_size // panel(facts.isa))
     rows, units, _ = split_step(row.N, outputs, row.hidden_size, 4, each, pieces)
     return Parts(rows, units)
 
 
+def panel(isa: str) -> int:
+    """Units of the least piece that threads take: four registers of float32."""
+    wide = isa.startswith(("avx512", "amx"))
+    return 4 * (16 if wide else 8 if isa in ("avx2", "avxvnni") else 4)
+
+
 def nanoseconds(row: Row, facts: Facts, threads: int) -> float:
     """Of a call, in the model."""
+    from fastrnn._C import step_time
+
     G, H, D = GATES[row.cell], row.hidden_size, row.directions
-    parts = split(row, threads)
-    at_once = min(D, threads)  # directions that run at the same time
-    share, outputs = -(-row.N // parts.rows), -(-G * H // parts.units)
-    step = 2.0 * share * outputs * H / facts.fma_gflops + CELL * share * outputs
-    weights = 4.0 * outputs * H
-    step += weights / (facts.cache_gbs if weights <= NEAR_BYTES else FAR)
-    if parts.units > 1:
-        step += MEETING + MEMBER * parts.units
-    loop = step * row.T * D / at_once
-    products = 0.0
+    rows, units = split(row, facts, threads)
+    costs = {"flops": facts.fma_gflops, "near_bytes": facts.cache_gbs, "far_bytes": FAR}
+    costs |= {"near": NEAR, "meeting": MEETING, "each_member": MEMBER}
+    step = step_time(row.N, G * H, H, 4, rows, units, costs)
+    step += CELL * -(-row.N // rows) * -(-G * H // units)
+    loop = step * row.T * D / min(D, threads)  # directions run at the same time
+    flops = 0.0  # of products over all steps
     for layer in range(row.layers):
         inputs = row.input_size if layer == 0 else D * H
-        products += 2.0 * row.T * row.N * D * G * H * inputs / facts.fma_gflops / threads
-        if row.mode == "training":  # of the input, and of both weights
-            products += (
-                2.0 * row.T * row.N * D * G * H * (2 * inputs + H) / facts.fma_gflops / threads
-            )
+        # Training adds the gradients of the input and of both weights.
+        terms = inputs if row.mode == "inference" else 3 * inputs + H
+        flops += 2.0 * row.T * row.N * D * G * H * terms
     loops = row.layers * (2 if row.mode == "training" else 1)
+    products = flops / facts.fma_gflops / threads
     return CALL * row.layers + products + loops * (loop + (WAKE if threads > 1 else 0))
 
 
 class Prediction(NamedTuple):
     row: Row  # of one thread
+    facts: Facts
     measured: float | None  # how many times faster two threads are
     modelled: dict[int, float]  # how many times faster so many are
 
@@ -99,7 +104,7 @@ def predictions(records: Iterable[tuple[Row, Facts]]) -> list[Prediction]:
         two, _ = ours.get(place, (None, None))
         one = nanoseconds(row, facts, 1)
         modelled = {n: one / nanoseconds(row, facts, n) for n in (2, *COUNTS)}
-        found.append(Prediction(row, two and row.ms / two.ms, modelled))
+        found.append(Prediction(row, facts, two and row.ms / two.ms, modelled))
     return found
 
 
@@ -117,7 +122,7 @@ def table(found: list[Prediction]) -> str:
     ]
     lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for one in sorted(found, key=lambda p: (p.row.mode, p.row.cell, p.row.case)):
-        row, parts = one.row, split(one.row, 16)
+        row, parts = one.row, split(one.row, one.facts, 16)
         sizes = f"{row.T}, {row.N}, {row.input_size}, {row.hidden_size}"
         cells = [f"{row.case} {row.cell} {row.mode}", sizes]
         cells += ["-" if one.measured is None else f"{one.measured:.2f}"]
@@ -128,17 +133,12 @@ def table(found: list[Prediction]) -> str:
     if off:
         far = max(off, key=lambda ratio: abs(math.log(ratio)))
         mean_off, most = mean(max(ratio, 1 / ratio) for ratio in off), max(far, 1 / far)
-        lines += [
-            "",
-            f"At two threads the model is off by a factor of {mean_off:.2f} in the mean, ",
-        ]
-        lines[-1] += f"{most:.2f} at most."
+        off_by = f"At two threads the model is off by a factor of {mean_off:.2f} in the mean"
+        lines += ["", f"{off_by}, {most:.2f} at most."]
     return "\n".join(lines)
 
 
-# The costs of `StepCosts` in csrc/cpu/split.h.
-COSTS = {"flops": 80, "near": 320 << 10, "near_bytes": 60, "far_bytes": 40}
-COSTS |= {"meeting": 1000, "each_member": 150}
+# N, H, gates and threads.
 SIZES = tuple(
     itertools.product(
         (1, 2, 8, 32, 64, 256), (64, 128, 256, 512, 1024, 2048), (1, 3, 4), (2, 4, 8, 16, 32)
@@ -148,16 +148,16 @@ SIZES = tuple(
 
 def wrong_constants() -> dict[str, list[float]]:
     """By the cost and whether it is halved or doubled: how many times longer each step takes."""
-    from fastrnn._C import split_step, step_time
+    from fastrnn._C import split_step, step_costs, step_time
 
     def time(N: int, H: int, G: int, threads: int, costs: dict[str, float]) -> float:
         work = N, G * H, H, 4
-        rows, units, _ = split_step(*work, threads, -(-H // UNITS), costs)
+        rows, units, _ = split_step(*work, threads, -(-H // panel("avx2")), costs)
         return step_time(*work, rows, units)
 
     found = {}
     right = [time(*size, {}) for size in SIZES]
-    for (name, value), factor in itertools.product(COSTS.items(), (0.5, 2)):
+    for (name, value), factor in itertools.product(step_costs().items(), (0.5, 2)):
         wrong = [time(*size, {name: value * factor}) for size in SIZES]
         found[f"{name} x {factor:g}"] = [a / b for a, b in zip(wrong, right, strict=True)]
     return found

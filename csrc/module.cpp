@@ -96,28 +96,36 @@ void register_program(const std::string& name, int64_t gates_x, int64_t gates_u,
 
 using Costs = std::map<std::string, double>;
 
-// The costs of a step that are named, and those of the kernels.
-fastrnn::cpu::StepCosts step_costs(const Costs& named) {
+std::map<std::string, double*> by_name(fastrnn::cpu::StepCosts& costs) {
+  return {{"flops", &costs.flops},           {"near", &costs.near},
+          {"near_bytes", &costs.near_bytes}, {"far_bytes", &costs.far_bytes},
+          {"meeting", &costs.meeting},       {"each_member", &costs.each_member}};
+}
+// The costs of the kernels, but for those that are named.
+fastrnn::cpu::StepCosts with_costs(const Costs& named) {
   fastrnn::cpu::StepCosts costs;
-  const std::map<std::string, double*> known{
-      {"flops", &costs.flops},           {"near", &costs.near},
-      {"near_bytes", &costs.near_bytes}, {"far_bytes", &costs.far_bytes},
-      {"meeting", &costs.meeting},       {"each_member", &costs.each_member}};
+  const auto known = by_name(costs);
   for (const auto& [name, value] : named) *known.at(name) = value;
   return costs;
+}
+Costs step_costs() {
+  fastrnn::cpu::StepCosts costs;
+  Costs named;
+  for (const auto& [name, value] : by_name(costs)) named[name] = *value;
+  return named;
 }
 
 std::array<int64_t, 3> split_step(int64_t batch, int64_t outputs, int64_t depth, int64_t itemsize,
                                   int64_t threads, int64_t most_units, const Costs& costs) {
   const auto split = fastrnn::cpu::split_step({batch, outputs, depth, itemsize}, threads,
-                                              most_units, step_costs(costs));
+                                              most_units, with_costs(costs));
   return {split.rows, split.units, split.slices};
 }
 
 double step_time(int64_t batch, int64_t outputs, int64_t depth, int64_t itemsize, int64_t rows,
                  int64_t units, const Costs& costs) {
   return fastrnn::cpu::step_time({batch, outputs, depth, itemsize}, {rows, units},
-                                 step_costs(costs));
+                                 with_costs(costs));
 }
 
 // csrc/cuda/choose.h; products are (planes, units, depth).
@@ -183,6 +191,7 @@ PYBIND11_MODULE(_C, m) {
         "How threads share a step: (pieces of the batch, pieces of the units, slices of each of "
         "these). A step makes `outputs` sums of `depth` terms for each row of the batch; the units "
         "can be cut into most_units. `costs` by name, see StepCosts in csrc/cpu/split.h.");
+  m.def("step_costs", &step_costs, "The costs of a step that split_step goes by, by name.");
   m.def("step_time", &step_time, py::arg("batch"), py::arg("outputs"), py::arg("depth"),
         py::arg("itemsize"), py::arg("rows"), py::arg("units"), py::arg("costs") = Costs{},
         "Nanoseconds of a step that is shared in so many pieces, in the model of split_step.");

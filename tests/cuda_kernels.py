@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import KERNELS
 from layers import on_loops
-from op_cases import moved
+from op_cases import backward, cotangents, moved
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -95,11 +95,44 @@ layer_inference, layer_forward, layer_backward = (
 )  # fmt: skip
 
 
+# Ways of the persistent schedule: units of a block, and batch rows of a group. A block has the
+# whole layer, or blocks form a cluster, or they go through memory.
+WAYS = {"whole": (None, 8), "cluster": (32, 3), "memory": (16, 4)}
+# By schedule: batch rows and units. They cross the tiles of 16 rows and of 8 or 16 units, the rows
+# of a group and the units of a block.
+SIZES = {"stepwise": (18, 17), "library": (3, 5)}
+SIZES |= {"whole": (11, 37), "cluster": (7, 70), "memory": (6, 66)}
+
+
+def _divided(units: int | None, rows: int, cell, how: str, H: int, N: int, D: int, backward, _):
+    """Stands for launch.groups."""
+    units = units or 256 // (4 if how == "tf32" else 2)
+    asked = (cell.name, cell.gates, how, H, N, D, backward, units, rows)
+    return launch.Groups(*launch.KERNELS.cuda_groups(*asked)) if N else None
+
+
 def force(monkeypatch, schedule: str, how: str = "") -> None:
-    """Makes every loop run by this schedule, and float32 products in TF32 if `how` says so."""
+    """Makes every loop that can run by this schedule, or one of WAYS, and float32 products in TF32
+    if `how` says so."""
     monkeypatch.setattr(launch, "choose", lambda *_: schedule == "library")
+    if schedule in WAYS:
+        monkeypatch.setattr(launch, "PERSISTENT", True)
+        monkeypatch.setattr(launch, "groups", partial(_divided, *WAYS[schedule]))
     if how == "tf32":
         monkeypatch.setattr(launch, "precision", lambda _: "tf32")
+
+
+def in_several_orders(args: tuple) -> list[list[Tensor]]:
+    """All results and gradients of a call, once for each of some orders of threads."""
+    runs = []
+    for seed in range(1 if ON_GPU else 4):
+        if not ON_GPU:
+            launch.KERNELS.module.seed(seed)
+        results = layer_forward(*args)
+        grads = [g.to(args[0].dtype) for g in cotangents(results)]
+        gradients = backward(layer_backward, args, results, grads)
+        runs.append([*results, *gradients[:3], *gradients[3]])
+    return runs
 
 
 def as_precise(how: str, value):

@@ -221,24 +221,21 @@ def test_a_schedule_is_forced_only_while_it_is_timed(schedule, monkeypatch):
         yield
 
     monkeypatch.setattr(plans, "forced", lambda name: replace(OURS, name=name, around=around))
-    divided = {"group_blocks": 4}
-    monkeypatch.setattr(
-        launch, "KERNELS", SimpleNamespace(cuda_groups=lambda *loop: divided | {"loop": loop})
-    )
+    found = (32, 2, 0)
+    monkeypatch.setattr(launch, "KERNELS", SimpleNamespace(cuda_groups=lambda *loop: found))
     loop = (CELLS["gru"], "tf32", 64, 3, 1, True, torch.device("cpu"))
     before, one = (launch.choose, launch.groups, launch.PERSISTENT), plans.scheduled(schedule)
     with pytest.raises(KeyError), one.around():
         assert launch.choose("products", 1, 2) is (schedule == "library") and entered == ["cuda"]
-        found = launch.groups(*loop)
-        wanted = divided | {"loop": ("gru", 3, "tf32", 64, 3, 1, True)}
-        assert found == (wanted if schedule == "persistent" else {})
+        assert launch.PERSISTENT is (schedule == "persistent") and launch.groups(*loop) == found
         raise KeyError
     assert (launch.choose, launch.groups, launch.PERSISTENT) == before
     assert one.name == f"cuda {schedule}"
-    divided["group_blocks"] = 0
-    if schedule == "persistent":
-        with pytest.raises(RuntimeError, match="no group of blocks holds this layer"), one.around():
-            launch.groups(*loop)
+    launch.groups.cache_clear()
+    found = (0, 0, 0)
+    with pytest.raises(RuntimeError, match="no group of blocks holds this layer"), one.around():
+        launch.groups(*loop)
+    launch.groups.cache_clear()
 
 
 def test_what_only_a_gpu_has_stands_in_the_row():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from bench_doubles import FACTS, row
 from conftest import KERNELS
@@ -29,7 +31,10 @@ def test_predictions():
     assert (many.row.N, many.measured, one.row.N, one.measured) == (64, 2.0, 1, None)
     assert set(many.modelled) == {2, *threads.COUNTS}
     # More threads than pieces of units share rows as well; one row cannot.
-    assert threads.split(many.row, 32) == (4, 8) and threads.split(one.row, 32) == (1, 8)
+    # Pieces are as wide as the registers of the instruction set.
+    for isa, wanted in (("avx2", [(4, 8), (1, 8)]), ("avx512bf16", [(8, 4), (1, 4)])):
+        facts = replace(FACTS, isa=isa)
+        assert [threads.split(found.row, facts, 32) for found in (many, one)] == wanted
     assert many.modelled[4] < many.modelled[8] < many.modelled[16] < many.modelled[32]
     assert one.modelled[32] < 1.1 * one.modelled[8]
     for found in (many, one):
@@ -52,16 +57,16 @@ def test_the_table_says_how_far_off_it_is():
 
 def test_wrong_constants():
     """The costs are those of split.h: what is given as they are changes nothing."""
-    work = (64, 4 * 256, 256, 4)
+    work, costs = (64, 4 * 256, 256, 4), KERNELS.step_costs()
     for count in (2, 8, 32):
-        assert KERNELS.split_step(*work, count, 8, threads.COSTS) == KERNELS.split_step(
-            *work, count, 8
-        )
-    assert KERNELS.step_time(*work, 2, 8, threads.COSTS) == KERNELS.step_time(*work, 2, 8)
+        assert KERNELS.split_step(*work, count, 8, costs) == KERNELS.split_step(*work, count, 8)
+    assert KERNELS.step_time(*work, 2, 8, costs) == KERNELS.step_time(*work, 2, 8)
+    slower = KERNELS.step_time(*work, 2, 8, {"flops": costs["flops"] / 2})
+    assert slower > 1.5 * KERNELS.step_time(*work, 2, 8)
     with pytest.raises(IndexError):
         KERNELS.step_time(*work, 2, 8, {"patience": 1})
     found = threads.wrong_constants()
-    assert found.keys() == {f"{name} x {by}" for name in threads.COSTS for by in ("0.5", "2")}
+    assert found.keys() == {f"{name} x {by}" for name in costs for by in ("0.5", "2")}
     # A choice within a tenth of the best one may be better than the right one in the model.
     assert all(0.9 < ratio < 3 for ratios in found.values() for ratio in ratios)
     assert any(max(ratios) > 1 for ratios in found.values())

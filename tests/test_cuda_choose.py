@@ -98,7 +98,7 @@ def test_launches_are_made_on_the_device_of_the_tensors(direction, capturing, mo
         launch._run(direction, CELLS["lstm"], size, False, "tf32", {"y": y}, {}, more, None)
         # All steps in one launch are made again, not replayed.
         launch._run(
-            direction, CELLS["lstm"], size, False, "tf32", {"y": y}, {"group_blocks": 1}, more, None
+            direction, CELLS["lstm"], size, False, "tf32", {"y": y}, {"group_units": 32}, more, None
         )
     assert launched == [(1, 11), (1, 11), (0, 10), (0, 10)] and current == [0]
     assert len(set(chains)) == (0 if capturing else 2)

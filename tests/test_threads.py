@@ -100,8 +100,14 @@ def test_shared_rows_and_units_change_no_bit(cell, D, dtype):
     """Blocks of unequal rows, each with a team of its own; also a loss that one block and all steps
     but the last do not see."""
     case = Case(cell, T=90, N=5, I=3, H=200, D=D, dtype=dtype)
-    size, G = dtype.itemsize, GATES[cell]
-    count = next(n for n in range(4, 11) if min(split(5, G, 200, n, size)[:2]) > 1)
+    work = 5, GATES[cell] * 200, 200, dtype.itemsize
+    # Of four registers, of 16, 32 or 64 bytes.
+    pieces = [-(-200 // (4 * size // max(dtype.itemsize, 4))) for size in (16, 32, 64)]
+
+    def both(count: int) -> bool:
+        return all(min(KERNELS.split_step(*work, count, most)[:2]) > 1 for most in pieces)
+
+    count = next(filter(both, range(4, 33)))
     with threads(1):
         wanted = everything(case)
         args = arguments(case)

@@ -5,7 +5,8 @@
 // gradients.h makes of it.
 #pragma once
 
-#include <deque>
+#include <memory>
+#include <vector>
 
 #include "cpu/backward_step.h"
 
@@ -27,20 +28,22 @@ class BackwardPass : Base {
   using typename Base::Worker;
 
   const T grad_clip_;
-  // Of each direction and block of rows: its threads, and the steps that are live there.
+  // A team of threads, and the steps that are live in its block of rows.
   struct BlockTeam {
     fastrnn::cpu::Team team;
     fastrnn::cpu::Live live;
 
     BlockTeam(const fastrnn::cpu::Split& split, int64_t steps)
-        : team(split.units, split.slices), live(split.units > 1 ? steps : 0) {}
+        : team(split.units, split.slices), live(steps) {}
   };
-  std::deque<BlockTeam> teams_;
+  // Of each direction and block of rows; none where threads share no units.
+  std::vector<std::unique_ptr<BlockTeam>> teams_;
 
  public:
   BackwardPass(const fastrnn::Backward<Stored>& backward, const Parallel& threads)
       : Base(backward, threads), grad_clip_(static_cast<T>(backward.grad_clip)) {
-    for (int64_t i = 0; i < D * split.rows; ++i) teams_.emplace_back(split, s.steps);
+    for (int64_t i = 0; i < D * split.rows && split.units > 1; ++i)
+      teams_.push_back(std::make_unique<BlockTeam>(split, s.steps));
   }
 
   void operator()() {
@@ -135,7 +138,7 @@ class BackwardPass : Base {
     const int64_t d = index % D;
     const Range batch = this->block(index / D);
     if (batch.count() == 0) return;
-    BlockTeam& mine = teams_[index];
+    BlockTeam& mine = *teams_[index];
     const Direction& w = direction_[d];
     const Buffer<O> scratch(w.hh.scratch());
     Worker worker(*this);

@@ -5,7 +5,8 @@
 // units are in one tile, and the cell's arithmetic follows at once.
 #pragma once
 
-#include <deque>
+#include <memory>
+#include <vector>
 
 #include "cpu/forward_step.h"
 
@@ -25,14 +26,16 @@ class ForwardPass : Base {
   using typename Base::Worker;
   static constexpr int kGated = Base::kLd / kLanes<T>;
 
-  std::deque<fastrnn::cpu::Team> teams_;  // of each direction and block of rows
+  // Of each direction and block of rows; none where threads share no units.
+  std::vector<std::unique_ptr<fastrnn::cpu::Team>> teams_;
 
  public:
   using Base::pack;
 
   ForwardPass(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : Base(forward, threads) {
-    for (int64_t i = 0; i < D * split.rows; ++i) teams_.emplace_back(split.units, split.slices);
+    for (int64_t i = 0; i < D * split.rows && split.units > 1; ++i)
+      teams_.push_back(std::make_unique<fastrnn::cpu::Team>(split.units, split.slices));
   }
 
   void operator()() {
@@ -135,17 +138,18 @@ class ForwardPass : Base {
 
   // What a member of a team does: its slice of the units, all rows of a batch block. Each chunk is
   // a phase for the input product and one for every step.
-  void team_loop(int64_t team, int64_t member) {
-    const int64_t d = team % D;
-    const Range batch = this->block(team / D);
+  void team_loop(int64_t index, int64_t member) {
+    const int64_t d = index % D;
+    const Range batch = this->block(index / D);
     if (batch.count() == 0) return;
+    fastrnn::cpu::Team& team = *teams_[index];
     const Buffer<O> gathered(gathered_size(batch));
     Worker worker(*this);
     int64_t phases = 0;
     this->each_chunk(chunk_, [&](Range steps) {
       const int64_t base = phases + 1 - steps.first;  // phase of step 0
       const auto phase = [&](int64_t at, int64_t slice) {
-        const int64_t slices = teams_[team].slices();
+        const int64_t slices = team.slices();
         if (at < base + steps.first)
           return input_product(d, batch, steps, input_panels(slices, slice), gathered);
         // All rows are active in all steps.
@@ -154,7 +158,7 @@ class ForwardPass : Base {
         this->recurrent_product(worker, this->at(d, step, batch, before, partial), step,
                                 panels(slices, slice));
       };
-      teams_[team].run(member, phases, phases + 1 + steps.count(), phase);
+      team.run(member, phases, phases + 1 + steps.count(), phase);
       phases += 1 + steps.count();
     });
   }

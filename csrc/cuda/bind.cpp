@@ -6,6 +6,7 @@
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -60,21 +61,13 @@ Sizes sizes(Reader& read) {
   return s;
 }
 
-// Those of the persistent schedule, or none.
-Groups groups(Reader& read) {
-  Groups g;
-  g.units = static_cast<int>(read.number_if_there("group_units"));
-  g.through_memory = read.number_if_there("group_through_memory") != 0;
-  g.blocks = read.number_if_there("group_blocks");
-  g.parts = read.number_if_there("group_parts");
-  g.rows = read.number_if_there("group_rows");
-  g.depth = static_cast<int>(read.number_if_there("group_depth"));
-  return g;
-}
-Values values_of(const Groups& g) {
-  return {{"group_units", g.units},   {"group_through_memory", g.through_memory},
-          {"group_blocks", g.blocks}, {"group_parts", g.parts},
-          {"group_rows", g.rows},     {"group_depth", g.depth}};
+// Those of the persistent schedule, of as many units and rows as are said; none if that is nothing.
+Groups read_groups(Reader& read, const Loop& loop, const Sizes& s, bool backward) {
+  const int64_t units = read.number_if_there("group_units");
+  const int64_t rows = read.number_if_there("group_rows");
+  if (units == 0) return {};
+  return make_groups(static_cast<int>(units), rows, static_cast<int>(s.planes), s.hidden, s.batch,
+                     backward, static_cast<int>(item_size(loop.dtype)));
 }
 
 #define FASTRNN_ADDRESS(name) read.address(#name, s.name)
@@ -122,9 +115,15 @@ struct Runner {
   Groups groups;
   std::vector<Part> parts;
 
-  Runner(const Loop& loop, const Steps& steps, const Groups& groups)
-      : loop(loop), steps(steps), groups(groups), parts{Part::kCell} {
-    constexpr bool kForward = std::is_same_v<Steps, Forward>;
+  static constexpr bool kForward = std::is_same_v<Steps, Forward>;
+
+  // Of steps that were read, and the rest of what is given.
+  Runner(const Loop& loop, const Steps& steps, Reader& read)
+      : loop(loop),
+        steps(steps),
+        groups(read_groups(read, loop, steps.size, !kForward)),
+        parts{Part::kCell} {
+    read.end();
     if (steps.projected) parts.insert(kForward ? parts.end() : parts.begin(), Part::kState);
   }
 
@@ -137,7 +136,7 @@ struct Runner {
     bool overlaps = false;
     for (int64_t k = 0; k < steps.size.steps; ++k)
       for (const Part part : parts) {
-        const int64_t i = std::is_same_v<Steps, Forward> ? k : steps.size.steps - 1 - k;
+        const int64_t i = kForward ? k : steps.size.steps - 1 - k;
         launch_step(loop, steps, i, part, overlaps, reinterpret_cast<void*>(stream));
         overlaps = true;
       }
@@ -164,35 +163,36 @@ void bind_loops(py::module_& m) {
                 py::init([](const std::string& cell, const std::string& dtype, bool library,
                             const Values& values) {
                   Reader read(values);
-                  const Runner<Forward> runner(loop(cell, dtype, library), forward(read),
-                                               groups(read));
-                  read.end();
-                  return runner;
+                  return Runner<Forward>(loop(cell, dtype, library), forward(read), read);
                 }),
                 "A forward loop over time; sizes and addresses by name, see csrc/cuda/steps.h.");
   bind<Backward>(m, "CudaBackward",
                  py::init([](const std::string& cell, const std::string& dtype, bool library,
                              const Values& values, double grad_clip) {
                    Reader read(values);
-                   const Runner<Backward> runner(loop(cell, dtype, library),
-                                                 backward(read, grad_clip), groups(read));
-                   read.end();
-                   return runner;
+                   return Runner<Backward>(loop(cell, dtype, library), backward(read, grad_clip),
+                                           read);
                  }),
                  "A backward loop over time, as CudaForward.");
   m.def(
       "cuda_groups",
       [](const std::string& cell, int gates, const std::string& dtype, int64_t hidden,
-         int64_t batch, int64_t directions, bool backward) {
+         int64_t batch, int64_t directions, bool backward, int units, int64_t rows) {
         const Loop chosen = loop(cell, dtype, false);
+        const int item = static_cast<int>(item_size(chosen.dtype));
         const auto at_once = [&](const Groups& g) {
           return backward ? backward_at_once(chosen, g) : forward_at_once(chosen, g);
         };
-        return values_of(
-            choose_groups(gates, hidden, batch, directions, chosen.dtype, backward, at_once));
+        const Groups g = units > 0 ? make_groups(units, rows, gates, hidden, batch, backward, item)
+                                   : choose_groups(gates, hidden, batch, directions, chosen.dtype,
+                                                   backward, at_once);
+        return std::tuple(g.units, g.rows, ring_size(g, gates, hidden, directions, backward, item));
       },
-      "What a loop without projection is given for the persistent schedule on the current device; "
-      "group_blocks is 0 where that cannot run it.");
+      py::arg("cell"), py::arg("gates"), py::arg("dtype"), py::arg("hidden"), py::arg("batch"),
+      py::arg("directions"), py::arg("backward"), py::arg("units") = 0, py::arg("rows") = 0,
+      "What a loop without projection is given for the persistent schedule on the current device: "
+      "units of a block and rows of a group, those that are asked for or the best, and numbers of "
+      "the ring in memory. All are 0 where that cannot run it.");
 }
 
 }  // namespace fastrnn::cuda

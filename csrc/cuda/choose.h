@@ -71,23 +71,25 @@ constexpr int64_t blocks_of(const ProductSize& p, int64_t batch, int64_t directi
 // The persistent schedule: one launch for all steps. A group of blocks has up to kGroupRows batch
 // rows of a direction, a block `units` units of it, whose weights stay in its registers; so a warp
 // has kWeightDepth bytes of the depth of a unit's rows. Blocks hand on the state through the shared
-// memory of a cluster, or `through_memory`.
+// memory of a cluster, those of kGridUnits through global memory.
 constexpr int kGroupRows = 8;
 constexpr int kWeightDepth = 256;
 constexpr int kMostCluster = 16;
+constexpr int kClusterUnits = 32, kGridUnits = 16;
 
 struct Groups {
   int units;
-  bool through_memory;
   int64_t blocks, parts, rows;  // of a group, groups of a direction, batch rows of a group
-  int depth = 0;                // bytes of a row that blocks hand on, with zeros at the end
+  int depth, pitch;             // bytes of a row that blocks hand on, with zeros at the end; from
+                                // row to row in shared memory
+
+  constexpr bool through_memory() const { return units == kGridUnits; }
 };
 
 // Warps that share the depth of 16 units.
 constexpr int depth_split(int units) { return kWarps * 16 / units; }
 // Units of a block that has the whole layer.
 constexpr int whole_units(int item_size) { return kWeightDepth / item_size; }
-constexpr int kClusterUnits = 32, kGridUnits = 16;
 // The largest H of a group whose blocks have so many units each.
 constexpr int most_hidden(int units, int item_size) {
   return units == whole_units(item_size) ? units : depth_split(units) * kWeightDepth / item_size;
@@ -101,19 +103,39 @@ constexpr int exchange_depth(int64_t hidden, int planes, int units, int item_siz
 }
 // Bytes from row to row in shared memory: an odd multiple of 64, so that two rows touch all banks.
 constexpr int exchange_pitch(int depth) { return depth / 64 % 2 == 0 ? depth + 64 : depth; }
+// Numbers of a unit that blocks hand on, in rows of so many numbers each: backward through memory
+// the gradients of its gates, else one.
+constexpr int handed_planes(int units, int gates, bool backward) {
+  return backward && units == kGridUnits ? gates : 1;
+}
+inline Groups make_groups(int units, int64_t rows, int gates, int64_t hidden, int64_t batch,
+                          bool backward, int item_size) {
+  const int planes = handed_planes(units, gates, backward);
+  const int depth = exchange_depth(hidden, planes, units, item_size);
+  return {units, ceil_div(hidden, units), ceil_div(batch, rows), rows,
+          depth, exchange_pitch(depth)};
+}
+// Numbers of the ring in global memory through which they hand it on, if they do.
+inline int64_t ring_size(const Groups& g, int gates, int64_t hidden, int64_t directions,
+                         bool backward, int item_size) {
+  const int64_t row = ceil_div(hidden * item_size, 16) * 16 / item_size;
+  return g.through_memory()
+             ? directions * g.parts * 2 * kGroupRows * handed_planes(g.units, gates, backward) * row
+             : 0;
+}
 // Shared memory of a block, which begins with the counts of arrivals.
 constexpr int kArrivalBytes = 128;
 // Blocks that send states, or gradients of gates; `planes` that have sums of their own.
-constexpr size_t persistent_state_bytes(int depth, int units, int planes) {
-  const int split = depth_split(units), sums = planes == 1 ? 1 : 4;
-  return static_cast<size_t>(kArrivalBytes + 2 * kGroupRows * exchange_pitch(depth) +
-                             (split == 1 ? 0 : split * units * kGroupRows * sums * 4));
+constexpr size_t persistent_state_bytes(const Groups& g, int planes) {
+  const int split = depth_split(g.units), sums = planes == 1 ? 1 : 4;
+  return static_cast<size_t>(kArrivalBytes + 2 * kGroupRows * g.pitch +
+                             (split == 1 ? 0 : split * g.units * kGroupRows * sums * 4));
 }
 // Blocks of a cluster that send parts of gradients.
-constexpr size_t persistent_parts_bytes(int64_t blocks, int units, int item_size, int planes) {
+constexpr size_t persistent_parts_bytes(const Groups& g, int item_size, int planes) {
   return static_cast<size_t>(kArrivalBytes +
-                             2 * kGroupRows * exchange_pitch(planes * units * item_size) +
-                             2 * blocks * units * kGroupRows * 4);
+                             2 * kGroupRows * exchange_pitch(planes * g.units * item_size) +
+                             2 * g.blocks * g.units * kGroupRows * 4);
 }
 
 struct Device {
@@ -191,12 +213,12 @@ constexpr double kBeyondFloor = 1.3;
 inline double persistent_time(const Groups& g, int64_t hidden, bool backward, int item_size) {
   const double depth = static_cast<double>(depth_split(g.units) * kWeightDepth) / item_size;
   const double size = static_cast<double>(hidden);
-  const double sent = g.through_memory ? g.depth : size * (backward ? 4 : item_size);
+  const double sent = g.through_memory() ? g.depth : size * (backward ? 4 : item_size);
   double time = kPersistentCell + kPersistentProduct * std::max(0.25, std::min(1., size / depth));
   if (g.blocks > 1) {
     const double bytes = static_cast<double>(g.rows) * sent;
-    time +=
-        g.through_memory ? kMemoryHop + bytes / kMemoryBytes : kClusterHop + bytes / kClusterBytes;
+    time += g.through_memory() ? kMemoryHop + bytes / kMemoryBytes
+                               : kClusterHop + bytes / kClusterBytes;
   }
   return kBeyondFloor * time;
 }
@@ -204,7 +226,7 @@ inline double persistent_time(const Groups& g, int64_t hidden, bool backward, in
 // The groups of a loop in the persistent schedule, or one with 0 blocks where there are none: they
 // hold no projection, no layer of that size, nothing but tensor cores' products. at_once(groups) is
 // how many groups of so many blocks the device runs at the same time. Groups of a cluster never
-// wait for each other, so they may also follow each other; those that go `through_memory` must all
+// wait for each other, so they may also follow each other; those that go through memory must all
 // run.
 template <class AtOnce>
 Groups choose_groups(int gates, int64_t hidden, int64_t batch, int64_t directions, Dtype dtype,
@@ -213,19 +235,18 @@ Groups choose_groups(int gates, int64_t hidden, int64_t batch, int64_t direction
   if (dtype == Dtype::kFloat || dtype == Dtype::kDouble || batch == 0 || hidden == 0) return best;
   const int item = static_cast<int>(item_size(dtype));
   double least = 0;
+  const auto groups = [&](int units, int64_t rows) {
+    return make_groups(units, rows, gates, hidden, batch, backward, item);
+  };
   for (const int units : {whole_units(item), kClusterUnits, kGridUnits}) {
-    const bool memory = units == kGridUnits;
+    Groups g = groups(units, kGroupRows);
     if (hidden > most_hidden(units, item)) continue;
-    const int planes = backward && memory ? gates : 1;
-    Groups g{units, memory, ceil_div(hidden, units),
-             0,     0,      exchange_depth(hidden, planes, units, item)};
-    if (!memory && g.blocks > kMostCluster) continue;
+    if (!g.through_memory() && g.blocks > kMostCluster) continue;
     const int64_t most = at_once(g);
     if (most < directions) continue;
-    g.rows = std::min<int64_t>(ceil_div(batch, most / directions), kGroupRows);
-    g.parts = ceil_div(batch, g.rows);
+    g = groups(units, std::min<int64_t>(ceil_div(batch, most / directions), kGroupRows));
     const int64_t rounds = ceil_div(g.parts * directions, most);
-    if (memory && rounds > 1) continue;
+    if (g.through_memory() && rounds > 1) continue;
     const double time = static_cast<double>(rounds) * persistent_time(g, hidden, backward, item);
     if (best.blocks == 0 || time < least) {
       best = g;

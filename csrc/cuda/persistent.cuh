@@ -20,12 +20,12 @@ template <class Operand, int kPairs>
 struct Resident {
   FragmentA<Operand> a[kPairs][2];
 
-  // piece_of(row, pair) is this lane's piece of a row.
-  template <class PieceOf>
-  FASTRNN_DEVICE void load(PieceOf piece_of) {
+  // at(row, pair) is this lane's piece of a row.
+  template <class F>
+  FASTRNN_DEVICE void load(F at) {
     FASTRNN_UNROLL
     for (int p = 0; p < kPairs; ++p) {
-      const Piece low = piece_of(lane() / 4, p), high = piece_of(lane() / 4 + 8, p);
+      const Piece low = at(lane() / 4, p), high = at(lane() / 4 + 8, p);
       FASTRNN_UNROLL
       for (int s = 0; s < 2; ++s)
         a[p][s] = {{low.x[2 * s], high.x[2 * s], low.x[2 * s + 1], high.x[2 * s + 1]}};
@@ -72,6 +72,17 @@ struct BlockOf {
   // Steps for which a thread loads what it needs ahead: as many as registers hold.
   static constexpr int kAhead = kCells < 4 ? 2 : 1;
 };
+
+// step(given, i) for every step, each with what was loaded for it: of one array where registers
+// hold that of one step ahead, of two in turn where they hold two.
+template <class Given, int kAhead, class F>
+FASTRNN_DEVICE void in_turn(int64_t steps, Given (&given)[kAhead], F step) {
+  static_assert(kAhead <= 2);
+  for (int64_t i = 0; i < steps; i += 2) {
+    step(given[0], i);
+    if (i + 1 < steps) step(given[kAhead - 1], i + 1);
+  }
+}
 
 // How the warps of a block share its sums: each has a part of the depth for 16 units, and of those
 // that have the same units some finish the cells.
@@ -195,7 +206,7 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_forward(
   FASTRNN_UNROLL
   for (int i = 0; i < kAhead; ++i) fetch(given[i], i);
 
-  const auto step_of = [&](Given(&with)[kCells], int64_t i) {
+  in_turn(s.steps, given, [&](Given(&with)[kCells], int64_t i) {
     if (i > 0) states.receive(i - 1);
     float sums[G][4] = {};
     multiply(sums, weights, states.of(i + 1) + lane() / 4 * states.pitch() + my_depth, pairs);
@@ -215,11 +226,7 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_forward(
       F::save(f, step, r, unit(m), made);
     }
     fetch(with, i + kAhead);
-  };
-  for (int64_t i = 0; i < s.steps; i += 2) {
-    step_of(given[0], i);
-    if (i + 1 < s.steps) step_of(given[kAhead - 1], i + 1);
-  }
+  });
   FASTRNN_UNROLL
   for (int m = 0; m < kCells; ++m)
     if (kKeeps<Cell> && length[m] > 0)

@@ -8,16 +8,15 @@ PersistentKernel<Backward> backward_kernel(const Loop& loop, int64_t directions,
   PersistentKernel<Backward> chosen{};
   with_persistent(loop, [&]<class Cell, class Operand>() {
     constexpr int kItem = sizeof(typename StoredType<Operand>::type);
-    if (groups.through_memory)
+    if (groups.through_memory())
       chosen.kernel = persistent_backward_through_memory<Cell, Operand>;
     else if (groups.units == whole_units(kItem))
       chosen.kernel = persistent_backward<Cell, Operand, whole_units(kItem)>;
     else
       chosen.kernel = persistent_backward<Cell, Operand, kClusterUnits>;
-    const size_t shared =
-        groups.through_memory
-            ? persistent_state_bytes(groups.depth, groups.units, 1)
-            : persistent_parts_bytes(groups.blocks, groups.units, kItem, Cell::kGates);
+    const size_t shared = groups.through_memory()
+                              ? persistent_state_bytes(groups, 1)
+                              : persistent_parts_bytes(groups, kItem, Cell::kGates);
     chosen.shape = persistent_shape(groups, directions, shared, "persistent_backward");
   });
   return chosen;

@@ -130,7 +130,7 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_backward(
   for (int turn = 0; turn < kAhead; ++turn) fetch(given[turn], s.steps - 1 - turn);
 
   // Turns count from the last step.
-  const auto step_of = [&](typename Unit::Given(&with)[kCells], int64_t turn) {
+  in_turn(s.steps, given, [&](typename Unit::Given(&with)[kCells], int64_t turn) {
     const int64_t i = s.steps - 1 - turn;
     const BackwardStep step(b, at.d, i);
     if (turn > 0) arrivals.wait(turn - 1);
@@ -171,11 +171,7 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_backward(
     FASTRNN_UNROLL
     for (int m = 0; m < kCells; ++m) cells[m].write(b, step, made[m]);
     fetch(with, i - kAhead);
-  };
-  for (int64_t turn = 0; turn < s.steps; turn += 2) {
-    step_of(given[0], turn);
-    if (turn + 1 < s.steps) step_of(given[kAhead - 1], turn + 1);
-  }
+  });
   FASTRNN_UNROLL
   for (int m = 0; m < kCells; ++m) cells[m].end(b, at.d);
 }
@@ -214,7 +210,7 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_backward_through_memo
   };
   fetch(given[0], s.steps - 1);
   fetch(given[1], s.steps - 2);
-  const auto step_of = [&](typename Unit::Given& with, int64_t turn) {
+  in_turn(s.steps, given, [&](typename Unit::Given& with, int64_t turn) {
     const int64_t i = s.steps - 1 - turn;
     const BackwardStep step(b, at.d, i);
     if (turn > 0) gradients.receive(turn - 1);
@@ -234,11 +230,7 @@ FASTRNN_KERNEL FASTRNN_BOUNDS(kThreads, 1) void persistent_backward_through_memo
     }
     cell.write(b, step, made);
     fetch(with, i - 2);
-  };
-  for (int64_t turn = 0; turn < s.steps; turn += 2) {
-    step_of(given[0], turn);
-    if (turn + 1 < s.steps) step_of(given[1], turn + 1);
-  }
+  });
   cell.end(b, at.d);
 }
 

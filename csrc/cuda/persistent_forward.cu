@@ -8,13 +8,13 @@ PersistentKernel<Forward> forward_kernel(const Loop& loop, int64_t directions,
   PersistentKernel<Forward> chosen{};
   with_persistent(loop, [&]<class Cell, class Operand>() {
     constexpr int kItem = sizeof(typename StoredType<Operand>::type);
-    if (groups.through_memory)
+    if (groups.through_memory())
       chosen.kernel = persistent_forward<Cell, Operand, kGridUnits, true>;
     else if (groups.units == whole_units(kItem))
       chosen.kernel = persistent_forward<Cell, Operand, whole_units(kItem), false>;
     else
       chosen.kernel = persistent_forward<Cell, Operand, kClusterUnits, false>;
-    const size_t shared = persistent_state_bytes(groups.depth, groups.units, Cell::kGates);
+    const size_t shared = persistent_state_bytes(groups, Cell::kGates);
     chosen.shape = persistent_shape(groups, directions, shared, "persistent_forward");
   });
   return chosen;

@@ -32,15 +32,15 @@ struct PersistentKernel {
 inline LaunchShape persistent_shape(const Groups& g, int64_t directions, size_t shared,
                                     const char* name) {
   LaunchShape shape{grid(g.blocks * g.parts * directions), kThreads, shared, false, name};
-  shape.cluster = g.through_memory ? 0 : static_cast<int>(g.blocks);
-  shape.together = g.through_memory;
+  shape.cluster = g.through_memory() ? 0 : static_cast<int>(g.blocks);
+  shape.together = g.through_memory();
   return shape;
 }
 
 template <class Steps>
 int64_t at_once(const PersistentKernel<Steps>& chosen, const Groups& groups) {
   const int64_t most = clusters_at_once(chosen.kernel, chosen.shape);
-  return groups.through_memory ? most / groups.blocks : most;
+  return groups.through_memory() ? most / groups.blocks : most;
 }
 
 }  // namespace fastrnn::cuda

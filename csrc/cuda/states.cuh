@@ -94,7 +94,7 @@ class States {
 
   FASTRNN_DEVICE States(const Groups& groups, int64_t width)
       : places_(shared_memory() + kArrivalBytes),
-        pitch_(groups.depth / 64 % 2 == 0 ? groups.depth + 64 : groups.depth),
+        pitch_(groups.pitch),
         pieces_(static_cast<int>((width + kShare - 1) / kShare)) {}
 
   // Everything zero but for the initial state, which lies as that of step 1 would. The rows of

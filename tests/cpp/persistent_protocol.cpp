@@ -88,13 +88,13 @@ struct Layer {
   }
 };
 
-Groups groups_of(int units, bool memory, int planes) {
-  return {units, memory, ceil_div(H, units), 3, 2, exchange_depth(H, planes, units, 2)};
+Groups groups_of(int units, bool backward) {
+  return make_groups(units, /*rows=*/2, G, H, N, backward, sizeof(Bfloat16));
 }
 LaunchShape shape_of(const Groups& g, size_t shared) {
   LaunchShape shape{static_cast<int>(g.blocks * g.parts), kThreads, shared};
-  shape.cluster = g.through_memory ? 0 : static_cast<int>(g.blocks);
-  shape.together = g.through_memory;
+  shape.cluster = g.through_memory() ? 0 : static_cast<int>(g.blocks);
+  shape.together = g.through_memory();
   return shape;
 }
 Sizes sizes() {
@@ -103,24 +103,24 @@ Sizes sizes() {
   return s;
 }
 
-double forward(const Layer& l, int units, bool memory, void (*kernel)(Forward, Groups)) {
-  const Groups g = groups_of(units, memory, 1);
+double forward(const Layer& l, int units, void (*kernel)(Forward, Groups)) {
+  const Groups g = groups_of(units, false);
   const auto x = stored(l.x, H, H), w = stored(l.w, H, l.padded);
   auto h = stored(l.h0, H, l.padded);
   std::vector<float> kept(N * H);
   std::vector<Bfloat16> y(T * N * H, Bfloat16{0x7fff}), h_n(N * H);
-  std::vector<Piece> ring(g.parts * 2 * kGroupRows * l.padded / 8);
+  std::vector<Bfloat16> ring(ring_size(g, G, H, 1, false, 2), Bfloat16{0});
   Forward f{};
   f.size = sizes();
   f.x = x.data(), f.w_hh = w.data(), f.h = h.data(), f.kept = kept.data();
   f.y = y.data(), f.h_n = h_n.data(), f.ring = ring.data();
-  launch(kernel, shape_of(g, persistent_state_bytes(g.depth, units, G)), nullptr, f, g);
+  launch(kernel, shape_of(g, persistent_state_bytes(g, G)), nullptr, f, g);
   emulate::synchronize();
   return worst(y, l.y);
 }
 
-double backward(const Layer& l, int units, bool memory, void (*kernel)(Backward, Groups)) {
-  const Groups g = groups_of(units, memory, memory ? G : 1);
+double backward(const Layer& l, int units, void (*kernel)(Backward, Groups)) {
+  const Groups g = groups_of(units, true);
   Numbers transposed(l.w.size()), gates(l.gates.begin(), l.gates.end());
   for (int row = 0; row < G * H; ++row)
     for (int k = 0; k < H; ++k) transposed[k * G * H + row] = l.w[row * H + k];
@@ -129,13 +129,13 @@ double backward(const Layer& l, int units, bool memory, void (*kernel)(Backward,
   const std::vector<Bfloat16> c0(N * H, Bfloat16{0});
   std::vector<float> kept(N * H);
   std::vector<Bfloat16> du(l.du.size(), Bfloat16{0x7fff});
-  std::vector<Piece> ring(g.parts * 2 * kGroupRows * G * l.padded / 8);
+  std::vector<Bfloat16> ring(ring_size(g, G, H, 1, true, 2), Bfloat16{0});
   Backward b{};
   b.size = sizes();
   b.dy = dy.data(), b.d_kept = kept.data(), b.w_hh = w.data(), b.c0 = c0.data();
   b.gates = saved.data(), b.cells = c.data(), b.du = du.data(), b.ring = ring.data();
-  const size_t shared = memory ? persistent_state_bytes(g.depth, units, 1)
-                               : persistent_parts_bytes(g.blocks, units, 2, G);
+  const size_t shared =
+      g.through_memory() ? persistent_state_bytes(g, 1) : persistent_parts_bytes(g, 2, G);
   launch(kernel, shape_of(g, shared), nullptr, b, g);
   emulate::synchronize();
   return worst(du, l.du);
@@ -146,11 +146,10 @@ int main() {
   for (uint64_t seed = 1; seed <= 4; ++seed) {
     emulate::seed(seed);
     const double errors[] = {
-        forward(layer, kClusterUnits, false,
-                persistent_forward<Lstm, Bfloat16, kClusterUnits, false>),
-        forward(layer, kGridUnits, true, persistent_forward<Lstm, Bfloat16, kGridUnits, true>),
-        backward(layer, kClusterUnits, false, persistent_backward<Lstm, Bfloat16, kClusterUnits>),
-        backward(layer, kGridUnits, true, persistent_backward_through_memory<Lstm, Bfloat16>)};
+        forward(layer, kClusterUnits, persistent_forward<Lstm, Bfloat16, kClusterUnits, false>),
+        forward(layer, kGridUnits, persistent_forward<Lstm, Bfloat16, kGridUnits, true>),
+        backward(layer, kClusterUnits, persistent_backward<Lstm, Bfloat16, kClusterUnits>),
+        backward(layer, kGridUnits, persistent_backward_through_memory<Lstm, Bfloat16>)};
     for (const double error : errors)
       if (!(error < 0.03)) {
         std::printf("seed %d: errors %g %g %g %g\n", static_cast<int>(seed), errors[0], errors[1],

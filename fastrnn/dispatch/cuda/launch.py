@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +25,8 @@ from ..gpu import graphs, precision
 from ..gpu.layer import Tensors
 
 PERSISTENT = os.environ.get("FASTRNN_PERSISTENT") == "1"
-KERNELS = _C  # has CudaForward and CudaBackward; in tests without a GPU, an emulation
-
-
-GROUP_ROWS = 8  # as in choose.h
 CLUSTERS = (9, 0)  # the least compute capability of a GPU that has them
+KERNELS = _C  # has CudaForward and CudaBackward; in tests without a GPU, an emulation
 
 
 def pitch(columns: int, itemsize: int) -> int:
@@ -50,29 +48,32 @@ def choose(
     return _C.cuda_choose(list(products), N, D, how, processors, major)
 
 
+class Groups(NamedTuple):
+    """How the persistent schedule divides a loop, see csrc/cuda/choose.h."""
+
+    units: int  # of a block
+    rows: int  # of the batch, of a group
+    ring: int  # numbers in memory that blocks hand to each other
+
+    def numbers(self) -> dict[str, int]:
+        return {"group_units": self.units, "group_rows": self.rows}
+
+
 @functools.lru_cache(1024)
 def groups(
     cell: Cell, how: str, H: int, N: int, D: int, backward: bool, device: torch.device
-) -> dict[str, int]:
-    """How the persistent schedule divides a loop without projection; empty where it is not taken
-    or cannot run."""
-    if not PERSISTENT or (device.type == "cuda" and gpu.capability(device) < CLUSTERS):
-        return {}
+) -> Groups | None:
+    """The groups of a loop without projection; None where the schedule cannot run it."""
+    if device.type == "cuda" and gpu.capability(device) < CLUSTERS:
+        return None
     with gpu.current(device):
-        found = KERNELS.cuda_groups(cell.name, cell.gates, how, H, N, D, backward)
-    return found if found["group_blocks"] else {}
+        found = Groups(*KERNELS.cuda_groups(cell.name, cell.gates, how, H, N, D, backward))
+    return found if found.units else None
 
 
 def _rows(*shape: int, like: Tensor) -> Tensor:
     """Zeros of that shape, but with rows that are `pitch` long."""
     return like.new_zeros((*shape[:-1], pitch(shape[-1], like.itemsize)))
-
-
-def _ring(grouped: dict[str, int], D: int, planes: int, H: int, like: Tensor) -> Tensor | None:
-    """What blocks of the persistent schedule hand to each other, where it goes through memory."""
-    if not grouped["group_through_memory"]:
-        return None
-    return _rows(D * grouped["group_parts"], 2, GROUP_ROWS, planes, H, like=like)
 
 
 def _padded(matrix: Tensor) -> Tensor:
@@ -108,7 +109,8 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     D, N, H, P, G = size.D, size.N, size.H, size.P, cell.gates
     products = ((G, H, P),) if w_hr is None else ((G, H, P), (1, P, H))
     how = precision(x.dtype)
-    grouped = groups(cell, how, H, N, D, False, x.device) if w_hr is None else {}
+    persistent = PERSISTENT and w_hr is None
+    grouped = groups(cell, how, H, N, D, False, x.device) if persistent else None
     library = not grouped and choose(products, N, D, how, x.device)
     memory = tensors.copy()
     h0 = memory.pop("h0")
@@ -116,7 +118,7 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     memory["m"] = m = None if w_hr is None else _rows(D, N, H, like=x)
     if grouped:
         memory["w_hh"] = _padded(w_hh)
-        memory["ring"] = _ring(grouped, D, 1, H, x)
+        memory["ring"] = x.new_zeros(grouped.ring) if grouped.ring else None
     elif library:
         memory["sums"] = sums = _sums(x, D * N * G * H, D * N * P)
     else:
@@ -130,7 +132,8 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
                 _multiply(m[..., :H], w_hr.view(D, P, H).mT, sums)
                 step(i, True, stream)
 
-    _run("CudaForward", cell, size, library, how, memory, grouped, (), with_library)
+    numbers = grouped.numbers() if grouped else {}
+    _run("CudaForward", cell, size, library, how, memory, numbers, (), with_library)
 
 
 def backward(
@@ -141,7 +144,8 @@ def backward(
     D, N, H, P, K = size.D, size.N, size.H, size.P, cell.gates * size.H
     products = ((1, P, K),) if w_hr is None else ((1, P, K), (1, H, P))
     how = precision(du.dtype)
-    grouped = groups(cell, how, H, N, D, True, du.device) if w_hr is None else {}
+    persistent = PERSISTENT and w_hr is None
+    grouped = groups(cell, how, H, N, D, True, du.device) if persistent else None
     library = not grouped and choose(products, N, D, how, du.device)
     w_hh = w_hh.view(D, K, P)
     w_hr = None if w_hr is None else w_hr.view(D, P, H)
@@ -150,7 +154,7 @@ def backward(
     memory["sent_state"] = sent_state = None if w_hr is None else _rows(D, N, P, like=du)
     if grouped:
         memory["w_hh"] = _padded(w_hh.view(D, -1, H, P).permute(0, 3, 1, 2))
-        memory["ring"] = _ring(grouped, D, cell.gates, H, du)
+        memory["ring"] = du.new_zeros(grouped.ring) if grouped.ring else None
     elif library:
         memory["sums"] = sums = _sums(du, D * N * P, D * N * H)
     else:
@@ -166,7 +170,8 @@ def backward(
                 _multiply(sent_state[..., :P], w_hr, sums)
             step(i, False, stream)
 
-    numbers, more = {"detach_every": detach_every, **grouped}, (float(grad_clip),)
+    numbers = {"detach_every": detach_every} | (grouped.numbers() if grouped else {})
+    more = (float(grad_clip),)
     _run("CudaBackward", cell, size, library, how, memory, numbers, more, with_library)
 
 
@@ -203,7 +208,7 @@ def _run(
         with_library(kernels().step, stream) if library else kernels().run(stream)
 
     with gpu.current(device):
-        many = "group_blocks" not in numbers  # one launch gains nothing by being replayed
+        many = "group_units" not in numbers  # one launch gains nothing by being replayed
         if on_gpu and many and not torch.cuda.is_current_stream_capturing():
             settings = (kind, cell.name, how, library, size, *numbers.values(), *more, device)
             graphs.repeat((settings, current(), *addresses), chain)
