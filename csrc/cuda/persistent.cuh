@@ -73,14 +73,14 @@ struct BlockOf {
   static constexpr int kAhead = kCells < 4 ? 2 : 1;
 };
 
-// step(given, i) for every step, each with what was loaded for it: of one array where registers
-// hold that of one step ahead, of two in turn where they hold two.
+// step(given, i) for every step, with what was loaded for it: in one array, or in two in turn.
 template <class Given, int kAhead, class F>
 FASTRNN_DEVICE void in_turn(int64_t steps, Given (&given)[kAhead], F step) {
   static_assert(kAhead <= 2);
-  for (int64_t i = 0; i < steps; i += 2) {
+  for (int64_t i = 0; i < steps; i += kAhead) {
     step(given[0], i);
-    if (i + 1 < steps) step(given[kAhead - 1], i + 1);
+    if constexpr (kAhead == 2)
+      if (i + 1 < steps) step(given[1], i + 1);
   }
 }
 
