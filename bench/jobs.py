@@ -2,6 +2,8 @@
 contenders' rows are read against is the first of torch.nn."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from bench.cases import STEPS, Spec
@@ -29,6 +31,28 @@ def forced(backend: str, ours: Contender = OURS) -> Contender:
     )
 
 
+@contextmanager
+def _parts() -> Iterator[None]:
+    kernels = importlib.import_module("fastrnn._C")
+    if kernels.isa() != "amx":
+        raise ImportError(f"the instruction set is {kernels.isa()}, not amx")
+    before = kernels.in_parts()
+    kernels.set_in_parts("always")
+    try:
+        yield
+    finally:
+        kernels.set_in_parts(before)
+
+
+IN_PARTS = replace(
+    OURS,
+    name="fastrnn in parts",
+    around=_parts,
+    devices=("cpu",),
+    dtypes=("float32",),
+    asked=True,
+)
+
 JOBS: dict[str, tuple[Contender, ...]] = {
     "layer": (
         OURS,
@@ -45,6 +69,7 @@ JOBS: dict[str, tuple[Contender, ...]] = {
         graph(OURS),
         graph(BASELINE),
         in_float32(OURS),
+        IN_PARTS,
         *LIBRARIES,
     ),
     "packed": (

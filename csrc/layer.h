@@ -155,6 +155,12 @@ using StreamKernel = Stream*(const Forward<T>&);
 // Of the Forward's weights it reads the biases.
 using SmallStreamKernel = Stream*(const Forward<float>&, const SmallWeights&);
 
+// Kernels of float whose products are of parts (cpu/parts.h). They return whether their results
+// stand: not where that is no way for the layer, nor where a number is infinite or NaN, or was on
+// the way.
+using ForwardInParts = bool(const Forward<float>&, const Parallel&);
+using BackwardInParts = bool(const Backward<float>&, const Parallel&);
+
 // The kernels of one instruction set, by position in the list of cells; those of programs follow.
 struct Kernels {
   const char* name;
@@ -166,7 +172,9 @@ struct Kernels {
   BackwardKernel<Bf16>* backward_bf16[8];
   StreamKernel<float>* stream_float[8];
   StreamKernel<double>* stream_double[8];
-  SmallStreamKernel* small_stream[8];  // null of programs
+  SmallStreamKernel* small_stream[8];        // null of programs
+  ForwardInParts* forward_in_parts[8] = {};  // null of programs, and where there are no tiles
+  BackwardInParts* backward_in_parts[8] = {};
 };
 
 }  // namespace fastrnn

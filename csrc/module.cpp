@@ -65,6 +65,16 @@ void set_isa(const std::string& name) {
   throw py::value_error("instruction set '" + name + "' is not offered here, only " + offered);
 }
 
+constexpr const char* kInPartsNames[] = {"never", "where faster", "always"};
+
+void set_in_parts(const std::string& name) {
+  for (size_t i = 0; i < std::size(kInPartsNames); ++i)
+    if (name == kInPartsNames[i])
+      return fastrnn::cpu::set_in_parts(static_cast<fastrnn::cpu::InParts>(i));
+  throw py::value_error("'" + name + "' is none of 'never', 'where faster' and 'always'");
+}
+const char* in_parts() { return kInPartsNames[static_cast<int>(fastrnn::cpu::in_parts())]; }
+
 // (name, gates, saved, keeps, split, hidden_gates, own) of each cell, as in fastrnn/table.py.
 using CellTuple = std::tuple<std::string, int64_t, int64_t, std::string, bool, int64_t, int64_t>;
 std::vector<CellTuple> cells() {
@@ -176,6 +186,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_features,
         "The instruction sets that this CPU offers and kernels were compiled for, best first.");
   m.def("isa", &fastrnn::cpu::isa_current, "The instruction set that the CPU kernels use.");
+  m.def("in_parts", &in_parts,
+        "Which products of float32 tiles make, as six of bfloat16: \"never\", \"where faster\" or "
+        "\"always\". Only the instruction set \"amx\" has tiles.");
+  m.def("set_in_parts", &set_in_parts, py::arg("which"),
+        "Says so, from the next call on. Raises ValueError for any other word.");
   m.def("cells", &cells,
         "(name, gates, saved, keeps, split, hidden_gates, own) of each cell: fastrnn/table.py.");
   m.def("register_program", &register_program, py::arg("name"), py::arg("gates_x"),

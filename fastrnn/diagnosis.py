@@ -62,6 +62,7 @@ def _build() -> dict:
         "build": f"{info['compiler']}, {info['cxx_standard']}, for torch >= {target}, {cuda}",
         "flags": info["flags"],
         "instructions": ", ".join(names),
+        **({"float32 on AMX": extension.in_parts()} if chosen == "amx" else {}),
     }
 
 

@@ -103,16 +103,23 @@ def seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=KERNELS.cpu_features() if KERNELS else ["reference"])
+FEATURES = KERNELS.cpu_features() if KERNELS else ["reference"]
+IN_PARTS = "amx, float32 in parts"
+
+
+@pytest.fixture(params=[*FEATURES, *([IN_PARTS] if "amx" in FEATURES else [])])
 def isa(request):
-    """Each instruction set that the CPU offers, in turn; the reference where none is built."""
+    """Each instruction set that the CPU offers, in turn, and of AMX both ways that it has for
+    float32; the reference where none is built."""
     if KERNELS is None:
         yield request.param
         return
-    before = KERNELS.isa()
-    KERNELS.set_isa(request.param)
+    before = KERNELS.isa(), KERNELS.in_parts()
+    KERNELS.set_isa("amx" if request.param == IN_PARTS else request.param)
+    KERNELS.set_in_parts("always" if request.param == IN_PARTS else "never")
     yield request.param
-    KERNELS.set_isa(before)
+    KERNELS.set_isa(before[0])
+    KERNELS.set_in_parts(before[1])
 
 
 @pytest.fixture

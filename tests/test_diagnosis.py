@@ -36,6 +36,21 @@ def test_every_usable_backend_is_right():
     assert facts["verdict"].startswith(f"OK: tensors on the CPU run on {CPU}")
 
 
+@pytest.mark.skipif(KERNELS is None, reason="no kernels are built")
+def test_the_products_of_float32(monkeypatch):
+    code = "import fastrnn._C, fastrnn; print(fastrnn._C.in_parts())"
+    for value, found in (("1", "where faster"), ("0", "never"), (None, "never")):
+        if value is None:
+            monkeypatch.delenv("FASTRNN_AMX_FLOAT32", raising=False)
+        else:
+            monkeypatch.setenv("FASTRNN_AMX_FLOAT32", value)
+        assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == found
+    with pytest.raises(ValueError, match="'sometimes' is none of 'never', 'where faster'"):
+        KERNELS.set_in_parts("sometimes")
+    tiles = KERNELS.isa() == "amx"
+    assert ("float32 on AMX" in diagnosis.facts()) == tiles
+
+
 @pytest.mark.parametrize("hide", [False, True])
 def test_command(hide):
     status, text = command(hide=hide)

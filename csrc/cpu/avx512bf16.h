@@ -14,6 +14,9 @@
 #define FASTRNN_DPBF16PS _mm512_dpbf16_ps
 #define FASTRNN_CVTNEPS _mm512_cvtneps_pbh
 #include "cpu/table_bf16.h"
+#if defined(FASTRNN_TILES)
+#include "cpu/table_parts.h"
+#endif
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -21,6 +21,7 @@ class BackwardPass : Base {
       Base::parallel, Base::params_, Base::place, Base::row, Base::rows_of, Base::s, Base::split,
       Base::zero_, Base::zero_state_;
   using typename Base::Direction;
+  using typename Base::Kept;
   using typename Base::O;
   using typename Base::Plain;
   using typename Base::T;
@@ -90,12 +91,11 @@ class BackwardPass : Base {
           memset(b_.dweights[d].params[i], 0,
                  s.rows * (f.forms[i] == fastrnn::Form::kEach ? H : 1) * sizeof(Stored));
       Direction& w = direction_[d];
-      for (int64_t row = 0; row < chunk_ * N && kGrain<O> > 1; ++row) {
-        const auto beyond = [](int64_t n) { return (round_up(n, kGrain<O>) - n) * sizeof(O); };
-        memset(w.d_x + row * ld_gates + GX, 0, beyond(GX));
-        if (w.d_u) memset(w.d_u + row * ld_gates + GU, 0, beyond(GU));
-        if (w.d_w) memset(w.d_w + row * ld_gates + GW, 0, beyond(GW));
-        if (s.projected) memset(w.d_y + row * ld_y_ + P, 0, (ld_y_ - P) * sizeof(O));
+      for (int64_t row = 0; row < chunk_ * N && kGrain<Kept> > 1; ++row) {
+        clear_beyond(w.d_x + row * ld_gates, GX);
+        if (w.d_u) clear_beyond(w.d_u + row * ld_gates, GU);
+        if (w.d_w) clear_beyond(w.d_w + row * ld_gates, GW);
+        if (s.projected) clear_beyond(w.d_y + row * ld_y_, P);
       }
       for (int64_t n = 0; n < N; ++n) {
         const int64_t from = d * N + entry(n);
@@ -121,12 +121,13 @@ class BackwardPass : Base {
   void time_loop(int64_t d, Range batch, Range steps) {
     const Direction& w = direction_[d];
     const Buffer<O> scratch(max(w.hh.scratch(), w.hr.scratch()));
+    const Buffer<O> left(this->operands_size(batch.count(), max(GU, P)));
     Worker worker(*this);
     for (int64_t step = steps.last - 1; step >= steps.first; --step) {
-      bool zero = !s.projected || projection(d, batch, step, steps, scratch);
+      bool zero = !s.projected || projection(d, batch, step, steps, scratch, left);
       zero &= this->cells(worker, d, batch, step, steps, {0, H});
       if (note_live(d, step, batch, zero) && (step > 0 || b_.dh0))
-        recurrent_product(d, batch, step, steps, {0, w.hh.count()}, scratch);
+        recurrent_product(d, batch, step, steps, {0, w.hh.count()}, scratch, left);
       limit(d, batch, step, {0, P}, {0, H});
     }
   }
@@ -140,7 +141,7 @@ class BackwardPass : Base {
     if (batch.count() == 0) return;
     BlockTeam& mine = *teams_[index];
     const Direction& w = direction_[d];
-    const Buffer<O> scratch(w.hh.scratch());
+    const Buffer<O> scratch(w.hh.scratch()), left(this->operands_size(batch.count(), GU));
     Worker worker(*this);
     const int64_t done = s.steps - steps.last, base = done + done / chunk_;  // of phases
     mine.team.run(member, base, base + steps.count() + 1, [&](int64_t phase, int64_t slice) {
@@ -149,7 +150,7 @@ class BackwardPass : Base {
       const int64_t step = steps.last - 1 - (phase - base);
       if (step + 1 < steps.last) {
         if (mine.live.at(step + 1) && (step >= 0 || b_.dh0))
-          recurrent_product(d, batch, step + 1, steps, panels, scratch);
+          recurrent_product(d, batch, step + 1, steps, panels, scratch, left);
         limit(d, batch, step + 1, units, units);
       }
       if (step < steps.first) return;
@@ -161,10 +162,10 @@ class BackwardPass : Base {
   }
 
   // d_y, whether all of it is zero, and the gradient of o tanh(c), with a projection.
-  bool projection(int64_t d, Range batch, int64_t step, Range steps, O* scratch) {
+  bool projection(int64_t d, Range batch, int64_t step, Range steps, O* scratch, O* left) {
     Direction& w = direction_[d];
     const int64_t rows = active(d, step, batch), first = row(d, step) + batch.first;
-    O* const d_y = w.d_y + (first - rows_of(d, steps).first) * ld_y_;
+    Kept* const d_y = w.d_y + (first - rows_of(d, steps).first) * ld_y_;
     NonZero<V> seen;
     for (int64_t n = 0; n < rows; ++n)
       for (int64_t p = 0; p < P; p += kLanes<T>) {
@@ -178,34 +179,40 @@ class BackwardPass : Base {
       memset(w.d_m + batch.first * ld_cell, 0, rows * ld_cell * sizeof(T));
       return true;
     }
+    const Rows<O> from = this->operands(d_y, ld_y_, rows, P, left);
     for (int64_t p = 0; p < w.hr.count(); ++p)
-      multiply<O, kWide>(d_y, ld_y_, rows, P, w.hr.get(p, scratch), w.hr.far(p + 1), zero_, 0,
-                         w.d_m + batch.first * ld_cell + p * kWidth<T, kWide>, ld_cell);
+      multiply<O, kWide>(from.data, from.ld, rows, P, w.hr.get(p, scratch), w.hr.far(p + 1), zero_,
+                         0, w.d_m + batch.first * ld_cell + p * kWidth<T, kWide>, ld_cell);
     return zero;
   }
 
   // d_h += du W_hh, for some panels of its columns.
   void recurrent_product(int64_t d, Range batch, int64_t step, Range steps, Range panels,
-                         O* scratch) {
+                         O* scratch, O* left) {
     if (GU == 0) return;
     Direction& w = direction_[d];
     const int64_t from = row(d, step) + batch.first - rows_of(d, steps).first;
-    if (s.heads > 1) return heads_product(w, batch, active(d, step, batch), from);
+    const int64_t rows = active(d, step, batch);
+    if (s.heads > 1) return heads_product(w, batch, rows, from, left);
+    const Rows<O> d_u = this->operands(w.d_hidden() + from * ld_gates, ld_gates, rows, GU, left);
     this->each_panel(step, panels, [&](int64_t p, int64_t next) {
       T* const d_h = w.d_h + batch.first * ld_state + p * kWidth<T, kWide>;
-      multiply<O, kWide>(w.d_hidden() + from * ld_gates, ld_gates, active(d, step, batch), GU,
-                         w.hh.get(p, scratch), w.hh.far(next), d_h, ld_state, d_h, ld_state);
+      multiply<O, kWide>(d_u.data, d_u.ld, rows, GU, w.hh.get(p, scratch), w.hh.far(next), d_h,
+                         ld_state, d_h, ld_state);
     });
   }
 
   // The same where there are heads, each of which has its own rows of every gate.
-  void heads_product(Direction& w, Range batch, int64_t rows, int64_t from) {
-    for (int64_t at = 0; at < GU; at += head_)
+  void heads_product(Direction& w, Range batch, int64_t rows, int64_t from, O* left) {
+    for (int64_t at = 0; at < GU; at += head_) {
+      const Rows<O> d_u =
+          this->operands(w.d_hidden() + from * ld_gates + at, ld_gates, rows, head_, left);
       for (int64_t p = 0; p < w.hh.count(); ++p) {
         T* const d_h = w.d_h + batch.first * ld_state + at % H + p * kWidth<T, kWide>;
-        multiply<O, kWide>(w.d_hidden() + from * ld_gates + at, ld_gates, rows, head_,
-                           w.hh.get(p).from(at), nullptr, d_h, ld_state, d_h, ld_state);
+        multiply<O, kWide>(d_u.data, d_u.ld, rows, head_, w.hh.get(p).from(at), nullptr, d_h,
+                           ld_state, d_h, ld_state);
       }
+    }
   }
 
   // What the gradients of the states of the step before lose on the way there, in some columns.

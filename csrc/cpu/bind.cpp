@@ -68,7 +68,8 @@ Outputs forward(const Arguments& a, bool save) {
   const Results results{view(out.output), view(out.h_n),   view(out.c_n),
                         view(out.gates),  view(out.cells), view(out.hidden)};
   for_type(call, [&]<class T>() {
-    cpu::forward_kernel<T>(call.cell)(forward_of<T>(call, results, save), cpu::parallel());
+    cpu::run_forward<T>(cpu::kernels(), call.cell, forward_of<T>(call, results, save),
+                        cpu::parallel());
   });
   return out;
 }
@@ -129,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   const Gradients out{view(d_input), view(d_h0), view(d_c0),
                       views.empty() ? nullptr : views.data()};
   for_type(call, [&]<class T>() {
-    cpu::backward_kernel<T>(call.cell)(backward_of<T>(call, saved, in, out), cpu::parallel());
+    cpu::run_backward<T>(cpu::kernels(), call.cell, backward_of<T>(call, saved, in, out),
+                         cpu::parallel());
   });
   return {d_input, d_h0, d_c0, d_weights};
 }

@@ -87,7 +87,7 @@ void compute(const Layers& all, bool save) {
       above.reset(new T[static_cast<size_t>(Counts(call).output)]);
       f.y = above.get();
     }
-    cpu::forward_kernel<T>(call.cell)(f, cpu::parallel());
+    cpu::run_forward<T>(cpu::kernels(), call.cell, f, cpu::parallel());
     x = f.y;
     below = std::move(above);
   }
@@ -159,7 +159,8 @@ class Direct {
     }
     const py::gil_scoped_release unlocked;
     for_type(*c, [&]<class T>() {
-      cpu::backward_kernel<T>(c->cell)(backward_of<T>(*c, kept, in, out), cpu::parallel());
+      cpu::run_backward<T>(cpu::kernels(), c->cell, backward_of<T>(*c, kept, in, out),
+                           cpu::parallel());
     });
     return true;
   }

@@ -120,7 +120,7 @@ class ForwardPass : Base {
         O* to = gathered + before * ld;
         const int64_t first = row(d, step) + batch.first;
         for (int64_t n = 0; n < active(d, step, batch); ++n, to += ld) {
-          memset(to + I, 0, (ld - I) * sizeof(O));
+          clear_beyond(to, I);
           copy(to, f.x + place(first + n) * I, I);
         }
       });
@@ -173,7 +173,8 @@ class ForwardPass : Base {
       for (int64_t n = 0; n < now.rows && f.reset; ++n)
         if (f.reset[place(first + n)]) {
           memset(now.h_prev + n * ld_state, 0, P * sizeof(T));
-          if constexpr (kRounds) memset(now.left + n * ld_state, 0, P * sizeof(O));
+          if constexpr (kRounds)
+            memset(now.left + n * ld_state, 0, round_up(P, kGrain<O>) * sizeof(O));
           for (int64_t k = 0; k < kind.own; ++k)
             memset(now.c + (k * N + n) * ld_cell, 0, H * sizeof(T));
         }

@@ -18,17 +18,12 @@
 #include "cpu/memory.h"
 #include "cpu/operands.h"
 #if defined(FASTRNN_TILES)
-#include "cpu/tiles.h"
+#include "cpu/parts.h"
 #elif defined(FASTRNN_LANES)
 #include "cpu/lanes.h"
 #endif
 
 namespace FASTRNN_NAMESPACE {
-
-constexpr FASTRNN_FN int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr FASTRNN_FN int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr FASTRNN_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr FASTRNN_FN int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 struct Range {
   int64_t first, last;
@@ -80,7 +75,7 @@ template <class O>
 struct Panel : Rows<O> {
   int fewer = 0;  // 2 or 3, or 0 if it has all of them
 
-  Panel from(int64_t k) const {  // k a multiple of kTerms
+  Panel from(int64_t k) const {  // k a multiple of kTerms, or of kGrain where O is in parts
     return {{this->data + k * this->ld, this->ld}, fewer};
   }
 };
@@ -97,7 +92,11 @@ void micro(const O* a, int64_t lda, Rows<O> right_hand, int64_t k, const Compute
 #if defined(FASTRNN_TILES)
   if constexpr (kTiled<O>) {
     static_assert(!Columns);
-    return tile_product<NV, R>(a, lda, right_hand, k, init, ld_init, out, ld_out, ahead);
+    if constexpr (kInParts<O>)
+      return parts_product<NV, R <= kTile ? 1 : 2>(R, a, lda, right_hand, k, init, ld_init, out,
+                                                   ld_out);
+    else
+      return tile_product<NV, R>(a, lda, right_hand, k, init, ld_init, out, ld_out, ahead);
   }
 #elif defined(FASTRNN_LANES)
   return lane_product<O, NV, R, Columns>(a, lda, right_hand, ceil_div(k, kTerms<O>), init, ld_init,

@@ -20,6 +20,7 @@ class Gradients : protected Schedule<Stored> {
   using Base::active, Base::C, Base::D, Base::f, Base::H, Base::I, Base::kind, Base::ld_cell,
       Base::ld_gates, Base::ld_state, Base::N, Base::P, Base::parallel, Base::place, Base::row,
       Base::rows_of, Base::s;
+  using typename Base::Kept;
   using typename Base::O;
   using typename Base::T;
   using typename Base::V;
@@ -27,11 +28,11 @@ class Gradients : protected Schedule<Stored> {
 
   struct Direction {
     Plain ih, hh, hw, hr;  // hw: the rows of w_hh of a second product, of which v is the operand
-    // Operands; a row goes on with zeros up to a multiple of kGrain.
-    Buffer<O> d_x;             // [rows of a chunk, ld_gates] gradient of x, the input part
-    Buffer<O> d_u;             // [rows of a chunk, ld_gates] gradient of u, where it differs
-    Buffer<O> d_w;             // [rows of a chunk, ld_gates] gradient of the gates of v
-    Buffer<O> d_y;             // [rows of a chunk, ld_y] complete gradient of h, with a projection
+    // A row that is one of operands goes on with zeros up to a multiple of kGrain.
+    Buffer<Kept> d_x;          // [rows of a chunk, ld_gates] gradient of x, the input part
+    Buffer<Kept> d_u;          // [rows of a chunk, ld_gates] gradient of u, where it differs
+    Buffer<Kept> d_w;          // [rows of a chunk, ld_gates] gradient of the gates of v
+    Buffer<Kept> d_y;          // [rows of a chunk, ld_y] complete gradient of h, with a projection
     Buffer<T> d_m;             // [N, ld_cell] gradient of o tanh(c), with a projection
     Buffer<T> d_v;             // [N, ld_state] gradient of v
     Buffer<T> d_h;             // [N, ld_state] gradient of h_t from later steps
@@ -43,7 +44,7 @@ class Gradients : protected Schedule<Stored> {
     fastrnn::cpu::Live live;   // [steps]
     fastrnn::cpu::Fact finite_weights;
 
-    O* d_hidden() const { return d_u ? d_u : d_x; }
+    Kept* d_hidden() const { return d_u ? d_u : d_x; }
   };
 
   static constexpr int64_t kNone = INT64_MIN;
@@ -75,6 +76,28 @@ class Gradients : protected Schedule<Stored> {
         direction_{make(0), make(1)},
         zero_(kWidth<T, kWide>),
         zero_state_(max(ld_state, max(ld_cell, C))) {}
+
+  // Rows of derivatives as operands: as they lie, or, where those are of another type, in a buffer
+  // of `operands_size`.
+  static int64_t ld_operands(int64_t columns) {  // not a multiple of 4 KiB
+    return round_up(columns, Base::kPad) + Base::kPad;
+  }
+  static int64_t operands_size(int64_t rows, int64_t columns) {
+    return std::is_same_v<Kept, O> ? 0 : rows * ld_operands(columns);
+  }
+  static Rows<O> operands(const Kept* from, int64_t ld, int64_t rows, int64_t columns,
+                          [[maybe_unused]] O* buffer) {
+    if constexpr (std::is_same_v<Kept, O>) {
+      return {from, ld};
+    } else {
+      O* to = buffer;
+      for (int64_t r = 0; r < rows; ++r, to += ld_operands(columns)) {
+        clear_beyond(to, columns);
+        copy(to, from + r * ld, columns);
+      }
+      return {buffer, ld_operands(columns)};
+    }
+  }
 
   // h of a row of the matrices: the output, or of a program with another one what is kept beside.
   const Stored* h_of(int64_t d, int64_t row) const {
@@ -161,12 +184,13 @@ class Gradients : protected Schedule<Stored> {
     while (block > kRowBlock<O> / 4 && block * ld_gates * int64_t{sizeof(O)} > kLeftBytes)
       block /= 2;
     const Buffer<T> partial(min(block, rows.count()) * kWidth<T, kWide>);
-    const Buffer<O> scratch(w.ih.scratch());
-    for (int64_t i = rows.first; i < rows.last; i += block)
+    const Buffer<O> scratch(w.ih.scratch()), left(operands_size(min(block, rows.count()), GX));
+    for (int64_t i = rows.first; i < rows.last; i += block) {
+      const int64_t count = min(block, rows.last - i);
+      const Rows<O> d_x = operands(w.d_x + i * ld_gates, ld_gates, count, GX, left);
       for (int64_t p = 0; p < w.ih.count(); ++p) {
-        const int64_t count = min(block, rows.last - i);
-        multiply<O, kWide>(w.d_x + i * ld_gates, ld_gates, count, GX, w.ih.get(p, scratch),
-                           w.ih.far(p + 1), zero_, 0, partial, kWidth<T, kWide>);
+        multiply<O, kWide>(d_x.data, d_x.ld, count, GX, w.ih.get(p, scratch), w.ih.far(p + 1),
+                           zero_, 0, partial, kWidth<T, kWide>);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t row = all.first + i + r, to = place(row);
           const bool add = visited(row);
@@ -179,6 +203,7 @@ class Gradients : protected Schedule<Stored> {
           }
         }
       }
+    }
   }
 
   // A weight's gradient where sums over more than one chunk of rows are kept: its own memory, or,
@@ -210,8 +235,8 @@ class Gradients : protected Schedule<Stored> {
     const Range live = live_rows(d, steps);
     const int64_t rows = live.count() / stride, ld = stride * ld_gates;
     const int64_t left = live.first + first, from = rows_of(d, steps).first + left;
-    const O* const left_x = w.d_x + left * ld_gates;
-    const O* const left_u = w.d_hidden() + left * ld_gates;
+    const Kept* const left_x = w.d_x + left * ld_gates;
+    const Kept* const left_u = w.d_hidden() + left * ld_gates;
     const auto row = [&](int64_t k) { return from + k * stride; };
     const auto d_x = [&](int64_t k) { return left_x + k * ld; };
     const auto d_u = [&](int64_t k) { return left_u + k * ld; };
@@ -221,7 +246,7 @@ class Gradients : protected Schedule<Stored> {
     const auto h = [&](int64_t k) { return previous_h(d, row(k)); };
     const auto m = [&](int64_t k) { return f.hidden + this->at_hidden(d, place(row(k))); };
     T* next = w.sums;
-    const auto product = [&](Range range, int64_t m, int64_t n, const O* left, int64_t ld,
+    const auto product = [&](Range range, int64_t m, int64_t n, const Kept* left, int64_t ld,
                              auto&& right, Stored* all) {
       Stored* const to = all + first * m * n;
       T* const sum = sums(to, m * n, next);
@@ -259,7 +284,7 @@ class Gradients : protected Schedule<Stored> {
   // That of w_hh where there are heads: of every gate and head a product of its own, each for one
   // of the shares.
   template <class Rows>
-  void head_gradients(int64_t task, int64_t shares, int64_t rows, const O* left, Rows&& h,
+  void head_gradients(int64_t task, int64_t shares, int64_t rows, const Kept* left, Rows&& h,
                       Range steps, bool add, T* sum, Stored* to) {
     for (int64_t at = 0; at < GU; at += head_) {  // units of one gate and head
       if (at / head_ % shares != task) continue;
@@ -297,8 +322,8 @@ class Gradients : protected Schedule<Stored> {
 
  private:
   // With what `outer` reads behind its end.
-  static Buffer<O> left_matrix(int64_t count) {
-    return Buffer<O>(count > 0 ? count + kTileRows<O, kNarrow> : 0);
+  static Buffer<Kept> left_matrix(int64_t count) {
+    return Buffer<Kept>(count > 0 ? count + kTileRows<O, kNarrow> : 0);
   }
 
   Direction make(int64_t d) {

@@ -2,7 +2,10 @@
 
 #include <atomic>
 #include <cstring>
+#include <type_traits>
 #include <vector>
+
+#include "cpu/split.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #include <cpuid.h>
@@ -74,6 +77,52 @@ const Kernels& kernels_for_halves([[maybe_unused]] int64_t rows) {
 #endif
   return kernels();
 }
+
+namespace {
+
+std::atomic<InParts> parts{InParts::kNever};
+
+}  // namespace
+
+InParts in_parts() { return parts.load(std::memory_order_relaxed); }
+void set_in_parts(InParts which) { parts = which; }
+bool in_parts(const StepWork& step) {
+  const InParts which = in_parts();
+  return which == InParts::kAlways || (which == InParts::kWhereFaster && parts_pay(step));
+}
+
+template <class T>
+void run_forward(const Kernels& k, int cell, const Forward<T>& arguments,
+                 const Parallel& parallel) {
+  if constexpr (std::is_same_v<T, float>) {
+    ForwardInParts* const in_parts = k.forward_in_parts[cell];
+    if (in_parts && in_parts(arguments, parallel)) return;
+    k.forward_float[cell](arguments, parallel);
+  } else if constexpr (std::is_same_v<T, double>) {
+    k.forward_double[cell](arguments, parallel);
+  } else {
+    k.forward_bf16[cell](arguments, parallel);
+  }
+}
+template <class T>
+void run_backward(const Kernels& k, int cell, const Backward<T>& arguments,
+                  const Parallel& parallel) {
+  if constexpr (std::is_same_v<T, float>) {
+    BackwardInParts* const in_parts = k.backward_in_parts[cell];
+    if (in_parts && in_parts(arguments, parallel)) return;
+    k.backward_float[cell](arguments, parallel);
+  } else if constexpr (std::is_same_v<T, double>) {
+    k.backward_double[cell](arguments, parallel);
+  } else {
+    k.backward_bf16[cell](arguments, parallel);
+  }
+}
+template void run_forward(const Kernels&, int, const Forward<float>&, const Parallel&);
+template void run_forward(const Kernels&, int, const Forward<double>&, const Parallel&);
+template void run_forward(const Kernels&, int, const Forward<Bf16>&, const Parallel&);
+template void run_backward(const Kernels&, int, const Backward<float>&, const Parallel&);
+template void run_backward(const Kernels&, int, const Backward<double>&, const Parallel&);
+template void run_backward(const Kernels&, int, const Backward<Bf16>&, const Parallel&);
 
 bool isa_select(const char* name) {
   for (int i = 0; i < isa_count(); ++i)

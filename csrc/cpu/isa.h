@@ -1,8 +1,7 @@
 // The instruction sets that this build holds and this CPU offers, and the one in use.
 #pragma once
 
-#include <type_traits>
-
+#include "cpu/split.h"
 #include "layer.h"
 
 namespace fastrnn::cpu {
@@ -33,6 +32,17 @@ Kernels with_bf16(const Kernels& others, const char* name,
   return table;
 }
 
+// The same with kernels whose products are of parts.
+template <int Cells>
+Kernels with_parts(Kernels table, ForwardInParts* const (&forward)[Cells],
+                   BackwardInParts* const (&backward)[Cells]) {
+  for (int i = 0; i < Cells; ++i) {
+    table.forward_in_parts[i] = forward[i];
+    table.backward_in_parts[i] = backward[i];
+  }
+  return table;
+}
+
 // Those of `others` under another name and with other streams of small weights.
 template <int Cells>
 Kernels with_small_streams(const Kernels& others, const char* name,
@@ -53,26 +63,17 @@ const Kernels& kernels();  // of the current one
 // with the same bits.
 const Kernels& kernels_for_halves(int64_t rows);
 
-// A kernel of the current one for numbers that are stored as T, by the position of its cell.
+// Which layers of float have their products made of parts, where the current one has such kernels.
+enum class InParts { kNever, kWhereFaster, kAlways };
+InParts in_parts();
+bool in_parts(const StepWork& step);  // whether those of this layer are
+void set_in_parts(InParts which);
+
+// A layer by the kernels of an instruction set, the cell by its position.
 template <class T>
-ForwardKernel<T>* forward_kernel(int cell) {
-  const Kernels& k = kernels();
-  if constexpr (std::is_same_v<T, float>)
-    return k.forward_float[cell];
-  else if constexpr (std::is_same_v<T, double>)
-    return k.forward_double[cell];
-  else
-    return k.forward_bf16[cell];
-}
+void run_forward(const Kernels& k, int cell, const Forward<T>& arguments, const Parallel& parallel);
 template <class T>
-BackwardKernel<T>* backward_kernel(int cell) {
-  const Kernels& k = kernels();
-  if constexpr (std::is_same_v<T, float>)
-    return k.backward_float[cell];
-  else if constexpr (std::is_same_v<T, double>)
-    return k.backward_double[cell];
-  else
-    return k.backward_bf16[cell];
-}
+void run_backward(const Kernels& k, int cell, const Backward<T>& arguments,
+                  const Parallel& parallel);
 
 }  // namespace fastrnn::cpu

@@ -1,5 +1,6 @@
 // x86 with AVX-512, its products of bfloat16, and those of AMX: Intel since Sapphire Rapids (2023).
-// Only the kernels of bfloat16 are its own, the others are those of isa_avx512vnni.cpp.
+// Only the kernels of bfloat16, and those of float in parts, are its own; the others are those of
+// isa_avx512vnni.cpp.
 #include "cpu/isa.h"
 
 #if defined(__linux__) && defined(__GNUC__) && defined(__x86_64__)
@@ -29,7 +30,8 @@ bool has_tiles() {
 
 const Kernels* kernels_amx() {
   static const Kernels table =
-      with_bf16(*kernels_avx512vnni(), "amx", amx::kForward, amx::kBackward);
+      with_parts(with_bf16(*kernels_avx512vnni(), "amx", amx::kForward, amx::kBackward),
+                 amx::kForwardInParts, amx::kBackwardInParts);
   static const bool offered = has_tiles();
   return offered ? &table : nullptr;
 }

@@ -14,11 +14,9 @@ namespace FASTRNN_NAMESPACE {
 
 template <class Cell, class T>
 void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
-  if (FewSteps<Cell, T>::suits(arguments.size)) {
-    FewSteps<Cell, T>(arguments, parallel)();
-  } else {
-    ForwardPass<ForwardStep<Cell, T>, T>(arguments, parallel)();
-  }
+  if constexpr (!kInParts<Operand<T>>)
+    if (FewSteps<Cell, T>::suits(arguments.size)) return FewSteps<Cell, T>(arguments, parallel)();
+  ForwardPass<ForwardStep<Cell, T>, T>(arguments, parallel)();
 }
 template <class Cell, class T>
 void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {

@@ -9,8 +9,17 @@
 
 namespace FASTRNN_NAMESPACE {
 
-// What a product takes numbers of type S as: Bf16 where it multiplies pairs of them.
-#if defined(FASTRNN_PAIRS)
+constexpr FASTRNN_FN int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr FASTRNN_FN int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr FASTRNN_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr FASTRNN_FN int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// What a product takes numbers of type S as: Bf16 where it multiplies pairs of them, and Parts of a
+// float where it multiplies tiles.
+#if defined(FASTRNN_TILES)
+template <class S>
+using Operand = std::conditional_t<std::is_same_v<S, float>, Parts, S>;
+#elif defined(FASTRNN_PAIRS)
 template <class S>
 using Operand = S;
 #else
@@ -20,17 +29,20 @@ using Operand = Compute<S>;
 // A register of operands: one in each lane, or, of Bf16, two, which follow in memory.
 template <class O>
 inline constexpr int kTerms = std::is_same_v<O, Bf16> ? 2 : 1;
+// Whether each number is stored as the parts that it is a sum of (parts.h).
+template <class O>
+inline constexpr bool kInParts = std::is_same_v<O, Parts>;
 // Whether a product of them goes through tiles (tiles.h), and the depth it goes through at once:
 // what a row of operands lacks to a multiple of that is zeros.
 #if defined(FASTRNN_TILES)
 template <class O>
-inline constexpr bool kTiled = std::is_same_v<O, Bf16>;
+inline constexpr bool kTiled = std::is_same_v<O, Bf16> || kInParts<O>;
 #else
 template <class O>
 inline constexpr bool kTiled = false;
 #endif
 template <class O>
-inline constexpr int kGrain = kTiled<O> ? kTerms<O> * kLanes<O> : kTerms<O>;
+inline constexpr int kGrain = kTiled<O> ? 2 * kLanes<O> : kTerms<O>;
 // Rows of a panel, `ld` apart. Two words: a micro-kernel gets them in registers.
 template <class O>
 struct Rows {
@@ -93,6 +105,51 @@ FASTRNN_INLINE void multiply_add(Vec<O>& sum, Operands<O> a, Operands<O> b) {
     sum = fma(bit_cast<Vec<O>>(a & 0xffff0000u), bit_cast<Vec<O>>(b & 0xffff0000u), sum);
     sum = fma(bit_cast<Vec<O>>(a << 16), bit_cast<Vec<O>>(b << 16), sum);
 #endif
+  }
+}
+
+// One register of a row of `columns` numbers; the last one of a row may be partly outside.
+template <class T>
+struct Lane {
+  using V = Vec<T>;
+  const int64_t at, valid;
+
+  Lane(int64_t column, int64_t columns)
+      : at(column), valid(max(0, min(kLanes<T>, columns - column))) {}
+  template <class S>
+  FASTRNN_INLINE V load_from(const S* row) const {
+    return valid == kLanes<T> ? load<V>(row + at) : load_part<V>(row + at, valid);
+  }
+  template <class S>
+  FASTRNN_INLINE void store_to(S* row, V v) const {
+    if constexpr (kInParts<S>) {  // what follows a row's numbers is zero
+      store_parts(row, at, valid == kLanes<T> ? v : first_lanes(v, valid));
+    } else if (valid == kLanes<T>) {
+      store<V>(row + at, v);
+    } else {
+      store_part<V>(row + at, v, valid);
+    }
+  }
+};
+
+// Makes zero what follows `count` numbers of a row, up to a multiple of kGrain, or, where O is in
+// parts, the whole of the last block: to be called before they are written.
+template <class O>
+void clear_beyond(O* row, int64_t count) {
+  const int64_t from = kInParts<O> ? count / kGrain<O> * kGrain<O> : count;
+  memset(row + from, 0, (round_up(count, kGrain<O>) - from) * sizeof(O));
+}
+
+// count numbers from one place to another, converted where the two differ in type.
+template <class To, class From>
+void copy(To* to, const From* from, int64_t count) {
+  if constexpr (std::is_same_v<To, From>) {
+    if (count > 0) memcpy(to, from, count * sizeof(To));
+  } else {
+    for (int64_t at = 0; at < count; at += kLanes<To>) {
+      const Lane<To> lane(at, count);
+      lane.store_to(to, lane.load_from(from));
+    }
   }
 }
 

@@ -9,10 +9,14 @@ namespace FASTRNN_NAMESPACE {
 // Columns [0, count) of a, of `depth` rows, as the left-hand matrix that `outer` takes: R
 // numbers or pairs of them after the other, k-major, or where there are tiles each a row of `most`
 // numbers.
-template <int64_t R, class O>
-void arrange(const O* a, int64_t lda, int64_t depth, int64_t count, O* left, int64_t most) {
+template <int64_t R, class O, class A>
+void arrange(const A* a, int64_t lda, int64_t depth, int64_t count, O* left, int64_t most) {
   constexpr int kStep = kTerms<O>, kLane = kLanes<O>;
-  if constexpr (kTiled<O>) {
+  if constexpr (kInParts<O>) {
+    for (int64_t k = 0; k < depth; k += kGrain<O>)
+      for (int64_t r = 0; r < count; r += kLane)
+        transpose_parts(a + k * lda + r, lda, depth - k, left + r * most + k, most);
+  } else if constexpr (kTiled<O>) {
     for (int64_t k = 0; k < depth; k += kGrain<O>)
       for (int64_t r = 0; r < count; r += kLane) {
         Operands<O> square[kLane];
@@ -43,13 +47,45 @@ void arrange(const O* a, int64_t lda, int64_t depth, int64_t count, O* left, int
   }
 }
 
+// The rows of `b`, `depth` of n numbers each, as panels that are `most` rows deep.
+template <int NV, class O, class RowsB>
+void pack_right(int64_t depth, int64_t n, RowsB&& b, O* right, int64_t most) {
+  constexpr int kStep = kTerms<O>, kLane = kLanes<O>;
+  constexpr int64_t kLd = kWidth<O, NV>;
+  const int64_t panels = ceil_div(n, kLd);
+  if constexpr (kInParts<O>) {
+    for (int64_t v = 0; v < panels * NV; ++v)
+      pack_parts(depth, right + v / NV * most * kLd, kLd, v % NV,
+                 [&](int64_t i) { return Lane<Compute<O>>(v * kLane, n).load_from(b(i)); });
+  } else {
+    for (int64_t i = 0; i < round_up(depth, kGrain<O>); i += kStep) {
+      const std::remove_pointer_t<decltype(b(0))>* row[kStep];
+      for (int t = 0; t < kStep; ++t) row[t] = b(min(i + t, depth - 1));
+      for (int64_t p = 0; p < panels; ++p) {
+        O* out = right + (p * most + i) * kLd;
+        const int64_t valid = min(kLd, n - p * kLd);
+        if (valid == kLd && i + kStep <= depth) {
+          FASTRNN_UNROLL
+          for (int v = 0; v < NV; ++v)
+            store_operands<O>(out + v * kLane * kStep, from_columns<O>(row, p * kLd + v * kLane));
+        } else {
+          for (int64_t l = 0; l < kLd; ++l)
+            for (int t = 0; t < kStep; ++t)
+              out[l * kStep + t] =
+                  l < valid && i + t < depth ? as_operand<O>(row[t] + p * kLd + l) : O{};
+        }
+      }
+    }
+  }
+}
+
 // c[i, j] (+)= sum over k of a[k, i] b(k)[j], k in [0, depth), for a range of i and all j in [0,
 // n): the gradient of a weight. Rows of a are lda apart and read as they lie, up to kTileRows - 1
 // numbers further than the range; b returns the row k of the right matrix; `add` keeps what c
 // holds. A piece of the sum, of at most kOuterDepth rows, begins at zero and is then added to c:
 // the roundings of terms that are alike, which do not cancel, add up over a piece only.
-template <class O, class T, class RowsB>
-void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b, T* c, bool add) {
+template <class O, class A, class T, class RowsB>
+void outer(int64_t k, Range range, int64_t n, const A* a, int64_t lda, RowsB&& b, T* c, bool add) {
   using V = Vec<T>;
   const auto [first, last] = range;
   if (first == last || n == 0) return;
@@ -59,7 +95,7 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
   constexpr int64_t kLd = kWidth<T, kRegisters>;
   constexpr int kStep = kTerms<O>;
   // Whether rows of a are put together first: as pairs, or once it pays to read them in a row.
-  const bool arranged = kStep > 1 || n > 128;
+  const bool arranged = kStep > 1 || kTiled<O> || n > 128;
   constexpr int64_t kBlock = (96 + kRows - 1) / kRows * kRows;
   if (k == 0 && !add) memset(c + first * ldc, 0, range.count() * n * sizeof(T));
   // Pieces about equally deep: each takes all of c through the caches once more.
@@ -70,25 +106,7 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
   alignas(64) const T zero[kLd] = {};
   for (int64_t from = 0; from < k; from += most) {
     const int64_t depth = min(most, k - from);
-    for (int64_t i = 0; i < round_up(depth, kGrain<O>); i += kStep) {
-      const std::remove_pointer_t<decltype(b(0))>* row[kStep];
-      for (int t = 0; t < kStep; ++t) row[t] = b(from + min(i + t, depth - 1));
-      for (int64_t p = 0; p < panels; ++p) {
-        O* out = right + (p * most + i) * kLd;
-        const int64_t valid = min(kLd, n - p * kLd);
-        if (valid == kLd && i + kStep <= depth) {
-          FASTRNN_UNROLL
-          for (int v = 0; v < kRegisters; ++v)
-            store_operands<O>(out + v * kLanes<T> * kStep,
-                              from_columns<O>(row, p * kLd + v * kLanes<T>));
-        } else {
-          for (int64_t l = 0; l < kLd; ++l)
-            for (int t = 0; t < kStep; ++t)
-              out[l * kStep + t] =
-                  l < valid && i + t < depth ? as_operand<O>(row[t] + p * kLd + l) : O{};
-        }
-      }
-    }
+    pack_right<kRegisters, O>(depth, n, [&](int64_t i) { return b(from + i); }, right, most);
     for (int64_t block = first; block < last; block += kBlock) {
       const int64_t block_rows = min(kBlock, last - block);
       if (arranged) arrange<kRows, O>(a + from * lda + block, lda, depth, block_rows, left, most);
@@ -103,13 +121,16 @@ void outer(int64_t k, Range range, int64_t n, const O* a, int64_t lda, RowsB&& b
             prefetch(out + i * ldc);
             prefetch(out + i * ldc + columns - 1);
           }
-          micro<O, kRegisters, kRows, !kTiled<O>>(
-              arranged ? left + r * most : a + from * lda + block + r,
-              kTiled<O>  ? most
-              : arranged ? kRows * kStep
-                         : lda,
-              {right + p * most * kLd, kLd}, depth, zero, 0, at_once ? out : tile,
-              at_once ? ldc : kLd, {});
+          const Rows<O> own = [&]() -> Rows<O> {
+            if constexpr (kTiled<O>)
+              return {left + r * most, most};
+            else
+              return arranged ? Rows<O>{left + r * most, kRows * kStep}
+                              : Rows<O>{a + from * lda + block + r, lda};
+          }();
+          micro<O, kRegisters, kRows, !kTiled<O>>(own.data, own.ld, {right + p * most * kLd, kLd},
+                                                  depth, zero, 0, at_once ? out : tile,
+                                                  at_once ? ldc : kLd, {});
           if (at_once) continue;
           if (whole) {
             FASTRNN_UNROLL

@@ -91,15 +91,13 @@ struct Panels {
     if constexpr (kMixed) return pack_mixed(panel, out);
     const bool full = w && (panel + 1) * kUnits <= columns;
     const Panel<O> to = of_packed(panel, out);
-    const int64_t end = full ? round_up(k, kStep) * to.ld : 0;
+    const int64_t end = full ? round_up(k, kInParts<O> ? kGrain<O> : kStep) * to.ld : 0;
     memset(out + end, 0, (stride() - end) * sizeof(O));
     for (int g = 0; g < Groups && w; ++g)
       for (int u = 0; u < kPerGroup; ++u) {
         const int64_t column = panel * kUnits + u * kLane;
         const int64_t valid = min(kLane, columns - column);
-        if (valid > 0)
-          pack_register(g * columns + column, valid, out + (g * kPerGroup + u) * kLane * kStep,
-                        to.ld);
+        if (valid > 0) pack_register(g * columns + column, valid, out, g * kPerGroup + u, to.ld);
       }
   }
 
@@ -107,12 +105,11 @@ struct Panels {
   void pack_mixed(int64_t panel, O* out) const {
     const Panel<O> to = of_packed(panel, out);
     const int64_t valid = w ? min(NV, registers() - panel * NV) : 0;
-    const int64_t end = valid == NV ? round_up(k, kStep) * to.ld : 0;
+    const int64_t end = valid == NV ? round_up(k, kInParts<O> ? kGrain<O> : kStep) * to.ld : 0;
     memset(out + end, 0, (stride() - end) * sizeof(O));
     for (int64_t v = 0; v < valid; ++v) {
       const int64_t at = panel * NV + v, column = at / groups * kLane;
-      pack_register(at % groups * columns + column, min(kLane, columns - column),
-                    out + v * kLane * kStep, to.ld);
+      pack_register(at % groups * columns + column, min(kLane, columns - column), out, v, to.ld);
     }
   }
   Panel<O> of_packed(int64_t panel, const O* data) const {
@@ -122,8 +119,28 @@ struct Panels {
     }
     return {{data, kWidth<O, NV>}};
   }
-  // One register's worth of columns, all k, zero beyond the valid ones.
-  void pack_register(int64_t column, int64_t valid, O* out, int64_t ld_out) const {
+  // One register's worth of columns of a panel, register v, all k, zero beyond the valid ones.
+  void pack_register(int64_t column, int64_t valid, O* panel, int64_t v, int64_t ld_out) const {
+    if constexpr (kInParts<O>)
+      return Transposed ? pack_rows_in_parts(column, valid, panel, v, ld_out)
+                        : pack_parts(k, panel, ld_out, v, [&](int64_t i) {
+                            return Lane<S>(0, valid).load_from(w + i * ld + column);
+                          });
+    else
+      pack_operands(column, valid, panel + v * kLane * kStep, ld_out);
+  }
+  void pack_rows_in_parts(int64_t column, int64_t valid, O* panel, int64_t v,
+                          int64_t ld_out) const {
+    alignas(64) O rows[kLane * kGrain<O>];
+    for (int64_t i = 0; i < k; i += kGrain<O>) {
+      const int64_t count = min(k - i, kGrain<O>);
+      if (valid < kLane || count < kGrain<O>) memset(rows, 0, sizeof(rows));
+      for (int64_t l = 0; l < valid; ++l)
+        copy(rows + l * kGrain<O>, w + (column + l) * ld + i, count);
+      pack_block(rows, panel + i * ld_out, ld_out, v);
+    }
+  }
+  void pack_operands(int64_t column, int64_t valid, O* out, int64_t ld_out) const {
     constexpr int64_t kBlock = kLane * kStep;
     int64_t i = 0;
     if (valid == kLane) {

@@ -52,41 +52,6 @@ FASTRNN_FN Range piece(int64_t count, int64_t i, int64_t n, int64_t unit) {
   return {min(count, i * size), min(count, (i + 1) * size)};
 }
 
-// One register of a row of `columns` numbers; the last one of a row may be partly outside.
-template <class T>
-struct Lane {
-  using V = Vec<T>;
-  const int64_t at, valid;
-
-  Lane(int64_t column, int64_t columns)
-      : at(column), valid(max(0, min(kLanes<T>, columns - column))) {}
-  template <class S>
-  FASTRNN_INLINE V load_from(const S* row) const {
-    return valid == kLanes<T> ? load<V>(row + at) : load_part<V>(row + at, valid);
-  }
-  template <class S>
-  FASTRNN_INLINE void store_to(S* row, V v) const {
-    if (valid == kLanes<T>) {
-      store<V>(row + at, v);
-    } else {
-      store_part<V>(row + at, v, valid);
-    }
-  }
-};
-
-// count numbers from one place to another, converted where the two differ in type.
-template <class To, class From>
-void copy(To* to, const From* from, int64_t count) {
-  if constexpr (std::is_same_v<To, From>) {
-    if (count > 0) memcpy(to, from, count * sizeof(To));
-  } else {
-    for (int64_t at = 0; at < count; at += kLanes<To>) {
-      const Lane<To> lane(at, count);
-      lane.store_to(to, lane.load_from(from));
-    }
-  }
-}
-
 // What the passes must know of a cell.
 struct Kind {
   int64_t gates_x, gates_u;  // of w_ih and of w_hh
@@ -107,7 +72,9 @@ struct Schedule {
   using T = Compute<Stored>;
   using O = Operand<Stored>;
   using V = Vec<T>;
-  static constexpr int64_t kPad = 64 / sizeof(O);
+  // What derivatives are stored as that products will take.
+  using Kept = std::conditional_t<kInParts<O>, T, O>;
+  static constexpr int64_t kPad = max(64 / sizeof(O), kGrain<O>);
 
   const fastrnn::Forward<Stored>& f;
   const Sizes& s;

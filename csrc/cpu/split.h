@@ -38,6 +38,14 @@ inline double step_time(const StepWork& w, Split split, const StepCosts& costs =
          (split.units > 1 ? costs.meeting + costs.each_member * split.units : 0);
 }
 
+// Whether tiles make the products of float faster than FMAs do, each as six products of parts
+// (parts.h). From a Xeon with AMX: tiles want 16 rows, and the weights' parts, which take half as
+// much memory again as the weights do, more rows the farther they are.
+inline bool parts_pay(const StepWork& w) {
+  const double bytes = 1.0 * w.outputs * w.depth * w.itemsize, mebibyte = 1 << 20;
+  return w.batch >= (bytes <= 1.2 * mebibyte ? 16 : bytes <= 4 * mebibyte ? 32 : 64);
+}
+
 // Nanoseconds from which on a thread that is late costs more than the weights of a slice that moves
 // to another core.
 constexpr double kLongStep = 50'000;

@@ -28,19 +28,23 @@ struct alignas(64) TileSizes {
   uint16_t row_bytes[16] = {};
   uint8_t rows[16] = {};
 
-  constexpr TileSizes() {
-    for (int i = 0; i < kTileRegisters; ++i) {
+  explicit constexpr TileSizes(int registers) {
+    for (int i = 0; i < registers; ++i) {
       row_bytes[i] = kTileBytes;
       rows[i] = kTile;
     }
   }
 };
-inline constexpr TileSizes kTileSizes;
+template <int Registers>
+inline constexpr TileSizes kTileSizes{Registers};
 
 #if defined(FASTRNN_AMX)
 // Not the compilers' own functions, GCC's of which take no register's number from a template and
 // do not say that they read memory.
-FASTRNN_FN void tile_configure() { asm volatile("ldtilecfg %0" : : "m"(kTileSizes)); }
+template <int Registers>
+FASTRNN_FN void tile_configure() {
+  asm volatile("ldtilecfg %0" : : "m"(kTileSizes<Registers>));
+}
 FASTRNN_FN void tile_release() { asm volatile("tilerelease"); }
 template <int Register>
 FASTRNN_FN void tile_load(const void* from, int64_t stride) {
@@ -60,11 +64,14 @@ FASTRNN_FN void tile_multiply() {
 #else
 struct TileRegisters {
   bool configured = false;
-  uint32_t of[kTileRegisters][kTile][kTile];
+  uint32_t of[8][kTile][kTile];
 };
 inline thread_local TileRegisters tile;
 
-inline void tile_configure() { tile.configured = true; }
+template <int Registers>
+void tile_configure() {
+  tile.configured = true;
+}
 inline void tile_release() { tile.configured = false; }
 template <int Register>
 void tile_load(const void* from, int64_t stride) {
@@ -101,7 +108,7 @@ void tile_multiply() {
 // released after it: a thread that has some is slow to leave its core.
 template <>
 struct Multiplying<Bf16> {
-  Multiplying() { tile_configure(); }
+  Multiplying() { tile_configure<kTileRegisters>(); }
   ~Multiplying() { tile_release(); }
   Multiplying(const Multiplying&) = delete;
   Multiplying& operator=(const Multiplying&) = delete;

@@ -62,6 +62,13 @@ struct Register {
 using fastrnn::Bf16;
 template <>
 struct Register<Bf16> : Register<float> {};
+// A float as a sum (parts.h). Only whole blocks of them have an order in memory.
+inline constexpr int kParts = 3;
+struct Parts {
+  Bf16 of[kParts];
+};
+template <>
+struct Register<Parts> : Register<float> {};
 template <class T>
 using Vec = typename Register<T>::type;
 template <class T>
@@ -69,7 +76,7 @@ inline constexpr int kLanes = Register<T>::kLanes;
 
 // What numbers of type S are computed in.
 template <class S>
-using Compute = std::conditional_t<std::is_same_v<S, Bf16>, float, S>;
+using Compute = std::conditional_t<std::is_same_v<S, Bf16> || std::is_same_v<S, Parts>, float, S>;
 
 // What a register or a scalar V is made of, the unsigned integers of the same shape, and those of
 // 16 bits that are as many.
@@ -197,6 +204,14 @@ FASTRNN_NOINLINE void store_part(S* p, V v, int64_t n) {
   S lane[kCount];
   store<V>(lane, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lane[i];
+}
+
+// v with zeros in the lanes from n on.
+template <class V>
+FASTRNN_NOINLINE V first_lanes(V v, int64_t n) {
+  Scalar<V> lane[sizeof(V) / sizeof(Scalar<V>)];
+  store<V>(lane, v);
+  return load_part<V>(lane, n);
 }
 
 // Bytes of a line of memory.

@@ -1,4 +1,4 @@
-// The kernels of Bf16 with emulated tiles, for test_kernels.cpp.
+// The kernels of Bf16, and of float in parts, with emulated tiles, for test_kernels.cpp.
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -17,8 +17,19 @@
 #include "cpu/tasks.h"
 #include "cpu/team.h"
 #include "cpu/table_bf16.h"
+#include "cpu/table_parts.h"
 
 fastrnn::Kernels with_emulated_tiles(const fastrnn::Kernels& others) {
-  return fastrnn::cpu::with_bf16(others, "emulated tiles", emulated_tiles::kForward,
-                                 emulated_tiles::kBackward);
+  fastrnn::Kernels table = fastrnn::cpu::with_parts(
+      fastrnn::cpu::with_bf16(others, "emulated tiles", emulated_tiles::kForward,
+                              emulated_tiles::kBackward),
+      emulated_tiles::kForwardInParts, emulated_tiles::kBackwardInParts);
+  // All layers of float, however large.
+  int i = 0;
+#define X(Cell, name)                                                            \
+  table.forward_float[i] = emulated_tiles::forward<emulated_tiles::Cell, float>; \
+  table.backward_float[i++] = emulated_tiles::backward<emulated_tiles::Cell, float>;
+  FASTRNN_CELLS(X)
+#undef X
+  return table;
 }

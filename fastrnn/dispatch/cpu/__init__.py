@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,10 @@ _kernels, not_built = _load()
 direct = _open()
 # Whether the CPU has instructions for products of bfloat16, which the kernels use.
 MULTIPLIES_BFLOAT16 = bool(_kernels) and _kernels.isa() in ("amx", "avx512bf16")
+
+
+if _kernels and os.environ.get("FASTRNN_AMX_FLOAT32") == "1":
+    _kernels.set_in_parts("where faster")
 
 
 def register(program: Program) -> None:
