@@ -85,21 +85,19 @@ void tile_store(void* to, int64_t stride) {
 }
 template <int Sums, int Left, int Right>
 void tile_multiply() {
-  Bf16 a[2 * kTile], b[2 * kTile];
-  for (int r = 0; r < kTile; ++r) {
-    float even[kTile] = {}, odd[kTile] = {};
-    memcpy(a, tile.of[Left][r], sizeof(a));
+  using V = Vec<float>;
+  Vec<uint32_t> right[kTile];
+  memcpy(right, tile.of[Right], sizeof(right));
+  for (auto& row : tile.of[Sums]) {
+    const uint32_t* const left = tile.of[Left][&row - tile.of[Sums]];
+    V even{}, odd{}, sum;
     for (int k = 0; k < kTile; ++k) {
-      memcpy(b, tile.of[Right][k], sizeof(b));
-      for (int l = 0; l < kTile; ++l) {
-        even[l] += load<float>(a + 2 * k) * load<float>(b + 2 * l);
-        odd[l] += load<float>(a + 2 * k + 1) * load<float>(b + 2 * l + 1);
-      }
+      even += bit_cast<float>(left[k] << 16) * bit_cast<V>(right[k] << 16);
+      odd += bit_cast<float>(left[k] & 0xffff0000u) * bit_cast<V>(right[k] & 0xffff0000u);
     }
-    for (int l = 0; l < kTile; ++l) {
-      uint32_t& bits = tile.of[Sums][r][l];
-      bits = bit_cast<uint32_t>(bit_cast<float>(bits) + (even[l] + odd[l]));
-    }
+    memcpy(&sum, row, sizeof(sum));
+    sum += even + odd;
+    memcpy(row, &sum, sizeof(sum));
   }
 }
 #endif
