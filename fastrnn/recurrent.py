@@ -149,8 +149,7 @@ class Recurrent(RNNBase):
 
     def _register(self) -> None:
         """Makes the cell known in this process."""
-        projected = self.proj_size > 0
-        self.mode = made.register(self.cell, self.hidden_size, projected, self.heads)
+        self.mode = made.register(self.cell, self.hidden_size, self.proj_size > 0, self.heads)
         self._names = made.names_of(self)
         self._as_they_are = made.as_they_are(self)
         self._takes_inputs = bool(self.cell.inputs)
@@ -169,13 +168,13 @@ class Recurrent(RNNBase):
         return hx if self._several else (hx,)
 
     def _width(self, state: str) -> int:
-        H = self.hidden_size
-        return self.proj_size or H if state == self.cell.recurrent else H
+        return (state == self.cell.recurrent and self.proj_size) or self.hidden_size
 
     def _zero_state(self, input: Tensor, batch: int) -> State:
-        count = self.num_layers * self._directions
-        zeros = tuple(input.new_zeros(count, batch, self._width(s)) for s in self.cell.states)
-        return zeros if self._several else zeros[0]
+        zeros = input.new_zeros(self.num_layers * self._directions, batch, self.hidden_size)
+        states = self.cell.states
+        each = [zeros[..., : self._width(s)] if self.proj_size else zeros for s in states]
+        return tuple(each) if self._several else each[0]
 
     def _check_state_rank(self, hx: State, batched: bool) -> None:
         self._check_count(hx)
@@ -218,9 +217,10 @@ class Recurrent(RNNBase):
 
     def _parts(self, hx: State) -> tuple[Tensor, Tensor | None]:
         """(h0, c0) of a `Call`: the recurrent state, and the others beside each other."""
-        states = dict(zip(self.cell.states, self._each(hx), strict=True))
-        h0 = states.pop(self.cell.recurrent)
-        return h0, torch.cat(tuple(states.values()), -1) if states else None
+        if self._is_pair or not self._several:
+            return hx if self._is_pair else (hx, None)
+        states = dict(zip(self.cell.states, hx, strict=True))
+        return states.pop(self.cell.recurrent), torch.cat(tuple(states.values()), -1)
 
     def _joined(self, h: Tensor, c: Tensor | None) -> State:
         """The states of (h, c)."""

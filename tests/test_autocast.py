@@ -7,8 +7,9 @@ import math
 
 import pytest
 import torch
-from conftest import assert_matches
+from conftest import KERNELS, assert_matches
 from feature_calls import FEATURES
+from project import ROOT
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves
@@ -118,6 +119,15 @@ def test_what_is_computed_in_bfloat16(monkeypatch):
     assert computed(4, 9, 512) is torch.bfloat16
     monkeypatch.setattr(cpu, "MULTIPLIES_BFLOAT16", False)
     assert computed(100, 4, 64) is torch.float32
+
+
+def test_the_sets_that_multiply_bfloat16():
+    """Those whose kernels of bfloat16 are their own."""
+    sources = (ROOT / "csrc" / "cpu").glob("isa_*.cpp")
+    own = {file.stem.removeprefix("isa_") for file in sources if "with_bf16(" in file.read_text()}
+    assert own == set(cpu.OF_BFLOAT16)
+    if KERNELS is not None:
+        assert (KERNELS.isa() in own) == cpu.MULTIPLIES_BFLOAT16
 
 
 @pytest.mark.parametrize("low", LOW)

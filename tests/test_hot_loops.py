@@ -49,6 +49,21 @@ def test_small_weights():
     assert said == ["tile<neondot::Bytes<true>, 1, 8>: touches the stack: str q0, [sp, #16]"]
 
 
+def test_dot_products():
+    """Of which the loop for what is left of a row calls functions, and keeps sums for them."""
+    name = "void neon::dots<float, 1, false, float, float>(neon::Terms<float, float> const&)"
+    called = [
+        *FMAS,
+        "str q0, [sp, #16]",
+        "bl 40 <neon::load_part(float const*)>",
+        "b.ne 2c <x+0x2c>",
+    ]
+    assert complaints(*LOADS, *FMAS, name=name) == []
+    assert complaints(*LOADS, *FMAS, "b.ne 4 <x+0x4>", *called, name=name) == []
+    said = complaints(*LOADS, *FMAS, "str q0, [sp, #16]", name=name)
+    assert said == ["dots<float, 1, false, float, float>: touches the stack: str q0, [sp, #16]"]
+
+
 def test_nothing_found_is_a_complaint():
     assert complaints(*LOADS) == [
         "micro<float, 2, 8, false>: no loop with an FMA",

@@ -34,7 +34,7 @@ def assert_the_same(module, T: int, N: int, **options) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("T, N", [(0, 2), (1, 3), (7, 1), (21, 5)])
+@pytest.mark.parametrize("T, N", [(0, 2), (1, 3), (7, 1), (21, 5), (26, 1), (3, 14)])
 @pytest.mark.parametrize("kind, options", MODULES)
 def test_floats(isa, kind, options, T, N, dtype):
     assert_the_same(kind(6, 19, **options).to(dtype), T, N)

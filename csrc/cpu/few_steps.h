@@ -4,68 +4,84 @@
 
 #include "cpu/schedule.h"
 
+// With 32 registers GCC 12 left the sums in memory where `dots` was inlined into a step. With 16 a
+// call costs more than it saves.
+#if FASTRNN_REGISTERS == 32
+#define FASTRNN_DOTS FASTRNN_NOINLINE
+#else
+#define FASTRNN_DOTS FASTRNN_INLINE
+#endif
+
 namespace FASTRNN_NAMESPACE {
 
-// Dot products of R vectors with kLanes rows of a matrix, which is read as it lies: one in each
-// lane.
-template <class T, int R>
-class Dots {
+// Terms of dot products: x[r] [k] with rows of a matrix, `ld` apart, which is read as it lies.
+template <class W, class X>
+struct Terms {
+  const W* w;
+  int64_t ld;
+  const X* const* x;
+  int64_t k;  // 0 for none
+};
+
+// The most vectors whose sums with four rows at a time stay in registers.
+inline constexpr int kMostDots = kAccumulators / 4;
+
+// sum[r]: dot products of vector r with kLanes rows of a matrix, of which the first `valid` > 0
+// exist, one in each lane. The terms of `first` and then those of `second` are added up, or, if
+// Apart, those of `second` are others, in other[r].
+//
+// Each kind of terms has a loop of its own, whose end a processor then learns.
+template <class T, int R, bool Apart, class W, class X>
+FASTRNN_DOTS void dots(const Terms<W, X>& first, const Terms<W, X>& second, int64_t valid,
+                       Vec<T>* sum, [[maybe_unused]] Vec<T>* other) {
   using V = Vec<T>;
-  static constexpr int kLane = kLanes<T>;
-  static constexpr int kColumns = R == 1 ? kLane : kLane < 4 ? kLane : 4;  // at a time
-  V sum_[R][kLane] = {};
-
- public:
-  // The most vectors that leave all sums in registers.
-  static constexpr int kMost = kAccumulators / 4;
-
-  // Adds the products of x[r] [k] with the rows of w, `ld` apart, of which the first `valid` exist.
-  template <class W, class X>
-  FASTRNN_INLINE void add(const W* w, int64_t ld, int64_t valid, const X* const* x, int64_t k) {
-    if (valid == 0) return;
-    for (int c = 0; c < kLane; c += kColumns) {
+  constexpr int kLane = kLanes<T>;
+  constexpr int kColumns = R == 1 ? kLane : kLane < 4 ? kLane : 4;  // at a time
+  V sums[R][kLane], others[R][kLane];
+  for (int c = 0; c < kLane; c += kColumns) {
+    V acc[R][kColumns] = {};
+    const auto each = [](auto&& body) __attribute__((always_inline)) {
+      FASTRNN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        FASTRNN_UNROLL
+        for (int l = 0; l < kColumns; ++l) body(r, l);
+      }
+    };
+    const auto add = [&](const Terms<W, X>& terms) __attribute__((always_inline)) {
+      const X* const* const x = terms.x;
+      const int64_t k = terms.k, ld = terms.ld;
       const W* row[kColumns];
-      for (int l = 0; l < kColumns; ++l) row[l] = w + min(c + l, valid - 1) * ld;
-      V acc[R][kColumns];
-      each([&](int r, int l) { acc[r][l] = sum_[r][c + l]; });
+      row[0] = terms.w + min(c, valid - 1) * ld;
+      FASTRNN_UNROLL
+      for (int l = 1; l < kColumns; ++l) row[l] = row[l - 1] + (c + l < valid ? ld : 0);
       int64_t i = 0;
       for (; i + kLane <= k; i += kLane)
-        each([&](int r, int l) {
+        each([&](int r, int l) __attribute__((always_inline)) {
           acc[r][l] = fma(load<V>(x[r] + i), load<V>(row[l] + i), acc[r][l]);
         });
       if (i < k) {
         V rest[R];
         for (int r = 0; r < R; ++r) rest[r] = load_part<V>(x[r] + i, k - i);
-        each([&](int r, int l) {
+        each([&](int r, int l) __attribute__((always_inline)) {
           if (c + l < valid) acc[r][l] = fma(rest[r], load_part<V>(row[l] + i, k - i), acc[r][l]);
         });
       }
-      each([&](int r, int l) { sum_[r][c + l] = acc[r][l]; });
-    }
+    };
+    const auto take = [&](V(&to)[R][kLane]) __attribute__((always_inline)) {
+      each([&](int r, int l) __attribute__((always_inline)) {
+        to[r][c + l] = acc[r][l];
+        acc[r][l] = V{};
+      });
+    };
+    add(first);
+    if constexpr (Apart) take(sums);
+    add(second);
+    take(Apart ? others : sums);
   }
-
-  // What has been added up for vector r.
-  FASTRNN_INLINE V total(int r) {
-    V* const sum = sum_[r];
-    transpose<T>(sum_[r]);
-    FASTRNN_UNROLL
-    for (int width = kLane / 2; width > 0; width /= 2) {
-      FASTRNN_UNROLL
-      for (int l = 0; l < width; ++l) sum[l] += sum[l + width];
-    }
-    return sum[0];
-  }
-
- private:
-  template <class F>
-  FASTRNN_INLINE static void each(F&& body) {
-    FASTRNN_UNROLL
-    for (int r = 0; r < R; ++r) {
-      FASTRNN_UNROLL
-      for (int l = 0; l < kColumns; ++l) body(r, l);
-    }
-  }
-};
+  for (int r = 0; r < R; ++r) sum[r] = sums_of_lanes<T>(sums[r]);
+  if constexpr (Apart)
+    for (int r = 0; r < R; ++r) other[r] = sums_of_lanes<T>(others[r]);
+}
 
 template <class Cell, class Stored>
 class FewSteps : Layer<Cell, Stored> {
@@ -135,9 +151,9 @@ class FewSteps : Layer<Cell, Stored> {
   // body(first, R) for the rows of a range, R at a time, R a constant.
   template <class F>
   static void each_tile(Range range, F&& body) {
-    constexpr int kMost = Dots<T, 1>::kMost;
     int64_t n = range.first;
-    for (; n + kMost <= range.last; n += kMost) body(n, std::integral_constant<int, kMost>{});
+    for (; n + kMostDots <= range.last; n += kMostDots)
+      body(n, std::integral_constant<int, kMostDots>{});
     for (; n < range.last; ++n) body(n, std::integral_constant<int, 1>{});
   }
 
@@ -161,9 +177,10 @@ class FewSteps : Layer<Cell, Stored> {
         constexpr int R = tile_rows;
         const Stored* x[R];
         for (int r = 0; r < R; ++r) x[r] = f.x + (first + r) * I;
-        Dots<T, R> dots;
-        dots.add(f.weights[d].w_ih + (g * H + lane.at) * I, I, lane.valid, x, I);
-        for (int r = 0; r < R; ++r) store<V>(input_part(d, first + r, g, lane), dots.total(r) + b);
+        V dot[R];
+        dots<T, R, false, Stored, Stored>({f.weights[d].w_ih + (g * H + lane.at) * I, I, x, I}, {},
+                                          lane.valid, dot, nullptr);
+        for (int r = 0; r < R; ++r) store<V>(input_part(d, first + r, g, lane), dot[r] + b);
       });
     }
   }
@@ -187,14 +204,15 @@ class FewSteps : Layer<Cell, Stored> {
             x[r] = f.x + (from + first + r) * I;
             h[r] = h_before(d, i, first + r);
           }
-          Dots<T, R> x_dots, u_dots;
-          if (s.steps == 1) x_dots.add(w.w_ih + row * I, I, lane.valid, x, I);
-          (Cell::kSplit ? u_dots : x_dots).add(w.w_hh + row * P, P, lane.valid, h, P);
+          V x_dot[R], u_dot[R];
+          dots<T, R, Cell::kSplit, Stored, Stored>({w.w_ih + row * I, I, x, s.steps == 1 ? I : 0},
+                                                   {w.w_hh + row * P, P, h, P}, lane.valid, x_dot,
+                                                   u_dot);
           for (int r = 0; r < R; ++r) {
             const int64_t n = first - block + r;
             const V before = s.steps > 1 ? load<V>(input_part(d, from + first + r, g, lane)) : b;
-            x_part[n][g] = Cell::kSplit && s.steps > 1 ? before : x_dots.total(r) + before;
-            u_part[n][g] = Cell::kSplit ? u_dots.total(r) + b_hh : V{};
+            x_part[n][g] = Cell::kSplit && s.steps > 1 ? before : x_dot[r] + before;
+            u_part[n][g] = Cell::kSplit ? u_dot[r] + b_hh : V{};
           }
         });
       }
@@ -234,11 +252,12 @@ class FewSteps : Layer<Cell, Stored> {
       constexpr int R = tile_rows;
       const T* m[R];
       for (int r = 0; r < R; ++r) m[r] = m_ + (d * N + first + r) * ld_cell;
-      Dots<T, R> dots;
-      dots.add(f.weights[d].w_hr + lane.at * H, H, lane.valid, m, H);
+      V dot[R];
+      dots<T, R, false, Stored, T>({f.weights[d].w_hr + lane.at * H, H, m, H}, {}, lane.valid, dot,
+                                   nullptr);
       for (int r = 0; r < R; ++r) {
         const int64_t n = first + r;
-        const V h = dots.total(r);
+        const V h = dot[r];
         lane.store_to(f.h_n + (d * N + n) * P, h);
         lane.store_to(f.y + this->at_y(d, this->row(d, i) + n), h);
       }

@@ -23,22 +23,49 @@ void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
   BackwardPass<BackwardStep<Cell, T>, T>(arguments, parallel)();
 }
 
+// Steps that are given together share the input product, so that W_ih is read once for so many
+// rows: two of the highest tiles of AVX-512. The input parts of 16 rows would lie 4 KiB apart.
+inline constexpr int64_t kRowsTogether = 12;
+
 template <class Step, class T>
 struct Steps final : fastrnn::Stream {
   const fastrnn::Forward<T>& all;
-  fastrnn::Forward<T> one;
+  const int64_t most;  // steps together
+  Buffer<int64_t> active, offset;
+  fastrnn::Forward<T> some;
   ForwardPass<Step, T> pass;
 
   explicit Steps(const fastrnn::Forward<T>& arguments)
-      : all(arguments), one(arguments), pass(one, Parallel{1, nullptr}) {
+      : all(arguments),
+        most(max(1, kRowsTogether / all.size.batch)),
+        active(most),
+        offset(most),
+        some(together()),
+        pass(some, Parallel{1, nullptr}) {
     pass.pack();
   }
   void steps(int64_t count) override {
-    for (int64_t t = 0; t < count; ++t) {
-      one.x = all.x + t * all.size.batch * all.size.input;
-      one.y = all.y + t * all.size.batch * all.size.state;
+    for (int64_t t = 0; t < count; t += most) {
+      some.size.steps = min(most, count - t);
+      some.x = all.x + t * all.size.batch * all.size.input;
+      some.y = all.y + t * all.size.batch * all.size.state;
       pass.over_time();
     }
+  }
+
+ private:
+  fastrnn::Forward<T> together() const {
+    const int64_t rows = all.size.batch;
+    for (int64_t t = 0; t < most; ++t) {
+      active[t] = rows;
+      offset[t] = t * rows;
+    }
+    fastrnn::Forward<T> forward = all;
+    forward.size.steps = most;
+    forward.size.rows = most * rows;
+    forward.size.active = active;
+    forward.size.offset = offset;
+    return forward;
   }
 };
 template <class Cell, class T>

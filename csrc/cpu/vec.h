@@ -357,4 +357,34 @@ FASTRNN_INLINE void transpose(Vec<T> (&v)[kLanes<T>]) {
   }
 }
 
+// In every 2 W lanes: the sums of two lanes of a that are W apart, and then those of b.
+template <class T, int W>
+FASTRNN_INLINE Vec<T> add_halves(Vec<T> a, Vec<T> b) {
+#if defined(FASTRNN_SHUFFLE)
+  return [&]<int... L>(std::integer_sequence<int, L...>) __attribute__((always_inline)) {
+    constexpr int kCount = kLanes<T>;
+    return __builtin_shufflevector(a, b, (L & W ? kCount + L : L)...) +
+           __builtin_shufflevector(a, b, (L & W ? kCount + L - W : L + W)...);
+  }(std::make_integer_sequence<int, kLanes<T>>{});
+#else
+  Vec<T> sum;
+  for (int l = 0; l < kLanes<T>; ++l) sum[l] = l & W ? b[l] + b[l - W] : a[l] + a[l + W];
+  return sum;
+#endif
+}
+
+// In lane l the sum of the lanes of v[l], which are added by halves. Changes v.
+template <class T>
+FASTRNN_INLINE Vec<T> sums_of_lanes(Vec<T> (&v)[kLanes<T>]) {
+  const auto stage = [&]<int W>(std::integral_constant<int, W>) __attribute__((always_inline)) {
+    FASTRNN_UNROLL
+    for (int l = 0; l < W; ++l) v[l] = add_halves<T, W>(v[l], v[l + W]);
+  };
+  if constexpr (kLanes<T> > 8) stage(std::integral_constant<int, 8>{});
+  if constexpr (kLanes<T> > 4) stage(std::integral_constant<int, 4>{});
+  if constexpr (kLanes<T> > 2) stage(std::integral_constant<int, 2>{});
+  if constexpr (kLanes<T> > 1) stage(std::integral_constant<int, 1>{});
+  return v[0];
+}
+
 }  // namespace FASTRNN_NAMESPACE

@@ -1,5 +1,5 @@
-// The micro-kernels of 64-bit ARM alone, for hot_loops.py: of float and double, of pairs of Bf16,
-// or of small weights.
+// The micro-kernels of 64-bit ARM alone, for hot_loops.py: of float and double, with the dot
+// products of a single row, of pairs of Bf16, or of small weights.
 #if defined(FASTRNN_SMALL)
 #include "cpu/isa_neondot.cpp"
 #else
@@ -15,7 +15,7 @@
 #else
 #include "cpu/neon.h"
 #endif
-#include "cpu/gemm.h"
+#include "cpu/few_steps.h"
 
 namespace FASTRNN_NAMESPACE {
 
@@ -32,6 +32,13 @@ Used<Bf16> bf16;
 #else
 Used<float> of_float;
 Used<double> of_double;
+template <class T>
+struct UsedDots {
+  decltype(dots<T, 1, false, T, T>)* together = dots<T, 1, false, T, T>;
+  decltype(dots<T, 1, true, T, T>)* apart = dots<T, 1, true, T, T>;
+};
+UsedDots<float> dots_of_float;
+UsedDots<double> dots_of_double;
 #endif
 
 }  // namespace FASTRNN_NAMESPACE

@@ -14,9 +14,11 @@ MOST = {"double": 1.85}
 MOST_ELSE = 1.6
 FMA = re.compile(r"fmla|bfdot|fmadd|sdot")
 JUMP = re.compile(r"(?:b\.\w+|cbn?z|tbn?z|b)\s.*?\b([0-9a-f]+) <")
-# micro<operands, registers, rows, columns?>, lane_row<operands, registers, panels>, and of small
-# weights tile<format, rows, registers>
-KERNEL = re.compile(r"::(micro|lane_row|tile)<([\w:<>]+), (\d+), (\d+)(?:, (true|false))?>\(")
+# micro<operands, registers, rows, columns?>, lane_row<operands, registers, panels>, tile<format,
+# rows, registers> of small weights, and dots<numbers, rows, ...> of weights as they lie
+KERNEL = re.compile(
+    r"::(micro|lane_row|tile|dots)<([\w:<>]+), (\d+)(?:, (\d+))?(?:, (true|false))?[^()]*>\("
+)
 
 
 @dataclass
@@ -28,6 +30,9 @@ class Loop:
 
     def cost(self) -> float:
         return len(self.instructions) / self.fmas()
+
+    def calls(self) -> bool:
+        return any(line.startswith("bl") for line in self.instructions)
 
     def stack(self) -> list[str]:
         return [line for line in self.instructions if "[sp" in line]
@@ -45,7 +50,7 @@ def functions(listing: str) -> dict[str, list[tuple[int, str]]]:
 
 
 def hot_loops(code: list[tuple[int, str]]) -> list[Loop]:
-    """The innermost loops that multiply and add."""
+    """The innermost loops that multiply and add, and call nothing."""
     spans = []
     for address, text in code:
         match = JUMP.match(text)
@@ -55,7 +60,7 @@ def hot_loops(code: list[tuple[int, str]]) -> list[Loop]:
     spans = [(a, b) for a, b in spans if not any(a <= end <= b for end in ends)]
     inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
     loops = [Loop([text for at, text in code if first <= at <= last]) for first, last in inner]
-    return [loop for loop in loops if loop.fmas()]
+    return [loop for loop in loops if loop.fmas() and not loop.calls()]
 
 
 def check(listing: str) -> tuple[list[str], int]:
@@ -65,7 +70,7 @@ def check(listing: str) -> tuple[list[str], int]:
     highest: dict[tuple[str, ...], int] = {}
     for match in kernels:
         kind = match[1], match[2], match[3], match[5]
-        highest[kind] = max(highest.get(kind, 0), int(match[4]))
+        highest[kind] = max(highest.get(kind, 0), int(match[4] or 0))
     complaints, count = [], 0
     for match, code in kernels.items():
         full = (

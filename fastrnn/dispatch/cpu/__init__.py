@@ -62,8 +62,10 @@ def _open() -> object | None:
 _kernels, not_built = _load()
 # The kernels past the dispatcher, which costs more than a layer of one small step.
 direct = _open()
-# Whether the CPU has instructions for products of bfloat16, which the kernels use.
-MULTIPLIES_BFLOAT16 = bool(_kernels) and _kernels.isa() in ("amx", "avx512bf16")
+# The instruction sets with instructions for products of bfloat16.
+OF_BFLOAT16 = ("amx", "avx512bf16", "neonbf16")
+# Whether the CPU has such instructions, which the kernels use.
+MULTIPLIES_BFLOAT16 = bool(_kernels) and _kernels.isa() in OF_BFLOAT16
 
 
 if _kernels and os.environ.get("FASTRNN_AMX_FLOAT32") == "1":
