@@ -6,10 +6,12 @@ and returns what only the backward needs where it was asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import backward, dispatch
 from .call import Call
 from .dispatch import Backend, reference
 from .dispatch.cpu import op
@@ -84,13 +86,23 @@ def _gradients(
         cotangents = Cotangents(output, h_n, c_n, cells)
     if output is h_n is c_n is cells is hidden is None:
         return call, None
-    if torch.is_grad_enabled() or in_vmap():
+    derived = torch.is_grad_enabled()
+    if in_vmap() or (derived and not backward.takes(call, cotangents)):
         return call, reference.differentiable_gradients(call, cotangents)
     way = dispatch.way(backend, call)
-    if ctx.versions != [witness._version for witness in ctx.witnesses]:
+    is_stale = _staleness(ctx)
+    if is_stale():
         results = way.run(call, save=True)  # the same numbers again
-        saved = Saved(results.output, *results[3:])
+        saved, is_stale = Saved(results.output, *results[3:]), None
+    if derived:
+        return call, backward.gradients(backend, call, cotangents, saved, needs, is_stale)
     return call, way.run_backward(call, cotangents, saved, needs)
+
+
+def _staleness(ctx) -> Callable[[], bool]:
+    """Whether the user has changed in place what a layer gave."""
+    witnesses, versions = ctx.witnesses, ctx.versions
+    return lambda: versions != [witness._version for witness in witnesses]
 
 
 def _constant(call: Call, results: Results) -> list[Tensor]:

@@ -255,9 +255,11 @@ class RNNBase(torch.nn.RNNBase):
         check_packed(batch_sizes, None, None)
         given = hx
         if hx is not None:
-            if not torch.compiler.is_compiling():
+            if torch.compiler.is_compiling():
+                self.check_input(input, batch_sizes)  # the op knows how many rows there are
+            else:
                 self._update_flat_weights()
-            self.check_forward_args(input, hx, batch_sizes)
+                self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
         results = None
         if not torch.is_grad_enabled():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .torch_private import are_transforms_active, is_batched
+from .torch_private import are_transforms_active, in_forward_ad, is_batched
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -85,8 +88,82 @@ def check_outside_transforms() -> None:
         )
 
 
+def check_no_tangent(name: str, tensor: Tensor) -> None:
+    """RuntimeError if it has a tangent of forward-mode AD, which a `Streamer` would lose."""
+    if not in_forward_ad():
+        return
+    check_outside_transforms()
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise RuntimeError(
+            f"{name} has a tangent of forward-mode AD, which a Streamer would lose: "
+            "call module.step(x, state) there"
+        )
+
+
+def check_kind(name: str, given: Any, kind: type, what: str) -> None:
+    """TypeError if an argument is not of its kind, `what` it must be."""
+    if not isinstance(given, kind):
+        raise TypeError(f"{name} must be {what}, got {type(given).__name__}")
+
+
+def parts_of(state: Any) -> tuple[Tensor, ...]:
+    """The tensors of the state of a `Streamer`.
+
+    Raises:
+        TypeError: there is something else among them.
+        RuntimeError: one has a tangent.
+    """
+    parts = (state,) if isinstance(state, Tensor) else state
+    if not isinstance(parts, tuple | list):
+        raise TypeError(f"state must be a tensor or a pair of them, got {type(state).__name__}")
+    for part in parts:
+        check_kind("each part of state", part, Tensor, "a tensor")
+        check_no_tangent("state", part)
+    return tuple(parts)
+
+
+def count_of(name: str, given: Any) -> int:
+    """An argument that is a number of things; TypeError or ValueError if it is none."""
+    try:
+        count = operator.index(given)
+    except (TypeError, RuntimeError):  # of an object, of a tensor
+        raise TypeError(f"{name} must be an integer, got {type(given).__name__}") from None
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+    return count
+
+
+def rows_of(given: Any, N: int) -> Tensor | slice:
+    """Some of N rows, as an index of a tensor on the CPU.
+
+    Raises:
+        TypeError: they are neither integers nor a bool mask.
+        IndexError: there is no such row, or the mask is not (N,).
+    """
+    if isinstance(given, slice):
+        return given
+    try:
+        rows = torch.as_tensor(given, device="cpu")
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        raise TypeError(
+            f"rows must be integers or a bool mask, got {type(given).__name__}"
+        ) from None
+    if not rows.numel():
+        return slice(0)
+    if rows.dtype == torch.bool:
+        if rows.shape != (N,):
+            raise IndexError(f"a mask of rows must have shape {(N,)}, got {tuple(rows.shape)}")
+        return rows
+    if rows.dtype == torch.uint8 or rows.is_floating_point() or rows.is_complex():
+        raise TypeError(f"rows must be integers or a bool mask, got {rows.dtype}")
+    if not -N <= rows.min() <= rows.max() < N:
+        raise IndexError(f"rows must be between {-N} and {N - 1}, got {rows.tolist()}")
+    return rows.long()
+
+
 def address_of(x: Tensor) -> int:
     """Where the input of a `Streamer` lies; ValueError without memory, RuntimeError as above."""
+    check_no_tangent("x", x)
     try:
         address = x.data_ptr()
     except RuntimeError:

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from . import base as rnn_base
 from . import cells, modules
+from .checks import check_kind
 from .interop.classes import torchs_class
 from .interop.tracing import end_scripting
 from .scopes import Choice, Scope
@@ -139,6 +140,9 @@ def convert(module: Module, filter: Filter | None = None) -> Module:
         >>> fastrnn.convert(model) is model, type(model[0])
         (True, <class 'fastrnn.modules.LSTM'>)
     """
+    check_kind("module", module, nn.Module, "a torch.nn.Module")
+    if filter is not None and not callable(filter):
+        raise TypeError(f"filter must be a function, got {type(filter).__name__}")
     left, found = [], False
     for name, child in list(module.named_modules()):
         end_scripting(child)
@@ -182,6 +186,7 @@ def to_torch(module: Module) -> Module:
         >>> type(fastrnn.to_torch(fastrnn.GRU(10, 20)))
         <class 'torch.nn.modules.rnn.GRU'>
     """
+    check_kind("module", module, nn.Module, "a torch.nn.Module")
     left = []
     for name, child in list(module.named_modules()):
         end_scripting(child)

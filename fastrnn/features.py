@@ -138,7 +138,7 @@ class Asked(NamedTuple):
         k, v = self.detach_every, self.grad_clip
         if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
             raise ValueError(f"detach_every must be an integer of at least 1, got {k!r}")
-        if v is not None and (isinstance(v, bool | str) or not v > 0):
+        if v is not None and (isinstance(v, bool) or not _is_positive(v)):
             raise ValueError(f"grad_clip must be greater than 0, got {v!r}")
         return int(k or 0), float(v or 0.0)
 
@@ -156,6 +156,13 @@ class Asked(NamedTuple):
         return self._replace(reset=reset.unsqueeze(batch_dim), reset_state=given)
 
 
+def _is_positive(given) -> bool:
+    try:
+        return float(given) > 0 and not isinstance(given, str)
+    except (TypeError, ValueError, RuntimeError):  # of what is no single number
+        return False
+
+
 def with_dimension(inputs, dim: int):
     """The inputs of a call, planes among them with a dimension more."""
     if not isinstance(inputs, Mapping):
@@ -170,21 +177,26 @@ def mask_of(given, input: Tensor) -> Tensor | None:
     """`reset` as a tensor: it may be a list, a tuple or an array of numpy too."""
     if given is None or isinstance(given, Tensor):
         return given
-    return _read(given, input.device)
+    return _read("reset", given, input.device)
 
 
-def _read(given, device: torch.device | str) -> Tensor:
+def _read(name: str, given, device: torch.device | str) -> Tensor:
     """A copy: with an array that is read-only no memory may be shared. Compiled code has no arrays,
-    but tensors in their place."""
-    make = torch.as_tensor if torch.compiler.is_compiling() else torch.tensor
-    return make(given, device=device)
+    but tensors in their place. TypeError of what holds no numbers."""
+    if torch.compiler.is_compiling():
+        return torch.as_tensor(given, device=device)
+    try:
+        return torch.tensor(given, device=device)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(given).__name__
+        raise TypeError(f"{name} must be a tensor, a list or an array, got {kind}") from None
 
 
 def lengths_of(given) -> Tensor | None:
     """`lengths` likewise, on the CPU, where they are checked."""
     if given is None or isinstance(given, Tensor):
         return given
-    tensor = _read(given, "cpu")
+    tensor = _read("lengths", given, "cpu")
     return tensor if tensor.numel() else tensor.long()  # an empty list has no dtype of its own
 
 

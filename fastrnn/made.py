@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import autocast, table
-from .checks import check_outside_transforms, two_devices
+from .checks import check_no_tangent, check_outside_transforms, two_devices
 from .dispatch import cpu, triton
 from .dispatch.reference.definition import block_diagonal
 from .programs import Cell
@@ -227,6 +227,7 @@ class HeldInputs:
             if hasattr(each, "__array_interface__") and not isinstance(each, Real):
                 each = torch.tensor(each)  # a copy: of a read-only array torch would warn
             found[name] = each = as_tensor(name, each, to)
+            check_no_tangent(f"input {name}", each)
             if each.device != to.device:
                 raise two_devices(to, each)
             try:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check_kind
 from .modules import RNNBase
 from .recurrent import Recurrent
 
@@ -136,8 +137,8 @@ def quantization_error(
         The errors; `print` shows them as a table.
 
     Raises:
-        TypeError, ValueError: what a Streamer raises; frames is not 3-D, or empty; no weight is
-            small.
+        TypeError, ValueError: what a Streamer raises; frames is no tensor, not 3-D, or empty; no
+            weight is small.
 
     Warns:
         UserWarning: the input of a layer is badly scaled: rounding changes the pre-activations of
@@ -150,6 +151,7 @@ def quantization_error(
     """
     from .streamer import Streamer  # which needs this file
 
+    check_kind("frames", frames, Tensor, "a tensor")
     if frames.dim() != 3 or not len(frames):
         raise ValueError(f"frames must be (T, N, input_size) with T > 0, got {tuple(frames.shape)}")
     stream = Streamer(module, frames.size(1), weights=weights, activations=activations)

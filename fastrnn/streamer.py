@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import small_weights
+from . import checks, small_weights
 from .call import Call
-from .checks import address_of, check_outside_transforms
 from .dispatch import cpu
 from .features import Asked
 from .made import HeldInputs
@@ -61,7 +60,8 @@ class Streamer:
         activations: "int8", or None for as many of 16 bits as leave room for the sums.
 
     Raises:
-        TypeError: module is not an LSTM, GRU, RNN or Recurrent of this package.
+        TypeError: module is not an LSTM, GRU, RNN or Recurrent of this package, or batch_size no
+            integer.
         ValueError: it is bidirectional, or of another dtype or device, or batch_size < 1; or
             weights or activations do not fit it, or a weight has a number that its format cannot
             hold, such as one beyond 65504 in float16.
@@ -83,7 +83,7 @@ class Streamer:
         weights: small_weights.Weights = None,
         activations: str | None = None,
     ) -> None:
-        check_outside_transforms()
+        checks.check_outside_transforms()
         if not isinstance(module, RNNBase):
             torchs = " of torch.nn: fastrnn.convert(module) makes it one"
             raise TypeError(
@@ -92,8 +92,7 @@ class Streamer:
             )
         if module.bidirectional:
             raise ValueError("a bidirectional module cannot run one time step at a time")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        batch_size = checks.count_of("batch_size", batch_size)
         weight = _weights(module)[0]
         if not weight.is_cpu or weight.dtype not in _WIDE:
             dtypes, own = ", ".join(map(str, _WIDE)), f"{weight.dtype} on {weight.device}"
@@ -151,7 +150,7 @@ class Streamer:
                 its format cannot hold.
             RuntimeError: a weight has another shape.
         """
-        check_outside_transforms()
+        checks.check_outside_transforms()
         module = self._module
         batch, width = self._output.shape
         rows = torch.tensor([batch], device="cpu")  # a step is packed input
@@ -159,6 +158,7 @@ class Streamer:
         asked = Asked(inputs=self._inputs.planes)
         names, weights = module._named_weights(self._output, rows, asked)
         for weight in module._flat_weights:
+            checks.check_no_tangent("a weight", weight)
             if weight.dtype != self._dtype or not weight.is_cpu:
                 raise ValueError(
                     f"the stream is {self._dtype} on the CPU, a weight of the module is "
@@ -200,7 +200,7 @@ class Streamer:
         Raises, before anything changes:
             ValueError: x has another shape, dtype or device.
             TypeError, ValueError, RuntimeError: inputs are missing, or do not fit.
-            RuntimeError: a transform of `torch.func` goes through x or inputs.
+            RuntimeError: a transform of `torch.func` or a tangent goes through x or inputs.
         """
         if isinstance(x, Tensor):
             if x.shape != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
@@ -209,7 +209,7 @@ class Streamer:
                 x, inputs = x.float(), map_tensors(Tensor.float, inputs)
             if x.is_neg() or not x.is_contiguous():
                 x = x.resolve_neg().contiguous()
-            address = address_of(x)
+            address = checks.address_of(x)
             if inputs or self._inputs.planes:
                 self._inputs.write(inputs)
             self._stack.step(address, self._address)
@@ -241,7 +241,7 @@ class Streamer:
 
         Raises, before anything changes:
             TypeError, ValueError: x is no such tensor; the cell has inputs.
-            RuntimeError: a transform of `torch.func` goes through x.
+            RuntimeError: a transform of `torch.func` or a tangent goes through x.
         """
         if self._inputs.planes:
             raise TypeError("steps takes no cell that has inputs; call step in turn")
@@ -249,10 +249,11 @@ class Streamer:
             raise TypeError(f"x must be a tensor, got {type(x).__name__}; see torch.from_numpy")
         if x.shape[1:] != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
             self._refuse(x.shape, x.dtype, x.device, ("T",))
+        checks.check_no_tangent("x", x)
         x = x.detach().to(self._h.dtype).resolve_neg().contiguous()
         y = self._h.new_empty(len(x), *self._output.shape)
         if y.numel():
-            self._stack.steps(address_of(x), y.data_ptr(), len(x))
+            self._stack.steps(checks.address_of(x), y.data_ptr(), len(x))
         return y.to(self._dtype)
 
     def _refuse(self, shape, dtype, device, before: tuple = ()) -> None:
@@ -263,16 +264,14 @@ class Streamer:
         """Sets the state to zero: of all rows, or of those given, by index or by a bool mask (N,).
 
         Raises:
-            IndexError: there is no such row.
+            TypeError: rows are neither integers nor a bool mask.
+            IndexError: there is no such row, or the mask is not (N,).
         """
-        check_outside_transforms()
+        checks.check_outside_transforms()
+        at = slice(None) if rows is None else checks.rows_of(rows, len(self._output))
         for state in (self._h, self._c):
-            if state is None:
-                continue
-            if rows is None:
-                state.zero_()
-            else:
-                state[:, rows] = 0
+            if state is not None:
+                state[:, at] = 0
 
     @property
     def state(self) -> State:
@@ -284,11 +283,13 @@ class Streamer:
         """Goes on from `state`, in the form that `state` and the module return it; copied.
 
         Raises:
+            TypeError: it is not made of tensors.
             ValueError: it is not a pair for an LSTM, or a size does not fit.
+            RuntimeError: a tensor has a tangent of forward-mode AD.
         """
-        check_outside_transforms()
+        checks.check_outside_transforms()
         own = self._module._joined(self._h, self._c)
-        own, given = ((s,) if isinstance(s, Tensor) else tuple(s) for s in (own, state))
+        own, given = map(checks.parts_of, (own, state))
         if len(own) != len(given):
             raise ValueError(f"the state of {self._module.mode} has {len(own)} parts")
         for to, tensor in zip(own, given, strict=True):

@@ -53,11 +53,11 @@ _backwards = {"Vmap", "Grad"}
 
 
 def are_transforms_backwards() -> bool:
-    """Whether the transforms that are active, if any are, derive at most once, and not forwards."""
+    """Whether the transforms that are active derive at most twice, and not forwards."""
     if not _tells_transforms:
         return not are_transforms_active()
     kinds = _transforms()
-    return _backwards.issuperset(kinds) and kinds.count("Grad") <= 1
+    return _backwards.issuperset(kinds) and kinds.count("Grad") <= 2
 
 
 def may_derive() -> bool:

@@ -77,6 +77,23 @@ def test_compile(name, form, mode, dynamic):
     assert len([graph for graph in backend.graphs if len(graph.graph.nodes)]) <= (dynamic or 2)
 
 
+@layers
+@pytest.mark.parametrize("form", ["sorted", "unsorted"])
+def test_initial_states_of_packed_input(name, form):
+    """The number of rows is a datum of the input: no graph breaks where states have to fit it."""
+    module = getattr(fastrnn, name)(4, 3, num_layers=2)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for T, N in SIZES[:2]:
+        h = torch.randn(2, N, 3)
+        hx = (h, h.flip(0)) if name == "LSTM" else h
+        packed = batch(form, T, N)
+        assert_same_results(compiled(packed, hx), module(packed, hx))
+    for shape in ((2, N - 1, 3), (1, N, 3), (2, N, 2)):
+        h = torch.randn(shape)
+        with pytest.raises(RuntimeError):
+            compiled(packed, (h, h) if name == "LSTM" else h)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_inductor(dtype):
     """The default backend, forward and backward, in one graph of any size."""

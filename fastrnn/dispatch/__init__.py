@@ -55,7 +55,7 @@ _choice = Choice(_chosen, _apply)
 
 
 def _checked(name: str) -> str:
-    if name not in _NAMES:
+    if not isinstance(name, str) or name not in _NAMES:
         raise ValueError(f"unknown backend '{name}'. Select from {', '.join(_NAMES)}")
     if reason := status(name):
         raise cannot_run(name, reason)
