@@ -62,19 +62,11 @@ def scheduled(schedule: str) -> Contender:
     def around() -> Iterator[None]:
         with ours.around():
             launch = importlib.import_module("fastrnn.dispatch.cuda.launch")
-            before = launch.choose, launch.groups, launch.PERSISTENT
-
-            def groups(*loop):
-                if found := before[1](*loop):
-                    return found
-                raise RuntimeError("no group of blocks holds this layer")
-
-            launch.choose = lambda *_: schedule == "library"
-            launch.groups, launch.PERSISTENT = groups, schedule == "persistent"
+            before, launch.schedule = launch.schedule, schedule
             try:
                 yield
             finally:
-                launch.choose, launch.groups, launch.PERSISTENT = before
+                launch.schedule = before
 
     return replace(ours, name=f"{ours.name} {schedule}", around=around)
 

@@ -48,6 +48,8 @@ inline Type type_of(const Tensor& t) {
       return Type::kDouble;
     case ScalarType::BFloat16:
       return Type::kBf16;
+    case ScalarType::Half:
+      return Type::kHalf;
     case ScalarType::Bool:
       return Type::kBool;
     case ScalarType::Long:
@@ -67,15 +69,16 @@ inline View view(const Tensor& t) {
   return v;
 }
 
-// Uninitialised and dense, of the dtype and device of `like`. Past the dispatcher:
-// torch::stable::empty takes longer than a cell.
-inline Tensor empty_like(const Tensor& like, const std::vector<int64_t>& shape) {
+// Uninitialised and dense, of the dtype of `like` unless one is given, and on its device. Past the
+// dispatcher: torch::stable::empty takes longer than a cell.
+inline Tensor empty_like(const Tensor& like, const std::vector<int64_t>& shape,
+                         std::optional<torch::headeronly::ScalarType> dtype = std::nullopt) {
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t i = shape.size(); i-- > 1;)
     strides[i - 1] = strides[i] * std::max<int64_t>(shape[i], 1);
-  int32_t type, device;
+  int32_t device;
   AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &type));
+  const auto type = static_cast<int32_t>(dtype.value_or(like.scalar_type()));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   return made(like, [&] {
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()),
@@ -91,11 +94,12 @@ class Arguments {
  public:
   Arguments(const Tensor& input, const OptionalTensor& batch_sizes, const Tensor& h0,
             const OptionalTensor& c0, const std::vector<Tensor>& weights, const std::string& cell,
-            const std::string& names, const OptionalTensor& reset, const OptionalTensor& lengths)
+            const std::string& names, const OptionalTensor& reset, const OptionalTensor& lengths,
+            bool lengths_unread = false)
       : input_(keep(input)),
         cell_(cell),
         names_(names),
-        call(given(batch_sizes, h0, c0, weights, reset, lengths)) {}
+        call(given(batch_sizes, h0, c0, weights, reset, lengths, lengths_unread)) {}
 
   // Leading sizes of the input: (T, N) or (rows,); with one more they are those of the output.
   std::vector<int64_t> output_shape() const {
@@ -117,7 +121,7 @@ class Arguments {
   }
   Given given(const OptionalTensor& batch_sizes, const Tensor& h0, const OptionalTensor& c0,
               const std::vector<Tensor>& weights, const OptionalTensor& reset,
-              const OptionalTensor& lengths) {
+              const OptionalTensor& lengths, bool lengths_unread) {
     FASTRNN_CHECK(!batch_sizes || batch_sizes->is_cpu(), "batch_sizes must be on the CPU");
     for (const Tensor& w : weights) weights_.push_back(view(keep(w)));
     return {.cell = cell_,
@@ -128,6 +132,7 @@ class Arguments {
             .c0 = keep(c0),
             .reset = keep(reset),
             .lengths = keep(lengths),
+            .lengths_unread = lengths_unread,
             .weights = weights_.data(),
             .weight_count = static_cast<int64_t>(weights_.size())};
   }

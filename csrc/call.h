@@ -29,7 +29,7 @@ template <class... Parts>
     if (!(condition)) ::fastrnn::fail(__VA_ARGS__); \
   } while (false)
 
-enum class Type : uint8_t { kFloat, kDouble, kBf16, kBool, kInt64, kOther };
+enum class Type : uint8_t { kFloat, kDouble, kBf16, kHalf, kBool, kInt64, kOther };
 
 // A tensor as a kernel needs it, which somebody else keeps alive.
 struct View {
@@ -134,6 +134,7 @@ struct Given {
   WeightNames names;
   View input = {}, h0 = {};
   std::optional<View> batch_sizes = {}, c0 = {}, reset = {}, lengths = {};
+  bool lengths_unread = false;    // they are on a GPU, where rows may end before the last step
   const View* weights = nullptr;  // of all directions
   int64_t weight_count = 0;
 };
@@ -214,9 +215,8 @@ class Call {
     return param.last() == size.hidden ? Form::kEach : Form::kRow;
   }
   const int64_t* numbers(const char* what, const View& view) const {
-    FASTRNN_CHECK(view.type == Type::kInt64 && view.dims == 1 && view.dense &&
-                      view.device_type == given.h0.device_type,
-                  what, " must be a 1-D int64 tensor on the CPU");
+    FASTRNN_CHECK(view.type == Type::kInt64 && view.dims == 1 && view.dense, what,
+                  " must be a 1-D int64 tensor");
     return static_cast<const int64_t*>(view.data);
   }
 
@@ -287,7 +287,7 @@ inline void Call::check_steps() {
   size.rows = packed() ? rows : input.size[0] * size.batch;
   size.active = active_.data();
   size.offset = offset_.data();
-  if (given.lengths) {
+  if (given.lengths && !given.lengths_unread) {
     for (int64_t t = 0; t < size.steps; ++t)
       for (int64_t n = 0; n < active_[t]; ++n) place_.push_back(t * size.batch + order_[n]);
     size.place = place_.data();
@@ -338,9 +338,15 @@ inline void Call::steps_of_batch_sizes() {
 // many are still active at each step up to the longest.
 inline void Call::steps_of_lengths() {
   const int64_t* const length = numbers("lengths", *given.lengths);
+  FASTRNN_CHECK(given.lengths->same_device(given.input),
+                "lengths and input are on different devices");
   FASTRNN_CHECK(given.lengths->size[0] == size.batch, "lengths must have ", size.batch,
                 " elements, got ", given.lengths->size[0]);
   const int64_t T = given.input.size[0];
+  if (given.lengths_unread) {
+    active_.assign(static_cast<size_t>(T), size.batch);
+    return;
+  }
   for (int64_t n = 0; n < size.batch; ++n) {
     FASTRNN_CHECK(length[n] >= 0 && length[n] <= T, "lengths must lie in [0, ", T, "], got ",
                   length[n]);

@@ -22,7 +22,7 @@
 #include "cpu/stream.h"
 #include "cuda/choose.h"
 #if FASTRNN_CUDA
-#include "cuda/bind.h"
+#include "cuda/schedule.h"
 #endif
 
 namespace py = pybind11;
@@ -221,7 +221,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cuda_tiles", &cuda_tiles, py::arg("product"), py::arg("batch"), py::arg("directions"),
         py::arg("wide"), "What the step kernels make of a product; `wide`: of float64.");
 #if FASTRNN_CUDA
-  fastrnn::cuda::bind_loops(m);
+  fastrnn::cuda::bind_schedules(m);
 #endif
   m.def("set_isa", &set_isa, py::arg("name"),
         "Makes the CPU kernels use one of cpu_features(), from the next call on; for tests. Raises "

@@ -51,7 +51,7 @@ def _loops_for(call: Call):
 def _inference(*arguments) -> tuple:
     call = Call(*arguments)
     if (loops := _loops_for(call)) is not None:
-        return tuple(loops.run(call, False)[:3])
+        return tuple(loops.run(call, False).filled()[:3])
     if dispatch.choose(call) is cudnn:
         return torch.ops.fastrnn.torch_layer.default(*call)
     return tuple(reference.run_detached(call, False)[:3])
@@ -59,7 +59,7 @@ def _inference(*arguments) -> tuple:
 
 def _forward(*arguments) -> tuple:
     call = Call(*arguments)
-    return tuple(getattr(_loops_for(call), "run", reference.run_detached)(call, True))
+    return tuple(getattr(_loops_for(call), "run", reference.run_detached)(call, True).filled())
 
 
 def _backward(*arguments) -> tuple:

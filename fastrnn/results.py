@@ -24,6 +24,10 @@ class Results(NamedTuple):
     cells: Tensor | None = None  # (D, rows, K*H), every c_t
     hidden: Tensor | None = None  # (D, rows, H), h before a projection, or if it is not the output
 
+    def filled(self) -> Results:
+        """As an op gives them."""
+        return _filled(self, self.output)
+
 
 class Cotangents(NamedTuple):
     """What comes into a backward call, in the shapes of `Results`. None means zero."""
@@ -45,10 +49,15 @@ class Saved(NamedTuple):
 
     def filled(self) -> Saved:
         """The same with (0,) in the place of None."""
-        if all(tensor is not None for tensor in self):
-            return self
-        empty = self.output.new_empty(0)
-        return Saved(*(empty if tensor is None else tensor for tensor in self))
+        return _filled(self, self.output)
+
+
+def _filled(values, like: Tensor):
+    """The same tuple with tensors (0,) in the place of None."""
+    if all(each is not None for each in values):
+        return values
+    empty = like.new_empty(0)
+    return type(values)(*(empty if each is None else each for each in values))
 
 
 class Needs(NamedTuple):

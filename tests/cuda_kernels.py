@@ -7,17 +7,15 @@ this is skipped where there is neither.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import importlib.util
-from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 from conftest import KERNELS
-from layers import on_loops
+from layers import Ops
 from op_cases import backward, cotangents, moved
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
@@ -46,50 +44,25 @@ on_device = partial(moved, DEVICE)
 HOW = ["float32", "tf32", "float16", "bfloat16", "float64"]
 
 
-class Emulated:
-    """The emulated kernels: what is launched has run when the call returns."""
-
-    def __init__(self, path: Path):
-        spec = importlib.util.spec_from_file_location("emulated", path)
-        self.module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(self.module)
-
-    def __getattr__(self, name: str):
-        if name == "cuda_groups":
-            return self.module.cuda_groups
-
-        def make(*args):
-            loop = getattr(self.module, name)(*args)
-
-            def done(function, *args):
-                function(*args)
-                self.module.synchronize()
-
-            return SimpleNamespace(run=partial(done, loop.run), step=partial(done, loop.step))
-
-        return make
-
-
 @cache
-def emulation() -> Emulated:
-    """One for all: a process loads the module once."""
-    return Emulated(EMULATED)
+def emulation() -> ModuleType:
+    """The emulated kernels, which are the ops' on a CPU from then on. What is launched has run when
+    the call returns. A process loads the module once."""
+    spec = importlib.util.spec_from_file_location("emulated", EMULATED)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-@contextlib.contextmanager
-def emulated() -> Iterator[None]:
-    """The kernels are the emulated ones, unless there is a GPU."""
-    if ON_GPU:
-        yield
-        return
-    before, launch.KERNELS = launch.KERNELS, emulation()
-    try:
-        yield
-    finally:
-        launch.KERNELS = before
+def kernels() -> ModuleType:
+    """The module that has what is bound of the kernels."""
+    return KERNELS if ON_GPU else emulation()
 
 
-_ops = on_loops(launch)
+if not ON_GPU:
+    emulation()
+
+_ops = Ops(launch.run, launch.run_backward)
 layer_inference, layer_forward, layer_backward = (
     _ops.layer_inference, _ops.layer_forward, _ops.layer_backward
 )  # fmt: skip
@@ -104,20 +77,13 @@ SIZES = {"stepwise": (18, 17), "library": (3, 5)}
 SIZES |= {"whole": (11, 37), "cluster": (7, 70), "memory": (6, 66)}
 
 
-def _divided(units: int | None, rows: int, cell, how: str, H: int, N: int, D: int, backward, _):
-    """Stands for launch.groups."""
-    units = units or 256 // (4 if how == "tf32" else 2)
-    asked = (cell.name, cell.gates, how, H, N, D, backward, units, rows)
-    return launch.Groups(*launch.KERNELS.cuda_groups(*asked)) if N else None
-
-
 def force(monkeypatch, schedule: str, how: str = "") -> None:
     """Makes every loop that can run by this schedule, or one of WAYS, and float32 products in TF32
     if `how` says so."""
-    monkeypatch.setattr(launch, "choose", lambda *_: schedule == "library")
     if schedule in WAYS:
-        monkeypatch.setattr(launch, "PERSISTENT", True)
-        monkeypatch.setattr(launch, "groups", partial(_divided, *WAYS[schedule]))
+        units, rows = WAYS[schedule]
+        schedule = f"persistent {units or 256 // (4 if how == 'tf32' else 2)} {rows}"
+    monkeypatch.setattr(launch, "schedule", schedule)
     if how == "tf32":
         monkeypatch.setattr(launch, "precision", lambda _: "tf32")
 
@@ -127,7 +93,7 @@ def in_several_orders(args: tuple) -> list[list[Tensor]]:
     runs = []
     for seed in range(1 if ON_GPU else 4):
         if not ON_GPU:
-            launch.KERNELS.module.seed(seed)
+            emulation().seed(seed)
         results = layer_forward(*args)
         grads = [g.to(args[0].dtype) for g in cotangents(results)]
         gradients = backward(layer_backward, args, results, grads)

@@ -36,10 +36,10 @@ class Ops:
         self._run, self._run_backward = run, run_backward
 
     def layer_inference(self, *arguments, **features) -> tuple:
-        return tuple(self._run(Call(*arguments, **features), False)[:3])
+        return tuple(self._run(Call(*arguments, **features), False).filled()[:3])
 
     def layer_forward(self, *arguments, **features) -> tuple:
-        return tuple(self._run(Call(*arguments, **features), True))
+        return tuple(self._run(Call(*arguments, **features), True).filled())
 
     def layer_backward(self, *arguments, **features) -> tuple:
         call, *rest = backward_arguments(arguments)

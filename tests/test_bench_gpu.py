@@ -10,7 +10,6 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -21,7 +20,6 @@ from bench import cuda, gpu, plans, results
 from bench.contenders import OURS
 from bench.gpu import Stage
 from bench.measure import measure
-from fastrnn.table import CELLS
 
 ROOT = Path(__file__).parent.parent
 
@@ -221,21 +219,11 @@ def test_a_schedule_is_forced_only_while_it_is_timed(schedule, monkeypatch):
         yield
 
     monkeypatch.setattr(plans, "forced", lambda name: replace(OURS, name=name, around=around))
-    found = (32, 2, 0)
-    monkeypatch.setattr(launch, "KERNELS", SimpleNamespace(cuda_groups=lambda *loop: found))
-    loop = (CELLS["gru"], "tf32", 64, 3, 1, True, torch.device("cpu"))
-    before, one = (launch.choose, launch.groups, launch.PERSISTENT), plans.scheduled(schedule)
+    before, one = launch.schedule, plans.scheduled(schedule)
     with pytest.raises(KeyError), one.around():
-        assert launch.choose("products", 1, 2) is (schedule == "library") and entered == ["cuda"]
-        assert launch.PERSISTENT is (schedule == "persistent") and launch.groups(*loop) == found
+        assert launch.schedule == schedule and entered == ["cuda"]
         raise KeyError
-    assert (launch.choose, launch.groups, launch.PERSISTENT) == before
-    assert one.name == f"cuda {schedule}"
-    launch.groups.cache_clear()
-    found = (0, 0, 0)
-    with pytest.raises(RuntimeError, match="no group of blocks holds this layer"), one.around():
-        launch.groups(*loop)
-    launch.groups.cache_clear()
+    assert launch.schedule == before and one.name == f"cuda {schedule}"
 
 
 def test_what_only_a_gpu_has_stands_in_the_row():

@@ -12,7 +12,6 @@ from cuda_kernels import (
     SIZES,
     WAYS,
     as_precise,
-    emulated,
     force,
     launch,
     layer_backward,
@@ -37,13 +36,6 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from fastrnn.table import weight_names
-
-
-@pytest.fixture(autouse=True, scope="module")
-def kernels():
-    with emulated():
-        yield
-
 
 RUNS = ["stepwise-float32", "stepwise-tf32", "library-float32", *(f"{way}-tf32" for way in WAYS)]
 

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import assert_matches
 from cuda_kernels import (
     DEVICE,
     HOW,
     ON_GPU,
-    emulated,
+    emulation,
     force,
     in_several_orders,
+    kernels,
+    launch,
     layer_inference,
     on_device,
 )
 from op_cases import Case, arguments, assert_state_in_float32
+from wrong_calls import WRONG
 
+from fastrnn.call import Call
 from fastrnn.dispatch import cuda, gpu, selftest
-from fastrnn.dispatch.cuda import launch
+from fastrnn.results import Cotangents, Needs, Saved
 from fastrnn.table import CELLS
-
-
-@pytest.fixture(autouse=True, scope="module")
-def kernels():
-    with emulated():
-        yield
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -78,15 +78,109 @@ def test_graphs_and_streams():
         assert torch.equal(a, b)
 
 
-def test_wrong_calls_of_the_kernels_raise():
-    make = launch.KERNELS.CudaForward
-    for cell, how, values in (
-        ("elman", "float32", {}),
-        ("gru", "int8", {}),
-        ("gru", "float32", {}),
-    ):
-        with pytest.raises(ValueError, match="fastrnn: no (cell|dtype|T)"):
-            make(cell, how, False, values)
+@pytest.mark.parametrize("what", WRONG)
+def test_what_does_not_fit_raises_as_the_reference_does(what):
+    good = Call(*on_device(arguments(Case("lstm", T=3, N=2, D=1, dtype=torch.float32))))
+    wanted = launch.run(good, True).filled()
+    with pytest.raises(RuntimeError, match=re.escape(what)):
+        launch.run(WRONG[what](good), True)
+    for actual, value in zip(launch.run(good, True).filled(), wanted, strict=True):
+        assert torch.equal(actual, value)
+
+
+@pytest.mark.parametrize("D", [1, 2])
+def test_tensors_may_lie_anyhow(D):
+    """In other strides, at odd addresses, or stored negated: in every call, with the same bits."""
+    a = Call(*on_device(arguments(Case("lstm", T=3, N=2, H=8, D=D, dtype=torch.float32))))
+
+    def odd(t):
+        return torch.cat((t.new_zeros(1), t.flatten()))[1:].view(t.shape)
+
+    def negated(t):
+        return torch.complex(torch.zeros_like(t), -t).conj().imag
+
+    strange = a._replace(
+        input=a.input.mT.contiguous().mT,
+        h0=negated(a.h0),
+        c0=odd(a.c0),
+        weights=[odd(w) if w.dim() == 1 else w.t().contiguous().t() for w in a.weights],
+    )
+    assert strange.h0.is_neg() and strange.c0.data_ptr() % 16
+    needs, of_each = Needs(True, True, True), []
+    for call in (a, strange, a):
+        output, h_n, c_n, *saved = launch.run(call, True)
+        grads = output, odd(h_n), negated(c_n), None
+        if call is not strange:
+            grads = [g if g is None else g.contiguous().resolve_neg() for g in grads]
+        found = launch.run_backward(call, Cotangents(*grads), Saved(output, *saved), needs)
+        of_each.append((output, h_n, c_n, *found[:3], *found.weights))
+        assert all(g.shape == t.shape for g, t in zip(of_each[-1][3:], call.tensors(), strict=True))
+    for first, *others in zip(*of_each, strict=True):
+        assert all(torch.equal(first, other) for other in others)
+
+
+def test_wrong_backward_calls_raise():
+    call = Call(*on_device(arguments(Case("gru", T=3, N=2, dtype=torch.float32))))
+    output, _, _, *saved = launch.run(call, True)
+    needs = Needs(True, True, True)
+
+    def gradients(grad, gates=saved[0]):
+        some = Cotangents(grad, None, None, None)
+        return launch.run_backward(call, some, Saved(output, gates, *saved[1:]), needs)
+
+    wanted = gradients(output)
+    for wrong in ((output[1:],), (output.double(),), (output, saved[0][:1]), (output, output)):
+        with pytest.raises(RuntimeError, match="does not fit the other arguments"):
+            gradients(*wrong)
+    for actual, value in zip(gradients(output).weights, wanted.weights, strict=True):
+        assert torch.equal(actual, value)
+
+
+def test_what_may_repeat_is_launched_by_who_keeps_graphs():
+    """Once a call and on the stream that this one says; what is one launch is launched at once."""
+    if ON_GPU:
+        pytest.skip("the emulation is told who does")
+    call = Call(*arguments(Case("lstm_proj", T=3, N=2, H=40, dtype=torch.bfloat16)))
+    wanted, keys = launch.run(call, True).filled(), []
+
+    def forward(schedule, call=call):
+        how = None, None, True, "bfloat16", schedule, 7, True
+        return torch.ops.fastrnn.cuda_forward.default(*how, *call)
+
+    def by(key, stream, run):
+        assert stream == 7
+        keys.append(key)
+        run(8)
+
+    emulation().cuda_replay_by(by)
+    for schedule in ("stepwise", "library", "stepwise"):
+        for actual, value in zip(forward(schedule), wanted, strict=True):
+            assert_matches(actual, value)
+    assert len(keys) == 3 and keys[0][:4] == keys[2][:4] != keys[1][:4]
+    plain = Call(*arguments(Case("lstm", T=3, N=2, H=40, dtype=torch.bfloat16)))
+    forward("persistent", plain)
+    assert len(keys) == 3
+
+    def broken(*_):
+        raise ValueError("no graph")
+
+    emulation().cuda_replay_by(broken)
+    with pytest.raises(ValueError, match="no graph"):
+        forward("stepwise")
+    emulation().cuda_replay_by(by)
+    forward("stepwise")
+    assert len(keys) == 4
+
+
+def test_an_unknown_precision_raises(monkeypatch):
+    call = Call(*on_device(arguments(Case("gru", T=3, N=2, dtype=torch.float32))))
+    monkeypatch.setattr(launch, "precision", lambda _: "int8")
+    with pytest.raises(RuntimeError, match="no CUDA kernels for dtype int8"):
+        launch.run(call, False)
+    with pytest.raises(ValueError, match="fastrnn: no dtype int8"):
+        kernels().cuda_groups("gru", 3, "int8", 8, 8, 1, False)
+    with pytest.raises(ValueError, match="fastrnn: no cell elman"):
+        kernels().cuda_groups("elman", 3, "float32", 8, 8, 1, False)
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -11,9 +11,8 @@ import torch
 from conftest import KERNELS
 from several_gpus import entered
 
-from fastrnn.call import Sizes
+from fastrnn.call import Call
 from fastrnn.dispatch.gpu import graphs
-from fastrnn.table import CELLS
 
 if KERNELS is None:
     pytest.skip("needs the compiled kernels", allow_module_level=True)
@@ -75,33 +74,35 @@ def test_schedules():
 
 
 @pytest.mark.parametrize("capturing", [False, True])
-@pytest.mark.parametrize("direction", ["CudaForward", "CudaBackward"])
-def test_launches_are_made_on_the_device_of_the_tensors(direction, capturing, monkeypatch):
-    """On its stream, whatever device is the current one; a chain of another device is another."""
+@pytest.mark.parametrize("save", [False, True])
+def test_launches_are_made_on_the_device_of_the_tensors(save, capturing, monkeypatch):
+    """On its stream, whatever device is current. No graph is made inside one of the user's."""
     launch = importlib.import_module("fastrnn.dispatch.cuda.launch")
-    current, launched, chains = entered(monkeypatch), [], []
+    current, launched = entered(monkeypatch), []
 
-    def run(stream: int) -> None:
-        launched.append((current[-1], stream))
+    def op(row_lengths, offsets, save, how, schedule, stream, repeats, *call):
+        launched.append((current[-1], stream, repeats))
+        return (None,) * 6
 
-    def loop(*_):
-        return SimpleNamespace(run=run)
-
-    kernels = SimpleNamespace(CudaForward=loop, CudaBackward=loop)
-    monkeypatch.setattr(launch, "KERNELS", kernels)
+    monkeypatch.setattr(launch, "_forward", op)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(graphs, "repeat", lambda key, chain: (chains.append(key), chain()))
-    size = Sizes(T=3, N=1, I=16, H=16, P=16, D=1, rows=3)
     for index in (1, 0):
-        y = SimpleNamespace(device=torch.device("cuda", index), data_ptr=lambda: 16)
-        more = (0.0,) if direction == "CudaBackward" else ()
-        launch._run(direction, CELLS["lstm"], size, False, "tf32", {"y": y}, {}, more, None)
-        # All steps in one launch are made again, not replayed.
-        launch._run(
-            direction, CELLS["lstm"], size, False, "tf32", {"y": y}, {"group_units": 32}, more, None
+        input = SimpleNamespace(
+            device=torch.device("cuda", index), is_cuda=True, dtype=torch.bfloat16
         )
-    assert launched == [(1, 11), (1, 11), (0, 10), (0, 10)] and current == [0]
-    assert len(set(chains)) == (0 if capturing else 2)
+        launch.run(Call(input, None, None, None, [], "lstm", ""), save)
+    assert launched == [(1, 11, not capturing), (0, 10, not capturing)] and current == [0]
+
+
+def test_a_chain_is_one_of_its_stream(monkeypatch):
+    launch = importlib.import_module("fastrnn.dispatch.cuda.launch")
+    entered(monkeypatch)
+    chains, streams = [], []
+    monkeypatch.setattr(graphs, "repeat", lambda key, chain: (chains.append(key), chain()))
+    for stream in (10, 12, 10):
+        launch._replay(b"key", stream, streams.append)
+    assert chains == [(b"key", 10), (b"key", 12), (b"key", 10)]
+    assert streams == [10] * 3  # the one that is current when the chain runs
 
 
 def test_unknown_dtypes_raise():

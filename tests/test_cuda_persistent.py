@@ -15,9 +15,10 @@ from cuda_kernels import (
     SIZES,
     WAYS,
     as_precise,
-    emulated,
+    emulation,
     force,
     in_several_orders,
+    kernels,
     launch,
     layer_backward,
     layer_forward,
@@ -39,12 +40,6 @@ from op_cases import (
 from fastrnn.table import CELLS
 
 HOW = ["bfloat16", "float16", "tf32"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def kernels():
-    with emulated():
-        yield
 
 
 def assert_right(case: Case) -> None:
@@ -112,7 +107,7 @@ def test_special_values_stay_in_their_row(way, cell, value, monkeypatch):
 
 
 def choose(H, N, how="bfloat16", D=1, backward=False, cell="lstm"):
-    return launch.KERNELS.cuda_groups(cell, CELLS[cell].gates, how, H, N, D, backward)
+    return kernels().cuda_groups(cell, CELLS[cell].gates, how, H, N, D, backward)
 
 
 def test_groups():
@@ -144,30 +139,36 @@ def test_groups():
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_only_who_asks_gets_it(cell, monkeypatch):
     """No GPU has run these kernels, so nothing chooses them by itself."""
-    asked = []
-    groups = launch.groups
-
-    def noted(*loop):
-        asked.append(loop)
-        return groups(*loop)
-
-    monkeypatch.setattr(launch, "groups", noted)
-    args = on_device(arguments(Case(cell, T=3, N=5, H=40, dtype=torch.bfloat16)))
+    if ON_GPU:
+        pytest.skip("the emulation says which kernels ran")
+    args = arguments(Case(cell, T=3, N=5, H=40, dtype=torch.bfloat16))
+    emulation().launched()
     wanted = layer_inference(*args)
-    assert not launch.PERSISTENT and asked == []
-    monkeypatch.setattr(launch, "PERSISTENT", True)
+    assert launch.schedule == "auto" and emulation().launched() == {"forward_cell"}
+    monkeypatch.setattr(launch, "schedule", "auto persistent")
     for actual, value in zip(layer_inference(*args), wanted, strict=True):
-        assert_matches(actual.cpu(), value.cpu())
-    assert asked == [(CELLS[cell], "bfloat16", 40, 5, 2, False, args[0].device)]
-    assert groups(*asked[0]).units > 0
-    monkeypatch.setattr(launch.gpu, "capability", lambda _: (8, 9))  # which has no clusters
-    groups.cache_clear()
-    assert groups(*asked[0][:-1], torch.device("cuda", 0)) is None
-    groups.cache_clear()
+        assert_matches(actual, value)
+    assert emulation().launched() == {"persistent_forward"}
+    wide = converted(args, torch.float64)
+    layer_inference(*wide)
+    assert emulation().launched() == {"forward_cell"}
+    monkeypatch.setattr(launch, "schedule", "persistent")
+    with pytest.raises(RuntimeError, match="no group of blocks holds this layer"):
+        layer_inference(*wide)
+    try:
+        emulation().device(108, 8)  # which has no clusters
+        monkeypatch.setattr(launch, "schedule", "auto persistent")
+        assert choose(64, 16) == (0, 0, 0)
+        layer_inference(*args)
+        assert emulation().launched() == {"forward_cell"}
+    finally:
+        emulation().device(132, 9)
+    layer_inference(*args)
+    assert emulation().launched() == {"persistent_forward"}
 
 
 def test_a_projection_keeps_the_step_kernels(monkeypatch):
-    monkeypatch.setattr(launch, "PERSISTENT", True)
+    monkeypatch.setattr(launch, "schedule", "auto persistent")
     args = arguments(Case("lstm_proj", T=3, N=5, H=40, dtype=torch.bfloat16))
     wanted = reference_ops.layer_inference(*converted(args, torch.float64))
     for actual, value in zip(layer_inference(*on_device(args)), wanted, strict=True):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
+from wrong_calls import WRONG
 
 from fastrnn.call import Call
 from fastrnn.dispatch.gpu import layer
@@ -109,34 +109,6 @@ def test_packed_rows_are_read_at_each_call():
         layer.run(Loops(), wrong, False)
 
 
-def changed(a: Call, k: int, change) -> Call:
-    return a._replace(weights=[change(w) if i == k else w for i, w in enumerate(a.weights)])
-
-
-WRONG = {
-    "weight_ih must have shape": lambda a: changed(a, 0, lambda w: w[:, 1:]),
-    "bias_hh must have shape": lambda a: changed(a, 3, lambda w: w[1:]),
-    "cannot take 3 weights": lambda a: a._replace(weights=a.weights[:3]),
-    "cannot take 4 weights": lambda a: a._replace(names="w_ih w_hh"),
-    "needs initial cell state": lambda a: a._replace(c0=None),
-    "c0 must have shape": lambda a: a._replace(c0=a.c0[:, :1]),
-    "h0 must have shape": lambda a: a._replace(h0=a.h0[0]),
-    "input must have 3 dimensions": lambda a: a._replace(input=a.input[0]),
-    "input must have shape": lambda a: a._replace(input=a.input[:, :1]),
-    "unknown cell": lambda a: a._replace(cell="elman"),
-    "same dtype": lambda a: changed(a, 1, lambda w: w.double()),
-    "same device": lambda a: changed(a, 1, lambda w: w.to("meta")),
-    "weights must be dense": lambda a: changed(a, 1, lambda w: w.to_sparse()),
-    "input must be a dense tensor": lambda a: a._replace(
-        input=torch.nested.nested_tensor([a.input[0], a.input[1]])
-    ),
-    "reset must have dtype": lambda a: a._replace(reset=torch.zeros(3, 2)),
-    "lengths must have shape": lambda a: a._replace(lengths=torch.tensor([1])),
-    "lengths must be between": lambda a: a._replace(lengths=torch.tensor([4, 0])),
-    "sequence length to be larger than 0": lambda a: a._replace(input=a.input[:0]),
-}
-
-
 @pytest.mark.parametrize("message", WRONG)
 def test_what_does_not_fit_raises_each_time(message):
     good = call()
@@ -196,21 +168,17 @@ def test_the_setting_of_tf32_is_read_at_each_call(monkeypatch):
     launch = pytest.importorskip("fastrnn.dispatch.cuda.launch", reason="there is no extension")
     made = []
 
-    def kernels(cell, how, library, values, *more):
-        made.append((how, values["H"], values["N"], values["h"] != 0, values.get("m", 0) == 0))
-        return SimpleNamespace(run=lambda stream: None, step=lambda *_: None)
+    def op(row_lengths, offsets, save, how, *_):
+        made.append(how)
+        return (torch.empty(0),) * 6
 
-    monkeypatch.setattr(
-        launch, "KERNELS", SimpleNamespace(CudaForward=kernels, CudaBackward=kernels)
-    )
+    monkeypatch.setattr(launch, "_forward", op)
     before = torch.backends.cuda.matmul.fp32_precision
     try:
         for how, precision in (("float32", "ieee"), ("tf32", "tf32"), ("float32", "ieee")):
             torch.backends.cuda.matmul.fp32_precision = precision
-            for N in (2, 3):
-                layer.run(launch, call(N=N), False)
-                assert made.pop() == (how, 4, N, True, True)
-            layer.run(launch, call(dtype=torch.float64), False)
-            assert made.pop()[0] == "float64"
+            for dtype, wanted in ((torch.float32, how), (torch.float64, "float64")):
+                launch.run(call(dtype=dtype), False)
+                assert made.pop() == wanted
     finally:
         torch.backends.cuda.matmul.fp32_precision = before

@@ -1,6 +1,8 @@
 // The launches of a loop over time, from host code: no torch, no CUDA header.
 #pragma once
 
+#include <cstddef>
+
 #include "cuda/choose.h"
 #include "cuda/steps.h"
 
@@ -12,6 +14,13 @@ struct Loop {
   Dtype dtype;
   bool library;  // which makes the products of the steps; else the step kernels do
 };
+
+// The device on which the current thread launches.
+Device current_device();
+// Copies rows of `width` bytes, and writes zeros, on `stream`, as `launch_step` does.
+void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+               size_t rows, void* stream);
+void zero_bytes(void* to, size_t bytes, void* stream);
 
 // The position of a cell in the list in cells.h, or -1.
 int find_cell(const char* name);

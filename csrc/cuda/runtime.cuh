@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "cuda/choose.h"
 #include "cuda/shape.h"
 
 namespace fastrnn::cuda {
@@ -17,6 +18,30 @@ inline void check(cudaError_t status, const char* name) {
   cudaGetLastError();  // else the next launch would report this one
   throw std::runtime_error(std::string("fastrnn: launch of ") + name + ": " +
                            cudaGetErrorString(status));
+}
+
+inline Device device_facts() {
+  int device;
+  Device facts;
+  check(cudaGetDevice(&device), "a layer");
+  check(cudaDeviceGetAttribute(&facts.processors, cudaDevAttrMultiProcessorCount, device),
+        "a layer");
+  check(cudaDeviceGetAttribute(&facts.major, cudaDevAttrComputeCapabilityMajor, device), "a layer");
+  return facts;
+}
+
+// Both wait for nothing: they are in the order of the stream.
+inline void copy_2d(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                    size_t rows, void* stream) {
+  const auto on = static_cast<cudaStream_t>(stream);
+  const auto kind = cudaMemcpyDeviceToDevice;
+  check(to_pitch == width && from_pitch == width
+            ? cudaMemcpyAsync(to, from, width * rows, kind, on)
+            : cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, rows, kind, on),
+        "a copy");
+}
+inline void set_zero(void* to, size_t bytes, void* stream) {
+  check(cudaMemsetAsync(to, 0, bytes, static_cast<cudaStream_t>(stream)), "zeros");
 }
 
 // Asks for what a kernel may need, once per thread and device. All threads share what a device
@@ -89,13 +114,10 @@ int64_t clusters_at_once(void (*kernel)(Parameters...), const LaunchShape& shape
     cudaGetLastError();  // a size of cluster that this device does not have
     return 0;
   }
-  int device, processors;
-  check(cudaGetDevice(&device), shape.name);
-  check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), shape.name);
   check(
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&clusters, kernel, shape.threads, shape.shared),
       shape.name);
-  return static_cast<int64_t>(clusters) * processors;
+  return static_cast<int64_t>(clusters) * device_facts().processors;
 }
 
 // Launches on the stream, a cudaStream_t of the current device. Throws std::runtime_error with the

@@ -27,7 +27,7 @@ from .cpu import op
 from .protocol import Backend
 
 BACKENDS = {module.NAME: module for module in (cpu, cuda, triton, cudnn, reference)}
-LOOPS = (cuda, triton)  # for GPUs, in Python down to the loop over time; "auto" prefers the first
+LOOPS = (cuda, triton)  # kernels for GPUs; "auto" prefers the first
 _NAMES = ("auto", *BACKENDS)
 
 

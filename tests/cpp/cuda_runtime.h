@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <set>
@@ -14,7 +15,11 @@ enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize,
   cudaFuncAttributeNonPortableClusterSizeAllowed
 };
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrComputeCapabilityMajor
+};
 enum cudaLaunchAttributeID {
   cudaLaunchAttributeProgrammaticStreamSerialization,
   cudaLaunchAttributeClusterDimension,
@@ -48,7 +53,7 @@ struct cudaLaunchConfig_t {
 namespace standin {
 
 inline constexpr int kMostShared[] = {227 << 10, 99 << 10}, kDeclared = 1 << 10;
-inline constexpr int kProcessors = 132, kMostCluster = 16;
+inline constexpr int kProcessors = 132, kMajor[] = {9, 8}, kMostCluster = 16;
 inline thread_local int device = 0;
 inline std::atomic<int> calls = 0;  // but launches
 
@@ -61,6 +66,23 @@ inline Limits limits[2];
 
 }  // namespace standin
 
+// On the host a stream has no order to keep.
+enum cudaMemcpyKind { cudaMemcpyDeviceToDevice };
+inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
+                                     size_t width, size_t rows, cudaMemcpyKind, cudaStream_t) {
+  for (size_t i = 0; i < rows; ++i)
+    std::memcpy(static_cast<char*>(to) + i * to_pitch,
+                static_cast<const char*>(from) + i * from_pitch, width);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                                   cudaStream_t stream) {
+  return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 inline cudaError_t cudaGetDevice(int* device) {
@@ -69,8 +91,9 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int device) {
   ++standin::calls;
-  *value =
-      which == cudaDevAttrMultiProcessorCount ? standin::kProcessors : standin::kMostShared[device];
+  *value = which == cudaDevAttrMultiProcessorCount      ? standin::kProcessors
+           : which == cudaDevAttrComputeCapabilityMajor ? standin::kMajor[device]
+                                                        : standin::kMostShared[device];
   return cudaSuccess;
 }
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {

@@ -10,11 +10,13 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <set>
 #include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 
+#include "cuda/choose.h"
 #include "machine.h"
 
 #define FASTRNN_KERNEL
@@ -284,6 +286,22 @@ inline void previous_grid_wait(Where where = Where::current()) {
   next_grid_start(where);
 }
 
+namespace emulate {
+inline Device device{132, 9};           // an H200
+inline std::set<std::string> launched;  // names of kernels
+}  // namespace emulate
+
+inline Device device_facts() { return emulate::device; }
+
+// At once: what was launched before has run, see run.h.
+inline void copy_2d(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
+                    size_t rows, void*) {
+  for (size_t i = 0; i < rows; ++i)
+    std::memcpy(static_cast<char*>(to) + i * to_pitch,
+                static_cast<const char*>(from) + i * from_pitch, width);
+}
+inline void set_zero(void* to, size_t bytes, void*) { std::memset(to, 0, bytes); }
+
 // Those of an H200.
 template <class... Parameters>
 int64_t clusters_at_once(void (*)(Parameters...), const LaunchShape& shape) {
@@ -307,6 +325,7 @@ void launch(void (*kernel)(Parameters...), const LaunchShape& shape, void*,
   std::tuple<std::decay_t<Parameters>...> values(std::forward<Arguments>(arguments)...);
   auto grid = std::make_unique<emulate::Grid>(
       emulate::Grid{shape, [kernel, values] { std::apply(kernel, values); }});
+  emulate::launched.insert(shape.name);
   emulate::machine().push(std::move(grid));
 }
 

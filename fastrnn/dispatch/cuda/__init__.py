@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from types import ModuleType
 
 import torch
 
 from ...call import Call
 from ...results import Cotangents, Gradients, Needs, Results, Saved
 from .. import gpu
-from ..gpu import layer
 
 NAME = "cuda"
 DEVICE = "cuda"
@@ -25,7 +25,7 @@ def _built() -> str | None:
         kernels = importlib.import_module("fastrnn._C")
     except ImportError as error:
         return f"fastrnn has no compiled kernels here ({error}); reinstall it where nvcc is found"
-    if hasattr(kernels, "CudaForward"):
+    if hasattr(kernels, "cuda_groups"):
         return None
     return (
         "fastrnn was compiled without CUDA; install the CUDA toolkit, which has nvcc, and "
@@ -71,16 +71,16 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
 
 
 @functools.cache
-def _loops():
+def _layers() -> ModuleType:
     """What imports the compiled kernels, at the first call."""
     return importlib.import_module("fastrnn.dispatch.cuda.launch")
 
 
 def run(call: Call, save: bool) -> Results:
     """As `dispatch.Backend` says."""
-    return layer.run(_loops(), call, save)
+    return _layers().run(call, save)
 
 
 def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
     """As `dispatch.Backend` says."""
-    return layer.run_backward(_loops(), call, cotangents, saved, needs)
+    return _layers().run_backward(call, cotangents, saved, needs)

@@ -2,7 +2,8 @@
 for the gradients of the input and of every weight.
 
 The products are torch's, with TF32 where its settings say so. The loop comes from a backend, see
-`Loops`. Everything raises RuntimeError where the reference does. Nothing here waits for the device.
+`Loops`; the backend "cuda" has all of this in C++, csrc/cuda/layer.cpp. Everything raises
+RuntimeError where the reference does. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -80,6 +81,17 @@ class _Form(NamedTuple):
     output: tuple[int, ...]  # shape
 
 
+def checked(call: Call) -> Sizes:
+    """The sizes of a call. Raises RuntimeError where the reference does."""
+    if call.input.is_nested:  # has no shape
+        call.check_alike()
+    size = call.sizes()
+    call.check_alike()
+    if call.batch_sizes is None:
+        call.steps(size)  # that there are any
+    return size
+
+
 LIMIT = 256  # forms remembered
 
 # Threads that miss the same form make two that are equal.
@@ -90,8 +102,8 @@ def _form(call: Call) -> _Form:
     """The form of a call. One that was seen before is checked by being equal."""
     input, batch_sizes, h0, c0, weights, cell, names, reset, lengths, *_ = call
     tensors = (input, batch_sizes, h0, c0, reset, lengths, *weights)
-    if input.is_nested:  # has no shape
-        call.check_alike()
+    if input.is_nested:
+        checked(call)
     key = (
         cell,
         names,
@@ -99,10 +111,7 @@ def _form(call: Call) -> _Form:
     )
     form = _forms.get(key)
     if form is None:
-        size = call.sizes()
-        call.check_alike()
-        if batch_sizes is None:
-            call.steps(size)  # that there are any
+        size = checked(call)
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
         form = _Form(size, call.kind, wide, call.output_shape(size))
         if len(_forms) >= LIMIT:

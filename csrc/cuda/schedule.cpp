@@ -1,0 +1,129 @@
+// Which schedule a loop takes, graphs of launches that repeat, and what Python sees of both.
+#include "cuda/schedule.h"
+
+#include <array>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "cuda/run.h"
+
+namespace py = pybind11;
+
+namespace fastrnn::cuda {
+namespace {
+
+constexpr int kClusterMajor = 9;  // the least compute capability of a GPU that has clusters
+
+struct GroupsOf {
+  Loop loop;
+  int64_t gates, hidden, batch, directions;
+  bool backward;
+
+  int item() const { return static_cast<int>(item_size(loop.dtype)); }
+  Groups of(int units, int64_t rows) const {
+    return make_groups(units, rows, static_cast<int>(gates), hidden, batch, backward, item());
+  }
+  Groups best() const {
+    if (current_device().major < kClusterMajor) return {};
+    return choose_groups(static_cast<int>(gates), hidden, batch, directions, loop.dtype, backward,
+                         [&](const Groups& g) {
+                           return backward ? backward_at_once(loop, g) : forward_at_once(loop, g);
+                         });
+  }
+  // The best, which the driver is asked for once.
+  Groups remembered() const {
+    const Device device = current_device();
+    using Key = std::array<int64_t, 9>;
+    thread_local std::map<Key, Groups> known;
+    const Key key{loop.cell,
+                  static_cast<int64_t>(loop.dtype),
+                  gates,
+                  hidden,
+                  batch,
+                  directions,
+                  backward,
+                  device.major,
+                  device.processors};
+    if (const auto found = known.find(key); found != known.end()) return found->second;
+    if (known.size() >= 1024) known.clear();
+    return known[key] = best();
+  }
+};
+
+// The function `replay` of Python, which outlives the interpreter.
+py::object& graphs() {
+  static auto* const function = new py::object;
+  return *function;
+}
+
+}  // namespace
+
+Plan choose_plan(const How& how, const Loop& loop, const std::vector<ProductSize>& products,
+                 int64_t batch, int64_t directions, bool backward) {
+  const std::string& schedule = how.schedule;
+  const size_t persistent = schedule.find("persistent");
+  if (persistent != std::string::npos && products.size() == 1 && batch > 0) {
+    const ProductSize& p = products[0];
+    const int64_t hidden = backward ? p.units : p.depth;
+    const GroupsOf given{loop,    backward ? p.depth / hidden : p.planes, hidden, batch, directions,
+                         backward};
+    const size_t units = schedule.find_first_of("0123456789");
+    Groups groups{};
+    if (units != std::string::npos) {
+      size_t end;
+      const int count = std::stoi(schedule.substr(units), &end);
+      groups = given.of(count, std::stoi(schedule.substr(units + end)));
+    } else {
+      groups = given.remembered();
+    }
+    if (groups.blocks > 0) return {false, groups};
+  }
+  if (schedule == "persistent") throw std::runtime_error("no group of blocks holds this layer");
+  if (schedule == "library") return {true};
+  if (!schedule.starts_with("auto")) return {};
+  return {choose_library(products.data(), static_cast<int>(products.size()), batch, directions,
+                         how.dtype, current_device())};
+}
+
+void replay(const How& how, const std::string& key,
+            const std::function<void(uintptr_t stream)>& chain) {
+  if (!how.repeats) return chain(how.stream);
+  const py::gil_scoped_acquire locked;
+  graphs()(py::bytes(key), how.stream, py::cpp_function([&](uintptr_t stream) {
+             const py::gil_scoped_release unlocked;
+             chain(stream);
+           }));
+}
+
+void bind_schedules(py::module_& m) {
+  m.def(
+      "cuda_replay_by", [](py::object function) { graphs() = std::move(function); },
+      py::arg("function"),
+      "Has function(key, stream, run) make the launches of a loop that may repeat: run(stream) "
+      "makes them, and equal keys say that they are the same.");
+  m.def(
+      "cuda_groups",
+      [](const std::string& cell, int gates, const std::string& dtype, int64_t hidden,
+         int64_t batch, int64_t directions, bool backward, int units, int64_t rows) {
+        const int position = find_cell(cell.c_str());
+        if (position < 0) throw std::invalid_argument("fastrnn: no cell " + cell);
+        for (int k = 0; k < kDtypes; ++k) {
+          if (dtype != kDtypeNames[k]) continue;
+          const GroupsOf given{
+              {position, static_cast<Dtype>(k), false}, gates, hidden, batch, directions, backward};
+          const Groups g = units > 0 ? given.of(units, rows) : given.best();
+          return std::tuple(g.units, g.rows,
+                            ring_size(g, gates, hidden, directions, backward, given.item()));
+        }
+        throw std::invalid_argument("fastrnn: no dtype " + dtype);
+      },
+      py::arg("cell"), py::arg("gates"), py::arg("dtype"), py::arg("hidden"), py::arg("batch"),
+      py::arg("directions"), py::arg("backward"), py::arg("units") = 0, py::arg("rows") = 0,
+      "What a loop without projection is given for the persistent schedule on the current device: "
+      "units of a block and rows of a group, those that are asked for or the best, and numbers of "
+      "the ring in memory. All are 0 where that cannot run it.");
+}
+
+}  // namespace fastrnn::cuda
