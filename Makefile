@@ -137,14 +137,14 @@ $(BUILT): $(INSTALLED) setup.py $(SOURCES)
 
 # -O1: this takes a quarter of the time of -O2 to compile, and runs as fast.
 EMULATED_SOURCES := tests/cpp/emulated.cpp csrc/cuda/layer.cpp csrc/cells.cpp csrc/cpu/programs.cpp
-TORCH = $(firstword $(wildcard $(VENV)/lib/python*/site-packages/torch))
+TORCH_FOLDER = $(firstword $(wildcard $(VENV)/lib/python*/site-packages/torch))
 $(EMULATED): $(wildcard tests/cpp/*.h) $(EMULATED_SOURCES) $(wildcard csrc/cuda/*) $(wildcard csrc/*.h) \
     Makefile | $(BUILT)
 	@mkdir -p $(@D)
 	$(CXX) -std=c++20 -O1 -g1 $(if $(ASAN),-fsanitize=address -fno-omit-frame-pointer) \
 	    -DFASTRNN_EMULATED -shared -fPIC -fvisibility=hidden -Wall -Wextra -Icsrc -Itests/cpp \
-	    -isystem $(TORCH)/include $$($(BIN)/python -m pybind11 --includes) $(EMULATED_SOURCES) \
-	    -L$(TORCH)/lib -ltorch_cpu -o $@
+	    -isystem $(TORCH_FOLDER)/include $$($(BIN)/python -m pybind11 --includes) $(EMULATED_SOURCES) \
+	    -L$(TORCH_FOLDER)/lib -ltorch_cpu -o $@
 
 # -Og: takes two thirds of the time of -O1 to compile, and a third of that of -O0 to run. psabi: a test
 # emulates wide registers, but passes them to no other object.
