@@ -67,7 +67,8 @@ void panels(const S* weight, int64_t depth, int64_t columns) {
     CHECK(panels.far(panels.count()) == nullptr, "nothing is far");
     std::vector<O> out(panels.stride() + 1, O{});
     panels.pack(0, out.data());  // a panel past the end holds zeros
-    const auto zero = [](const O& x) { return load<Compute<O>>(&x) == 0; };
+    const O none{};
+    const auto zero = [&](const O& x) { return std::memcmp(&x, &none, sizeof(O)) == 0; };
     CHECK(std::all_of(out.begin(), out.end(), zero), "a panel of nothing");
   }
 }
@@ -76,32 +77,36 @@ template <class S>
 void sums() {
   using O = Operand<S>;
   using T = Compute<S>;
+  using Kept = std::conditional_t<kInParts<O>, T, O>;
   Untouched<T> c;
-  Untouched<O> a;
+  Untouched<Kept> a;
   const std::vector<S> row(4096);
   const auto b = [&](int64_t) -> const S* { return row.data(); };
-  const auto left = [&](int64_t) -> const O* { return a; };
+  const auto left = [&](int64_t) -> const Kept* { return a; };
   for (const bool add : {false, true}) {
     for (const int64_t n : {0, 5, 200}) {
-      outer<O>(70, {3, 3}, n, static_cast<const O*>(a), 64, b, static_cast<T*>(c), add);
-      outer<O>(0, {0, 7}, n, static_cast<const O*>(a), 64, b, static_cast<T*>(c), add);
+      outer<O>(70, {3, 3}, n, static_cast<const Kept*>(a), 64, b, static_cast<T*>(c), add);
+      outer<O>(0, {0, 7}, n, static_cast<const Kept*>(a), 64, b, static_cast<T*>(c), add);
     }
-    outer<O>(70, {0, 7}, 0, static_cast<const O*>(a), 64, b, static_cast<T*>(c), add);
-    outer<O>(0, {0, 0}, 0, static_cast<const O*>(nullptr), 0, b, static_cast<T*>(nullptr), add);
+    outer<O>(70, {0, 7}, 0, static_cast<const Kept*>(a), 64, b, static_cast<T*>(c), add);
+    outer<O>(0, {0, 0}, 0, static_cast<const Kept*>(nullptr), 0, b, static_cast<T*>(nullptr), add);
     column_sums(70, {3, 3}, left, static_cast<T*>(c), add);
     column_sums(0, {0, 0}, left, static_cast<T*>(nullptr), add);
     column_sums(0, {0, 70}, left, static_cast<T*>(c), add);  // of zeros: zero
   }
   Untouched<O> arranged;
-  constexpr int64_t kRows = kTileRows < O, kTiled<O> ? kWide : kNarrow > ;
-  arrange<kRows, O>(a, 64, 0, 8, arranged, 0);
-  arrange<kRows, O>(a, 64, 8, 0, arranged, 8);
+  constexpr int64_t kRows = kTileRows<O, (kTiled<O> ? kWide : kNarrow)>;
+  const Kept* const matrix = a;
+  O* const to = arranged;
+  arrange<kRows, O>(matrix, 64, 0, 8, to, 0);
+  arrange<kRows, O>(matrix, 64, 8, 0, to, 8);
 
   const S* const rows[] = {row.data()};
-  Dots<Compute<S>, 1> dots;
-  dots.add(static_cast<const S*>(nullptr), 8, 0, rows, 8);  // no rows of the matrix
-  dots.add(row.data(), 0, kLanes<T>, rows, 0);              // no terms
-  for (const T sum : std::vector<T>{dots.total(0)[0]}) CHECK(sum == 0, "a sum of nothing");
+  Vec<T> sum;
+  dots<T, 1, false, S, S>({row.data(), 0, rows, 0}, {}, kLanes<T>, &sum, nullptr);  // no terms
+  T lanes[kLanes<T>];
+  store<Vec<T>>(lanes, sum);
+  for (const T each : lanes) CHECK(each == 0, "a sum of nothing");
 }
 
 template <class To, class From>
