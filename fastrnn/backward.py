@@ -165,7 +165,7 @@ class Twice(Function):
         asked, directions = derived.asked, tensors[: derived.count]
         input, h0, c0, _, _, *weights = directions
         call, came, saved = asked.parts(tensors[derived.count :])
-        derivation = asked.derivation
+        derivation, asked.derivation = asked.derivation, None  # not kept by a graph that is freed
         if asked.is_stale is not None and asked.is_stale():
             results = dispatch.way(asked.backend, call).run(call, save=True)
             saved, derivation = over_time(call, Saved(results.output, *results[3:])), None

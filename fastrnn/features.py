@@ -140,7 +140,7 @@ class Asked(NamedTuple):
             raise ValueError(f"detach_every must be an integer of at least 1, got {k!r}")
         if v is not None and (isinstance(v, bool) or not _is_positive(v)):
             raise ValueError(f"grad_clip must be greater than 0, got {v!r}")
-        return int(k or 0), float(v or 0.0)
+        return min(int(k or 0), _MOST_STEPS), float(v or 0.0)
 
     def of_one_row(self, batch_dim: int, input: Tensor) -> Asked:
         """The same for input that came without a batch and was given one of one row."""
@@ -156,10 +156,13 @@ class Asked(NamedTuple):
         return self._replace(reset=reset.unsqueeze(batch_dim), reset_state=given)
 
 
+_MOST_STEPS = 2**63 - 1  # of an op's integer; more than any sequence has
+
+
 def _is_positive(given) -> bool:
     try:
         return float(given) > 0 and not isinstance(given, str)
-    except (TypeError, ValueError, RuntimeError):  # of what is no single number
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # of what is no single number
         return False
 
 

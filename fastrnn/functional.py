@@ -37,6 +37,10 @@ def _run(
     *asked,
 ) -> tuple[Tensor, ...]:
     """What the functions share: the stack described, and run."""
+    _check_rank("input", input, 3 if batch_sizes is None else 2)
+    for name, state in (("h0", h0), ("c0", c0)):
+        if state is not None:
+            _check_rank(name, state, 3)
     D = 2 if bidirectional else 1
     names = names_in(cell, bias, len(weights) // (num_layers * D))
     call = Call(input, batch_sizes, h0, c0, weights, cell, names)
@@ -47,6 +51,11 @@ def _run(
     output, h_n, c_n, states = stack.run(whole)
     results = (output, h_n, c_n) if c0 is not None else (output, h_n)
     return results if states is None else (*results, states)
+
+
+def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
+    if tensor.dim() != rank:
+        raise RuntimeError(f"{name} must have {rank} dimensions, got {tensor.dim()}")
 
 
 def step(

@@ -118,7 +118,7 @@ class Streamer:
         self.refresh()
 
     def _lend(self) -> None:
-        """Makes `_y`, of which users get views: a storage that they may resize, over `_output`."""
+        """Makes `_y`, of which users get views: their storage, over `_output`, is another."""
         with torch.inference_mode(False):
             self._y = torch.from_dlpack(self._output)
 
@@ -295,6 +295,9 @@ class Streamer:
         for to, tensor in zip(own, given, strict=True):
             if to.shape != tensor.shape:
                 raise ValueError(f"expected a state {tuple(to.shape)}, got {tuple(tensor.shape)}")
+            if not torch.can_cast(tensor.dtype, to.dtype):
+                raise ValueError(f"expected a state of {to.dtype}, got {tensor.dtype}")
         with torch.no_grad():
-            for to, tensor in zip(own, given, strict=True):
-                to.copy_(tensor)
+            copies = [torch.empty_like(to).copy_(new) for to, new in zip(own, given, strict=True)]
+            for to, copy in zip(own, copies, strict=True):
+                to.copy_(copy)

@@ -213,6 +213,19 @@ def test_transforms_take_it(name, no_reference):
 
 
 @modules
+def test_a_freed_graph_keeps_no_coefficients(name):
+    module, x = getattr(fastrnn, name)(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    found = []
+    for retain in ([False], [True, True, False]):
+        (gradient,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+        for again in retain:
+            loss = gradient.square().sum()
+            found += torch.autograd.grad(loss, x, retain_graph=again)
+            assert gradient.grad_fn.asked.derivation is None
+    assert all(torch.allclose(found[0], other, atol=1e-6) for other in found)
+
+
+@modules
 def test_many_directions_at_once(name):
     """`vectorize` gives a backward many of them; hessian goes forwards over reverse."""
     module = module_of(name)

@@ -41,6 +41,45 @@ def test_batch_size(kind):
     assert fastrnn.Streamer(fastrnn.GRU(4, 3), np.int64(2))(torch.zeros(2, 4)).shape == (2, 3)
 
 
+def test_a_state_that_does_not_fit_changes_nothing():
+    stream = fastrnn.Streamer(fastrnn.LSTM(4, 3), 2)
+    ones = torch.ones(1, 2, 3)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        stream.load_state((ones, ones.to("meta")))
+    with pytest.raises(ValueError, match="expected a state of torch.float32, got torch.complex64"):
+        stream.load_state((ones, ones + 1j))
+    assert not stream.state[0].any()
+    stream.load_state((ones.double(), ones))
+    assert stream.state[0].eq(1).all()
+
+
+def test_ranks_of_functions():
+    gru = fastrnn.GRU(4, 5)
+    x, h, weights = torch.randn(3, 2, 4), torch.zeros(1, 2, 5), list(gru.parameters())
+    for wrong, state, said in (
+        (x[0], h, "input must have 3 dimensions, got 2"),
+        (x, h[0], "h0 must have 3 dimensions, got 2"),
+    ):
+        with pytest.raises(RuntimeError, match=said):
+            fastrnn.functional.gru(wrong, state, weights)
+    sizes = torch.tensor([2, 2, 2])
+    with pytest.raises(RuntimeError, match="input must have 2 dimensions, got 3"):
+        fastrnn.functional.gru(x, h, weights, batch_sizes=sizes)
+    assert fastrnn.functional.gru(x, h, weights)[0].shape == (3, 2, 5)
+
+
+def test_limits_beyond_an_integer_and_a_float():
+    lstm, x = fastrnn.LSTM(4, 5), torch.randn(3, 2, 4)
+    lstm(x, detach_every=2**70)[0].sum().backward()
+    with pytest.raises(ValueError, match="grad_clip must be greater than 0"):
+        lstm(x, grad_clip=10**400)
+
+
+def test_names_of_parameters():
+    with pytest.raises(ValueError, match="a parameter cannot be named 'bias_hh'"):
+        fastrnn.Cell(lambda g, s, p: torch.tanh(g.a) * p.bias_hh, "a", params="bias_hh")
+
+
 @wrong("None")
 def test_rows(kind):
     for stream in streams():

@@ -23,6 +23,10 @@ def _split(kind: str, names: str | Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
+# Names of a layer's weights, before their layer and direction.
+_OF_PRODUCTS = ("weight_ih", "weight_hh", "weight_hr", "bias_ih", "bias_hh")
+
+
 class Cell:
     """A recurrent cell whose step is a Python function.
 
@@ -141,6 +145,11 @@ class Cell:
                     raise ValueError(f"a {kind} cannot be named {name!r}")
                 if names.count(name) > 1:
                     raise ValueError(f"the {kind} {name!r} is there twice")
+        for name in self.params:
+            if name in _OF_PRODUCTS:
+                raise ValueError(
+                    f"a parameter cannot be named {name!r}, as a weight of the layer is"
+                )
         for role in ("recurrent", "output"):
             if (name := getattr(self, role)) not in self.states:
                 raise ValueError(f"{role}={name!r} is not a state: {' '.join(self.states)}")
