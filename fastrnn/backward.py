@@ -19,7 +19,7 @@ from .call import Call
 from .dispatch import Backend, cpu, reference
 from .dispatch.reference import twice
 from .results import Cotangents, Gradients, Needs, Saved
-from .samples import Tensors, apart, as_rows, each, size_of, spread
+from .samples import Tensors, apart, as_rows, each, save, size_of, spread
 from .torch_private import (
     are_transforms_active,
     are_transforms_backwards,
@@ -101,10 +101,8 @@ class Backward(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        asked, *tensors = inputs
-        ctx.asked, ctx.there = asked, [t is not None for t in tensors]
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(t for t in tensors if t is not None))
+        ctx.asked, *tensors = inputs
+        save(ctx, tensors)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -118,6 +116,8 @@ class Backward(Function):
         plain = twice.takes(call) and not (asked.of_rows or in_forward_ad())
         plain = plain and (are_transforms_backwards() if are_transforms_active() else not in_vmap())
         how = Twice.apply if plain else Twice.definition
+        if not plain:
+            asked.derivation = None  # of no use, and a graph that is freed must not keep it
         found = how(_Derived(asked, wanted, len(directions)), *directions, *tensors)
         for k, gradient in zip(wanted, found, strict=True):
             results[k] = gradient
@@ -165,7 +165,7 @@ class Twice(Function):
         asked, directions = derived.asked, tensors[: derived.count]
         input, h0, c0, _, _, *weights = directions
         call, came, saved = asked.parts(tensors[derived.count :])
-        derivation, asked.derivation = asked.derivation, None  # not kept by a graph that is freed
+        derivation, asked.derivation = asked.derivation, None  # as there
         if asked.is_stale is not None and asked.is_stale():
             results = dispatch.way(asked.backend, call).run(call, save=True)
             saved, derivation = over_time(call, Saved(results.output, *results[3:])), None
@@ -196,10 +196,8 @@ class Twice(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        derived, *tensors = inputs
-        ctx.derived, ctx.there = derived, [t is not None for t in tensors]
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*(t for t in tensors if t is not None))
+        ctx.derived, *tensors = inputs
+        save(ctx, tensors)
 
     @staticmethod
     def backward(ctx, *grads):

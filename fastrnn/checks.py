@@ -144,10 +144,9 @@ def rows_of(given: Any, N: int) -> Tensor | slice:
         return given
     try:
         rows = torch.as_tensor(given, device="cpu")
-    except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        raise TypeError(
-            f"rows must be integers or a bool mask, got {type(given).__name__}"
-        ) from None
+    except (TypeError, ValueError, RuntimeError) as error:  # as torch says what holds no numbers
+        kind = type(given).__name__
+        raise TypeError(f"rows must be integers or a bool mask, got {kind}") from error
     if not rows.numel():
         return slice(0)
     if rows.dtype == torch.bool:

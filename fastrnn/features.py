@@ -190,9 +190,9 @@ def _read(name: str, given, device: torch.device | str) -> Tensor:
         return torch.as_tensor(given, device=device)
     try:
         return torch.tensor(given, device=device)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError) as error:  # as torch says what holds no numbers
         kind = type(given).__name__
-        raise TypeError(f"{name} must be a tensor, a list or an array, got {kind}") from None
+        raise TypeError(f"{name} must be a tensor, a list or an array, got {kind}") from error
 
 
 def lengths_of(given) -> Tensor | None:

@@ -13,6 +13,14 @@ from .torch_private import are_transforms_active
 Tensors = Sequence[Tensor | None]
 
 
+def save(ctx, tensors: Tensors) -> None:
+    """Has the ctx of a Function keep tensors, of which some are None: they are
+    `spread(ctx.saved_tensors, ctx.there)`."""
+    ctx.there = [t is not None for t in tensors]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*(t for t in tensors if t is not None))
+
+
 def spread(some: Sequence, present: Sequence[bool]) -> list:
     """These, with None where nothing is present."""
     rest = iter(some)

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -91,31 +92,22 @@ bool in_parts(const StepWork& step) {
   return which == InParts::kAlways || (which == InParts::kWhereFaster && parts_pay(step));
 }
 
+// By parts where that is a way, and what it gives stands; else by the kernel of T.
 template <class T>
 void run_forward(const Kernels& k, int cell, const Forward<T>& arguments,
                  const Parallel& parallel) {
-  if constexpr (std::is_same_v<T, float>) {
-    ForwardInParts* const in_parts = k.forward_in_parts[cell];
-    if (in_parts && in_parts(arguments, parallel)) return;
-    k.forward_float[cell](arguments, parallel);
-  } else if constexpr (std::is_same_v<T, double>) {
-    k.forward_double[cell](arguments, parallel);
-  } else {
-    k.forward_bf16[cell](arguments, parallel);
-  }
+  if constexpr (std::is_same_v<T, float>)
+    if (auto* const parts = k.forward_in_parts[cell]; parts && parts(arguments, parallel)) return;
+  const std::tuple all(k.forward_float[cell], k.forward_double[cell], k.forward_bf16[cell]);
+  std::get<ForwardKernel<T>*>(all)(arguments, parallel);
 }
 template <class T>
 void run_backward(const Kernels& k, int cell, const Backward<T>& arguments,
                   const Parallel& parallel) {
-  if constexpr (std::is_same_v<T, float>) {
-    BackwardInParts* const in_parts = k.backward_in_parts[cell];
-    if (in_parts && in_parts(arguments, parallel)) return;
-    k.backward_float[cell](arguments, parallel);
-  } else if constexpr (std::is_same_v<T, double>) {
-    k.backward_double[cell](arguments, parallel);
-  } else {
-    k.backward_bf16[cell](arguments, parallel);
-  }
+  if constexpr (std::is_same_v<T, float>)
+    if (auto* const parts = k.backward_in_parts[cell]; parts && parts(arguments, parallel)) return;
+  const std::tuple all(k.backward_float[cell], k.backward_double[cell], k.backward_bf16[cell]);
+  std::get<BackwardKernel<T>*>(all)(arguments, parallel);
 }
 template void run_forward(const Kernels&, int, const Forward<float>&, const Parallel&);
 template void run_forward(const Kernels&, int, const Forward<double>&, const Parallel&);

@@ -191,13 +191,7 @@ FASTRNN_NOINLINE void parts_product(int64_t rows, const Parts* a, int64_t lda, R
     memcpy(out + (kFirst + r) * ld_out, sums + r * kColumns, kColumns * sizeof(float));
 }
 
-// Tiles are set up for a task; see tiles.h.
 template <>
-struct Multiplying<Parts> {
-  Multiplying() { tile_configure<8>(); }
-  ~Multiplying() { tile_release(); }
-  Multiplying(const Multiplying&) = delete;
-  Multiplying& operator=(const Multiplying&) = delete;
-};
+struct Multiplying<Parts> : TilesInUse<PartRegisters<2, kMostColumns>::kCount> {};
 
 }  // namespace FASTRNN_NAMESPACE

@@ -104,13 +104,15 @@ void tile_multiply() {
 
 // Tiles are set up for a task, since other libraries set up their own before and after, and
 // released after it: a thread that has some is slow to leave its core.
-template <>
-struct Multiplying<Bf16> {
-  Multiplying() { tile_configure<kTileRegisters>(); }
-  ~Multiplying() { tile_release(); }
-  Multiplying(const Multiplying&) = delete;
-  Multiplying& operator=(const Multiplying&) = delete;
+template <int Registers>
+struct TilesInUse {
+  TilesInUse() { tile_configure<Registers>(); }
+  ~TilesInUse() { tile_release(); }
+  TilesInUse(const TilesInUse&) = delete;
+  TilesInUse& operator=(const TilesInUse&) = delete;
 };
+template <>
+struct Multiplying<Bf16> : TilesInUse<kTileRegisters> {};
 
 // out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows, at most of two tiles, and NV registers of
 // columns; like `micro`. What follows the k numbers of a row of a, up to a multiple of 32, is zero.

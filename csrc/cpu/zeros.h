@@ -30,4 +30,19 @@ bool finite(const S* numbers, int64_t count) {
   return !products.any();
 }
 
+// The same, of as many numbers as threads share.
+template <class T, class S>
+bool all_finite(const Parallel& parallel, const S* numbers, int64_t count) {
+  constexpr int64_t kWorth = 1 << 16;
+  const int64_t shares = count < kWorth ? 1 : parallel.threads;
+  const Buffer<uint8_t> found(shares);
+  run(parallel, shares, [&](int64_t share) {
+    const Range own = piece(count, share, shares, kLanes<T>);
+    found[share] = finite<T>(numbers + own.first, own.count());
+  });
+  bool all = true;
+  for (int64_t share = 0; share < shares; ++share) all &= found[share] != 0;
+  return all;
+}
+
 }  // namespace FASTRNN_NAMESPACE

@@ -24,6 +24,7 @@
 #include "cpu/isa.h"
 #include "cpu/panels.h"
 #include "cpu/split.h"
+#include "cpu/zeros.h"
 #include "tensors.h"
 #include "together.h"
 
@@ -225,6 +226,24 @@ void test_redone(const char* name, int position, const fastrnn::Kernels& tiles) 
   CHECK(seen > 0, "%s: no gradient is noticed", name);
 }
 
+void test_finite() {
+  for (const int64_t count : {0, 1, 17, 70'001}) {
+    std::vector<float> numbers(count, 1.5f);
+    for (const fastrnn::Parallel& parallel : {in_turn(1), in_turn(3), together(3)}) {
+      const auto found = [&] {
+        return emulated::all_finite<float>(parallel, numbers.data(), count);
+      };
+      CHECK(found(), "%d finite numbers", int(count));
+      for (const int64_t at : {int64_t{0}, count / 3, count / 2, count - 1}) {
+        if (count == 0) continue;
+        const float before = std::exchange(numbers[at], kInfinity);
+        CHECK(!found(), "an infinite one at %d of %d", int(at), int(count));
+        numbers[at] = before;
+      }
+    }
+  }
+}
+
 void test_rule() {
   using fastrnn::cpu::parts_pay;
   CHECK(!parts_pay({15, 1024, 256, 4}) && parts_pay({16, 1024, 256, 4}), "a mebibyte");
@@ -253,6 +272,7 @@ int main() {
   test_redone<emulated::Cell>(name, position++, tiles);
   FASTRNN_CELLS(X)
 #undef X
+  test_finite();
   test_rule();
   return report("test_parts");
 }

@@ -16,7 +16,7 @@ class Order:
     """
 
     def __init__(self, call: Call, reverse: bool) -> None:
-        T, N = call.input.shape[:2] if call.batch_sizes is None else (len(call.batch_sizes), 0)
+        T = len(call.input if call.batch_sizes is None else call.batch_sizes)
         N = call.h0.size(1)
         device, self.size, self.reverse = call.input.device, (T, N), reverse
         steps = torch.arange(T, device=device).unsqueeze(1)
