@@ -70,12 +70,15 @@ def stack(
             return None
         if type(asked.lengths) not in (type(None), Tensor):
             return None
-        asked.limits()  # which have nothing to limit, but may be wrong
+        if not (asked.detach_every is asked.grad_clip is None):
+            asked.limits()  # which have nothing to limit, but may be wrong
         reset, lengths = asked.reset, asked.lengths
         if reset is not None:
             if type(reset) is not Tensor or reset.dim() != 2:
                 return None
-            reset = (reset.t() if transposed else reset).contiguous()
+            reset = reset.t() if transposed else reset
+            if not reset.is_contiguous():
+                reset = reset.contiguous()
     new_empty = input.new_empty
     if batch_sizes is None:
         steps, batch, _ = input.shape
