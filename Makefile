@@ -154,7 +154,7 @@ SANITIZE := $(CHECKED) -fsanitize=address,undefined
 RACES := $(CHECKED) -fsanitize=thread
 ISA := $(filter-out isa_avx512% isa_amx,$(basename $(notdir $(wildcard csrc/cpu/isa*.cpp))))
 CPU_OBJECTS := $(patsubst %,build/sanitize/%.o,$(ISA) without_avx512 emulated_tiles emulated_dpbusd \
-    emulated_sdot memory)
+    emulated_sdot emulated_byte_tiles memory)
 PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS)) \
     $(patsubst %,build/races/%,test_memory test_team test_threads)
 
@@ -242,7 +242,7 @@ $(filter $(ARM)/clang%,$(HOT_LOOPS)): $(ARM)/clang_%.o: tests/cpp/hot_loops.cpp 
 	@mkdir -p $(@D)
 	$(CLANG) --target=aarch64-linux-gnu -O3 $(ARM_FLAGS) $(call hot,$*) -MMD -c $< -o $@
 
-$(ARM)/test_small_weights: $(ARM)/emulated_dpbusd.o $(ARM)/emulated_sdot.o
+$(ARM)/test_small_weights: $(ARM)/emulated_dpbusd.o $(ARM)/emulated_sdot.o $(ARM)/emulated_byte_tiles.o
 $(ARM)/test_%: $(ARM)/test_%.o $(ARM_OBJECTS)
 	$(ARM_CXX) $(ARM_FLAGS) $^ -o $@
 

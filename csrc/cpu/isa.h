@@ -10,6 +10,7 @@ namespace fastrnn::cpu {
 const Kernels* kernels_amx();  // null too where the CPU or the system lacks it
 const Kernels* kernels_avx512bf16();
 const Kernels* kernels_avx512vnni();
+const Kernels* kernels_avx512vnni_tiles();  // for isa_amx.cpp, which alone has it
 const Kernels* kernels_avx512();
 const Kernels* kernels_avxvnni();  // null too where the CPU lacks it
 const Kernels* kernels_avx2();

@@ -6,7 +6,8 @@
 // The including file may define FASTRNN_CVTPH, which makes floats of halves at an address; and for
 // int8 FASTRNN_DOT, which adds to each int32 the products of four bytes of activations and four of
 // weights, or FASTRNN_MADD, which sums pairs of products of int16. Bytes of activations are
-// unsigned for FASTRNN_DOT, or with FASTRNN_DOT_SIGNED signed.
+// unsigned for FASTRNN_DOT, or with FASTRNN_DOT_SIGNED signed. Beside a FASTRNN_DOT of unsigned
+// ones and registers of 64 bytes it may define FASTRNN_DOT_TILES: streams on tiles (tiles.h), too.
 #pragma once
 
 #include "cpu/schedule.h"
@@ -117,20 +118,20 @@ struct Bytes {
   typedef int8_t Narrow __attribute__((vector_size(kLaneWords)));
 
   static int place(int l, int t) { return l * kTerms + t; }
-  static int64_t words(int64_t k) { return kParts * round_up(k, kLaneWords) / 4; }
+  static int64_t part(int64_t k) { return round_up(k, 64) / 4; }  // words, of whole rows of tiles
+  static int64_t words(int64_t k) { return kParts * part(k); }
   FASTRNN_INLINE static void store_activations(uint32_t* row, int64_t i, int64_t k, Ints q) {
     char* const bytes = reinterpret_cast<char*>(row) + i;
     const Narrow high = convert_to<Narrow>((Wide ? q >> 8 : q) + kAdded[0]);
     memcpy(bytes, &high, sizeof(high));
     if constexpr (Wide) {
       const Narrow low = convert_to<Narrow>(q + kAdded[1]);
-      memcpy(bytes + round_up(k, kLaneWords), &low, sizeof(low));
+      memcpy(bytes + 4 * part(k), &low, sizeof(low));
     }
   }
   FASTRNN_INLINE static Left left(const uint32_t* row, int64_t i, int64_t k) {
-    return each_of<kParts>([&](int part) {
-      return Ints{} + static_cast<int32_t>(row[part * round_up(k, kLaneWords) / 4 + i]);
-    });
+    return each_of<kParts>(
+        [&](int part) { return Ints{} + static_cast<int32_t>(row[part * Bytes::part(k) + i]); });
   }
   FASTRNN_INLINE static Right right(const int8_t* p) {
     Right w;

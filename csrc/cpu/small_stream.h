@@ -23,16 +23,16 @@ class SmallStream final : public fastrnn::Stream {
   bool up_ = false;
 
  public:
-  SmallStream(const fastrnn::Forward<float>& f, const fastrnn::SmallWeights& w)
+  SmallStream(const fastrnn::Forward<float>& f, const fastrnn::SmallWeights& w, bool tiles)
       : f_(f),
         I_(f.size.input),
         H_(f.size.hidden),
         P_(f.size.state),
         N_(f.size.batch),
         together_(max(1, kRows / N_)),
-        ih_(w.w_ih, w.wide, G, H_, I_, N_ * together_, f.weights[0].b_ih),
-        hh_(w.w_hh, w.wide, G, H_, P_, N_, f.weights[0].b_hh),
-        hr_(w.w_hr, w.wide, 1, f.size.projected ? P_ : 0, H_, N_, nullptr),
+        ih_(w.w_ih, w.wide, tiles, G, H_, I_, N_ * together_, f.weights[0].b_ih),
+        hh_(w.w_hh, w.wide, tiles, G, H_, P_, N_, f.weights[0].b_hh),
+        hr_(w.w_hr, w.wide, tiles, 1, f.size.projected ? P_ : 0, H_, N_, nullptr),
         m_(f.size.projected ? N_ * H_ : 0) {}
 
   void steps(int64_t count) override {
@@ -93,9 +93,9 @@ class SmallStream final : public fastrnn::Stream {
   }
 };
 
-template <class Cell>
+template <class Cell, bool Tiles = false>
 fastrnn::Stream* small_stream(const fastrnn::Forward<float>& f, const fastrnn::SmallWeights& w) {
-  return new SmallStream<Cell>(f, w);
+  return new SmallStream<Cell>(f, w, Tiles);
 }
 
 }  // namespace FASTRNN_NAMESPACE

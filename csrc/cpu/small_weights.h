@@ -4,18 +4,23 @@
 // It lies in words of 32 bits. A word holds kTerms numbers of one row of the weight that follow
 // each other; a panel holds the words of up to kPanel registers' worth of rows, which are the
 // columns of the product, at every kTerms'th k. A product reads each panel once for one row, or for
-// a few, from one end to the other: so few rows take as long as the reading.
+// a few, from one end to the other: so few rows take as long as the reading. Where there are tiles,
+// they multiply more rows of int8; the words of a column are then zeros up to whole tiles.
 #pragma once
 
 #include <limits>
 
 #include "cpu/small_formats.h"
+#if defined(FASTRNN_DOT_TILES)
+#include "cpu/small_tiles.h"
+#endif
 
 namespace FASTRNN_NAMESPACE {
 
 class SmallMatrix {
   const fastrnn::SmallWeight weight_;
   const bool wide_;                          // activations of 16 bits
+  const bool tiles_;                         // whether any product goes through them
   const int64_t groups_, units_, k_, rows_;  // columns of a group; rows of a left-hand matrix
   const int64_t registers_;                  // of all columns, whole halves of panels
   Buffer<uint32_t> packed_;                  // [panel, k / kTerms, registers of the panel]
@@ -28,22 +33,23 @@ class SmallMatrix {
 
  public:
   // w [groups units, k], for `rows` rows; bias [groups units] or null.
-  SmallMatrix(const fastrnn::SmallWeight& w, bool wide, int64_t groups, int64_t units, int64_t k,
-              int64_t rows, const float* bias)
+  SmallMatrix(const fastrnn::SmallWeight& w, bool wide, bool tiles, int64_t groups, int64_t units,
+              int64_t k, int64_t rows, const float* bias)
       : weight_(w),
         wide_(wide),
+        tiles_(tiles && w.format == Format::kInt8 && fastrnn::cpu::byte_tiles_pay(rows, wide)),
         groups_(groups),
         units_(units),
         k_(k),
-        rows_(rows),
+        rows_(tiles_ ? round_up(rows, kLaneWords) : rows),
         registers_(round_up(groups * ceil_div(units, kLaneWords), kHalfPanel)),
-        packed_(format([&](auto f) { return words<decltype(f)>() * columns(); })),
+        packed_(format([&](auto f) { return depth<decltype(f)>() * columns(); })),
         scale_(columns()),
         bias_(columns()),
         sums_(columns()),
         ld_left_(format([&](auto f) { return decltype(f)::words(k); })),
-        left_(rows * ld_left_),
-        left_scale_(rows),
+        left_(rows_ * ld_left_),
+        left_scale_(rows_),
         out_(rows * columns()) {
     if (w.data) format([&](auto f) { return pack<decltype(f)>(bias), 0; });
   }
@@ -57,6 +63,9 @@ class SmallMatrix {
   // as large as the cache, what was read last is still there.
   void multiply(int64_t rows, bool up) {
     const int64_t panels = ceil_div(registers_, kPanel);
+#if defined(FASTRNN_DOT_TILES)
+    const ByteTilesInUse in_use(tiles_);
+#endif
     format([&](auto f) {
       for (int64_t p = 0; p < panels; ++p)
         panel<decltype(f)>((up ? p : panels - 1 - p) * kPanel, rows);
@@ -76,10 +85,15 @@ class SmallMatrix {
   int64_t words() const {
     return ceil_div(k_, F::kTerms);
   }
+  // Words of a column with the zeros that follow.
+  template <class F>
+  int64_t depth() const {
+    return tiles_ ? round_up(words<F>(), kLaneWords) : words<F>();
+  }
   int64_t in_panel(int64_t first) const { return min(kPanel, registers_ - first); }
   template <class F>
   typename F::Number* panel_at(int64_t first) const {
-    return reinterpret_cast<typename F::Number*>(packed_ + first * kLaneWords * words<F>());
+    return reinterpret_cast<typename F::Number*>(packed_ + first * kLaneWords * depth<F>());
   }
 
   template <class Body>
@@ -100,7 +114,7 @@ class SmallMatrix {
   void pack(const float* bias) {
     using W = typename F::Number;
     constexpr int64_t kNumbers = kLaneWords * F::kTerms;  // of a register
-    memset(packed_, 0, words<F>() * columns() * sizeof(uint32_t));
+    memset(packed_, 0, depth<F>() * columns() * sizeof(uint32_t));
     memset(left_, 0, rows_ * ld_left_ * sizeof(uint32_t));
     for (Buffer<float>* zero : {&scale_, &bias_}) memset(*zero, 0, columns() * sizeof(float));
     memset(sums_, 0, columns() * sizeof(int32_t));
@@ -180,7 +194,11 @@ class SmallMatrix {
   template <class F>
   void panel(int64_t first, int64_t rows) {
     constexpr int kMost = most_rows<F>();
-    for (int64_t row = 0; row < rows; row += kMost)
+    int64_t row = 0;
+#if defined(FASTRNN_DOT_TILES)
+    if constexpr (F::kQuantised) row = on_tiles<F>(first, rows);
+#endif
+    for (; row < rows; row += kMost)
       each_constant<kMost>([&](auto other) {
         if (min(kMost, rows - row) == other + 1) together<F, other + 1>(first, row);
       });
@@ -221,16 +239,51 @@ class SmallMatrix {
       }
     }
     each<R, NV>([&](int r, int i) __attribute__((always_inline)) {
-      const int64_t at = column + i * kLaneWords;
-      Floats value;
-      if constexpr (F::kQuantised)
-        value = convert_to<Floats>(F::total(sum[r][i])) * load<Floats>(scale_ + at) *
-                left_scale_[row + r];
-      else
-        value = sum[r][i];
-      store<Floats>(out_ + (row + r) * columns() + at, load<Floats>(bias_ + at) + value);
+      put<F>(row + r, column + i * kLaneWords, sum[r][i]);
     });
   }
+  // A register of the product, from its sum.
+  template <class F>
+  FASTRNN_INLINE void put(int64_t row, int64_t column, const typename F::Sum& sum) {
+    Floats value;
+    if constexpr (F::kQuantised)
+      value = convert_to<Floats>(F::total(sum)) * load<Floats>(scale_ + column) * left_scale_[row];
+    else
+      value = sum;
+    store<Floats>(out_ + row * columns() + column, load<Floats>(bias_ + column) + value);
+  }
+
+#if defined(FASTRNN_DOT_TILES)
+  // Multiplies as many of the rows as gain by it, and returns how many.
+  template <class F>
+  int64_t on_tiles(int64_t first, int64_t rows) {
+    int64_t row = 0;
+    while (tiles_ && fastrnn::cpu::byte_tiles_pay(rows - row, wide_)) {
+      if constexpr (F::kParts > 1)
+        row = on_tiles<F, 1, 1>(first, row, rows);
+      else if (rows - row > kTile)
+        row = on_tiles<F, 2, 1>(first, row, rows);
+      else
+        row = on_tiles<F, 1, 2>(first, row, rows);
+    }
+    return row;
+  }
+  // Tiles of rows from `row` on, and NV registers at once. Returns the row after them.
+  template <class F, int Tiles, int NV>
+  int64_t on_tiles(int64_t first, int64_t row, int64_t rows) {
+    constexpr int64_t kNumbers = kLaneWords * F::kTerms;
+    const int64_t count = in_panel(first), end = min(rows, row + Tiles * kTile);
+    for (int64_t v = 0; v < count; v += NV) {
+      const int64_t column = (first + v) * kLaneWords;
+      ByteSums<F, Tiles, NV> sums;
+      sums(left_ + row * ld_left_, ld_left_, panel_at<F>(first) + v * kNumbers, count * kNumbers,
+           k_, sums_ + column);
+      for (int64_t r = row; r < end; ++r)
+        for (int n = 0; n < NV; ++n) put<F>(r, column + n * kLaneWords, sums.at(r - row, n));
+    }
+    return end;
+  }
+#endif
   static Ints load_ints(const int32_t* p) {
     Ints v;
     memcpy(&v, p, sizeof(v));

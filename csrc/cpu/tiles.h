@@ -3,7 +3,8 @@
 // A tile is a register of kTile rows of 64 bytes. One instruction adds to a tile of sums the
 // product of a tile of the left-hand matrix, kTile rows of 32 Bf16, and one of the right-hand
 // matrix, 16 rows of pairs. The layout of the right-hand one is that of a panel (gemm.h). Even and
-// odd terms of the 32 are summed apart, each in ascending order, and then added.
+// odd terms of the 32 are summed apart, each in ascending order, and then added. Another multiplies
+// 64 unsigned bytes of a row by 16 rows of four signed ones (small_tiles.h).
 //
 // Tiles keep their size, since to change it takes as long as ten products: where there are fewer
 // rows, those that exist are copied and nobody reads what comes of the others. The including file
@@ -61,9 +62,14 @@ template <int Sums, int Left, int Right>
 FASTRNN_FN void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sums), "i"(Left), "i"(Right));
 }
+template <int Sums, int Left, int Right>
+FASTRNN_FN void tile_multiply_bytes() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(Sums), "i"(Left), "i"(Right));
+}
 #else
 struct TileRegisters {
   bool configured = false;
+  int64_t products_of_bytes = 0;
   uint32_t of[8][kTile][kTile];
 };
 inline thread_local TileRegisters tile;
@@ -99,6 +105,18 @@ void tile_multiply() {
     sum += even + odd;
     memcpy(row, &sum, sizeof(sum));
   }
+}
+template <int Sums, int Left, int Right>
+void tile_multiply_bytes() {
+  ++tile.products_of_bytes;
+  const auto byte = [](uint32_t word, int t) { return word >> (8 * t) & 0xffu; };
+  for (int r = 0; r < kTile; ++r)
+    for (int k = 0; k < kTile; ++k)
+      for (int c = 0; c < kTile; ++c)
+        for (int t = 0; t < 4; ++t)
+          tile.of[Sums][r][c] +=
+              byte(tile.of[Left][r][k], t) *
+              static_cast<uint32_t>(static_cast<int8_t>(byte(tile.of[Right][k][c], t)));
 }
 #endif
 

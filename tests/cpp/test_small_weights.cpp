@@ -2,6 +2,7 @@
 // emulated, bit for bit against plain loops. A unit of RnnRelu shows the sum of a product: of int8
 // it is exact, and halves are powers of two here, of which no sum is rounded.
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -21,11 +22,20 @@ using fastrnn::Format;
 
 fastrnn::Kernels with_emulated_dpbusd(const fastrnn::Kernels& others);
 fastrnn::Kernels with_emulated_sdot(const fastrnn::Kernels& others);
+fastrnn::Kernels with_emulated_byte_tiles(const fastrnn::Kernels& others);
+int64_t emulated_byte_products();  // of tiles, until now
 
 constexpr int kRelu = 3;  // its position in the list of cells
 
 struct Size {
   int64_t N, I, H;
+  int wide_tiles = 0, narrow_tiles = 0;  // of rows, where activations have 16 bits and 8
+
+  // That all tiles make in a step, of 16 units by 64 terms. Units come in fours of registers.
+  int64_t products(bool wide) const {
+    const int64_t columns = (H + 63) / 64 * 4, depth = (I + 63) / 64 + (H + 63) / 64;
+    return columns * depth * (wide ? 2 * wide_tiles : narrow_tiles);
+  }
 };
 
 struct Problem {
@@ -47,21 +57,31 @@ struct Problem {
     y.resize(s.N * s.H), expected.resize(s.N * s.H);
   }
 
-  void check(const fastrnn::Kernels& kernels, Format format, bool wide, const void* ih,
-             const void* hh) {
+  // Steps of the stream of these weights, `together` to a call; returns the last state.
+  std::vector<float> run(const fastrnn::Kernels& kernels, Format format, bool wide, const void* ih,
+                         const void* hh, int64_t calls = 1, int64_t together = 1) {
     const int64_t active = s.N, offset = 0;
     std::vector<float> state = h;
     fastrnn::Forward<float> f{};
     f.size = {1, s.N, s.I, s.H, s.H, 1, s.N, false, &active, &offset, nullptr, nullptr};
     f.weights[0].b_ih = f.weights[0].b_hh = bias.data();
-    f.x = x.data();
     f.h0 = f.h_n = state.data();
-    f.y = y.data();
     const std::unique_ptr<fastrnn::Stream> stream(kernels.small_stream[kRelu](
         f, {{ih, scale.data(), format}, {hh, scale.data(), format}, {}, wide}));
-    stream->steps(1);
+    for (int64_t call = 0; call < calls; ++call) {
+      f.x = x.data() + call * together * s.N * s.I;
+      f.y = y.data() + call * together * s.N * s.H;
+      stream->steps(together);
+    }
+    return state;
+  }
+
+  void check(const fastrnn::Kernels& kernels, Format format, bool wide, const void* ih,
+             const void* hh) {
+    const std::vector<float> state = run(kernels, format, wide, ih, hh);
+    const auto same = [](float a, float b) { return a == b || (std::isnan(a) && std::isnan(b)); };
     for (size_t i = 0; i < y.size(); ++i)
-      CHECK(y[i] == expected[i] && state[i] == y[i],
+      CHECK(same(y[i], expected[i]) && same(state[i], y[i]),
             "%s format %d wide %d N%d I%d H%d at %d: %.9g, expected %.9g", kernels.name,
             int(format), wide, int(s.N), int(s.I), int(s.H), int(i), y[i], expected[i]);
   }
@@ -85,6 +105,10 @@ struct Problem {
         expected[n * s.H + unit] =
             std::max(part(x, w_ih, s.I, n, unit) + part(h, w_hh, s.H, n, unit), 0.0f);
     const std::vector<int8_t> ih(w_ih.begin(), w_ih.end()), hh(w_hh.begin(), w_hh.end());
+    check(kernels, Format::kInt8, wide, ih.data(), hh.data());
+    // What is not finite stays in its row.
+    x[(s.N - 1) * s.I] = wide ? INFINITY : NAN;
+    std::fill(expected.end() - s.H, expected.end(), NAN);
     check(kernels, Format::kInt8, wide, ih.data(), hh.data());
   }
 
@@ -116,15 +140,46 @@ struct Problem {
   }
 };
 
-void check_all(const fastrnn::Kernels& kernels) {
+// Of more rows than one read serves, in several steps and one at a time.
+void check_steps(const fastrnn::Kernels& kernels, bool wide) {
+  constexpr int64_t kSteps = 11;
+  Problem p({3, 70, 37}, false);
+  for (float& s : p.scale) s *= 1e-3f;
+  p.x = uniform_vector<float>(kSteps * p.s.N * p.s.I), p.y.resize(kSteps * p.s.N * p.s.H);
+  const std::vector<int8_t> ih(p.w_ih.begin(), p.w_ih.end()), hh(p.w_hh.begin(), p.w_hh.end());
+  p.run(kernels, Format::kInt8, wide, ih.data(), hh.data(), kSteps, 1);
+  const std::vector<float> one_by_one = p.y;
+  p.run(kernels, Format::kInt8, wide, ih.data(), hh.data(), 1, kSteps);
+  CHECK(p.y == one_by_one && std::isfinite(p.y.back()), "%s: steps of wide %d", kernels.name, wide);
+}
+
+void check_all(const fastrnn::Kernels& kernels, bool tiles = false) {
   for (const Size s : {Size{1, 3, 5}, Size{1, 64, 128}, Size{2, 40, 66}, Size{3, 67, 37},
-                       Size{4, 1100, 20}, Size{7, 21, 133}}) {
+                       Size{4, 1100, 20, 1}, Size{5, 130, 64, 1, 1}, Size{7, 21, 133, 1, 1},
+                       Size{16, 64, 128, 1, 1}, Size{18, 67, 37, 1, 2}, Size{20, 5, 200, 2, 2},
+                       Size{36, 129, 16, 3, 2}, Size{37, 40, 66, 3, 3}}) {
     for (const bool wide : {true, false})
-      for (const bool most : {true, false}) Problem(s, most).bytes(kernels, wide);
+      for (const bool most : {true, false}) {
+        const int64_t before = emulated_byte_products();
+        Problem(s, most).bytes(kernels, wide);
+        const int64_t products = emulated_byte_products() - before;
+        CHECK(products == (tiles ? 2 * s.products(wide) : 0), "%d products of N%d wide %d",
+              int(products), int(s.N), wide);
+      }
     for (const Format format : {Format::kBf16, Format::kF16}) {
       const Size small{s.N, std::min<int64_t>(s.I, 67), s.H};  // sums that are exact
       Problem(small, false).halves(kernels, format);
     }
+  }
+  for (const bool wide : {true, false}) check_steps(kernels, wide);
+}
+
+// From how many rows on.
+void check_rule() {
+  using fastrnn::cpu::byte_tiles_pay;
+  for (int rows = 0; rows < 70; ++rows) {
+    CHECK(byte_tiles_pay(rows, true) == (rows >= 4), "%d rows of 16 bits", rows);
+    CHECK(byte_tiles_pay(rows, false) == (rows >= 5), "%d rows of 8 bits", rows);
   }
 }
 
@@ -135,5 +190,7 @@ int main() {
   }
   check_all(with_emulated_dpbusd(fastrnn::cpu::kernels()));
   check_all(with_emulated_sdot(fastrnn::cpu::kernels()));
+  check_all(with_emulated_byte_tiles(fastrnn::cpu::kernels()), true);
+  check_rule();
   return report("test_small_weights");
 }
