@@ -4,10 +4,11 @@
 // room for the largest sum in an int32. All instruction sets agree in each bit of a product.
 //
 // The including file may define FASTRNN_CVTPH, which makes floats of halves at an address; and for
-// int8 FASTRNN_DOT, which adds to each int32 the products of four bytes of activations and four of
-// weights, or FASTRNN_MADD, which sums pairs of products of int16. Bytes of activations are
-// unsigned for FASTRNN_DOT, or with FASTRNN_DOT_SIGNED signed. Beside a FASTRNN_DOT of unsigned
-// ones and registers of 64 bytes it may define FASTRNN_DOT_TILES: streams on tiles (tiles.h), too.
+// int8 FASTRNN_CVT_BYTES, which makes bytes of the lowest bits of int32, FASTRNN_DOT, which adds to
+// each int32 the products of four bytes of activations and four of weights, or FASTRNN_MADD, which
+// sums pairs of products of int16. Bytes of activations are unsigned for FASTRNN_DOT, or with
+// FASTRNN_DOT_SIGNED signed. Beside a FASTRNN_DOT of unsigned ones and registers of 64 bytes it may
+// define FASTRNN_DOT_TILES: streams on tiles (tiles.h), too.
 #pragma once
 
 #include "cpu/schedule.h"
@@ -122,12 +123,19 @@ struct Bytes {
   static int64_t words(int64_t k) { return kParts * part(k); }
   FASTRNN_INLINE static void store_activations(uint32_t* row, int64_t i, int64_t k, Ints q) {
     char* const bytes = reinterpret_cast<char*>(row) + i;
-    const Narrow high = convert_to<Narrow>((Wide ? q >> 8 : q) + kAdded[0]);
+    const Narrow high = lowest_bytes((Wide ? q >> 8 : q) + kAdded[0]);
     memcpy(bytes, &high, sizeof(high));
     if constexpr (Wide) {
-      const Narrow low = convert_to<Narrow>(q + kAdded[1]);
+      const Narrow low = lowest_bytes(q + kAdded[1]);
       memcpy(bytes + 4 * part(k), &low, sizeof(low));
     }
+  }
+  FASTRNN_INLINE static Narrow lowest_bytes(Ints v) {
+#if defined(FASTRNN_CVT_BYTES)  // GCC 12 takes lane by lane of so wide a register
+    return bit_cast<Narrow>(FASTRNN_CVT_BYTES(v));
+#else
+    return convert_to<Narrow>(v);
+#endif
   }
   FASTRNN_INLINE static Left left(const uint32_t* row, int64_t i, int64_t k) {
     return each_of<kParts>(

@@ -29,7 +29,7 @@ class SmallMatrix {
   const int64_t ld_left_;
   Buffer<uint32_t> left_;     // [rows, ld_left_] activations as the format takes them
   Buffer<float> left_scale_;  // [rows]
-  Buffer<float> out_;         // [rows, columns]
+  Buffer<float> out_;         // [rows, ld_out()]
 
  public:
   // w [groups units, k], for `rows` rows; bias [groups units] or null.
@@ -50,7 +50,7 @@ class SmallMatrix {
         ld_left_(format([&](auto f) { return decltype(f)::words(k); })),
         left_(rows_ * ld_left_),
         left_scale_(rows_),
-        out_(rows * columns()) {
+        out_(rows * ld_out()) {
     if (w.data) format([&](auto f) { return pack<decltype(f)>(bias), 0; });
   }
 
@@ -76,11 +76,12 @@ class SmallMatrix {
   // Unit `unit` of a group in a row of the product; a multiple of kLaneWords, and a register of
   // them may be read.
   const float* at(int64_t row, int64_t group, int64_t unit) const {
-    return out_ + row * columns() + group * round_up(units_, kLaneWords) + unit;
+    return out_ + row * ld_out() + group * round_up(units_, kLaneWords) + unit;
   }
 
  private:
   int64_t columns() const { return registers_ * kLaneWords; }
+  int64_t ld_out() const { return columns() + kLaneWords; }  // no multiple of 4 KiB, see schedule.h
   template <class F>
   int64_t words() const {
     return ceil_div(k_, F::kTerms);
@@ -153,20 +154,16 @@ class SmallMatrix {
       for (; i + kLaneWords <= k_; i += kLaneWords) body(i, load<Floats>(x + i));
       if (i < k_) body(i, load_part<Floats>(x + i, k_ - i));
     };
-    Floats most{}, wrong{};
+    // Without their signs floats compare as their bits do, infinity and NaN above all others.
+    Words most{};
     each([&](int64_t, Floats v) __attribute__((always_inline)) {
-      const Floats size = bit_cast<Floats>(bit_cast<Words>(v) & 0x7fffffffu);
+      const Words size = bit_cast<Words>(v) & 0x7fffffffu;
       most = select(size > most, size, most);
-      wrong += v - v;
     });
-    float largest = 0, not_a_number = 0;
-    float lane[2][kLaneWords];
-    store<Floats>(lane[0], most);
-    store<Floats>(lane[1], wrong);
-    for (int l = 0; l < kLaneWords; ++l) {
-      largest = lane[0][l] > largest ? lane[0][l] : largest;
-      not_a_number += lane[1][l];
-    }
+    uint32_t lane[kLaneWords], bits = 0;
+    memcpy(lane, &most, sizeof(lane));
+    for (const uint32_t l : lane) bits = l > bits ? l : bits;
+    const float largest = bit_cast<float>(bits);
     const float units = static_cast<float>(
         wide_ ? max(1, min(32767, std::numeric_limits<int32_t>::max() / (127 * k_))) : 127);
     const Floats factor = set1<Floats>(largest < kLeast ? 0 : units / largest);
@@ -175,7 +172,7 @@ class SmallMatrix {
       F::store_activations(to, i, k_,
                            bit_cast<Ints>(rounded - bit_cast<Words>(set1<Floats>(kRound))));
     });
-    return (largest < kLeast ? 0 : largest / units) + not_a_number;
+    return (largest < kLeast ? 0 : largest / units) + (largest - largest);
   }
 
   // Whether the sums of so many rows and registers of a panel stay in registers, of which a
@@ -239,18 +236,18 @@ class SmallMatrix {
       }
     }
     each<R, NV>([&](int r, int i) __attribute__((always_inline)) {
-      put<F>(row + r, column + i * kLaneWords, sum[r][i]);
+      const int64_t at = column + i * kLaneWords;
+      Floats value;
+      if constexpr (F::kQuantised)
+        value = scaled<F>(sum[r][i], load<Floats>(scale_ + at), row + r);
+      else
+        value = sum[r][i];
+      store<Floats>(out_ + (row + r) * ld_out() + at, load<Floats>(bias_ + at) + value);
     });
   }
-  // A register of the product, from its sum.
   template <class F>
-  FASTRNN_INLINE void put(int64_t row, int64_t column, const typename F::Sum& sum) {
-    Floats value;
-    if constexpr (F::kQuantised)
-      value = convert_to<Floats>(F::total(sum)) * load<Floats>(scale_ + column) * left_scale_[row];
-    else
-      value = sum;
-    store<Floats>(out_ + row * columns() + column, load<Floats>(bias_ + column) + value);
+  FASTRNN_INLINE Floats scaled(const typename F::Sum& sum, Floats scale, int64_t row) const {
+    return convert_to<Floats>(F::total(sum)) * scale * left_scale_[row];
   }
 
 #if defined(FASTRNN_DOT_TILES)
@@ -278,8 +275,12 @@ class SmallMatrix {
       ByteSums<F, Tiles, NV> sums;
       sums(left_ + row * ld_left_, ld_left_, panel_at<F>(first) + v * kNumbers, count * kNumbers,
            k_, sums_ + column);
-      for (int64_t r = row; r < end; ++r)
-        for (int n = 0; n < NV; ++n) put<F>(r, column + n * kLaneWords, sums.at(r - row, n));
+      for (int n = 0; n < NV; ++n) {
+        const int64_t at = column + n * kLaneWords;
+        const Floats scale = load<Floats>(scale_ + at), bias = load<Floats>(bias_ + at);
+        for (int64_t r = row; r < end; ++r)
+          store<Floats>(out_ + r * ld_out() + at, bias + scaled<F>(sums.at(r - row, n), scale, r));
+      }
     }
     return end;
   }
