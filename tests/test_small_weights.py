@@ -44,7 +44,7 @@ def test_sizes(isa, I, H, batch, weights):
     assert_steps(fastrnn.GRU(I, H), batch, weights)
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, 3, 21])  # of AMX 21 are a tile and five rows, or two tiles
 @pytest.mark.parametrize("activations", [None, "int8"])
 @pytest.mark.parametrize("I, H", [(3, 5), (67, 37), (1100, 16), (5, 529)])
 @pytest.mark.parametrize("most", [False, True])

@@ -64,7 +64,7 @@ class SmallMatrix {
   void multiply(int64_t rows, bool up) {
     const int64_t panels = ceil_div(registers_, kPanel);
 #if defined(FASTRNN_DOT_TILES)
-    const ByteTilesInUse in_use(tiles_);
+    const ByteTilesInUse in_use(tiles_ && fastrnn::cpu::byte_tiles_pay(rows, wide_));
 #endif
     format([&](auto f) {
       for (int64_t p = 0; p < panels; ++p)

@@ -69,7 +69,7 @@ FASTRNN_FN void tile_multiply_bytes() {
 #else
 struct TileRegisters {
   bool configured = false;
-  int64_t products_of_bytes = 0;
+  int64_t work = 0;  // how often set up, and products of bytes
   uint32_t of[8][kTile][kTile];
 };
 inline thread_local TileRegisters tile;
@@ -77,6 +77,7 @@ inline thread_local TileRegisters tile;
 template <int Registers>
 void tile_configure() {
   tile.configured = true;
+  ++tile.work;
 }
 inline void tile_release() { tile.configured = false; }
 template <int Register>
@@ -108,7 +109,7 @@ void tile_multiply() {
 }
 template <int Sums, int Left, int Right>
 void tile_multiply_bytes() {
-  ++tile.products_of_bytes;
+  ++tile.work;
   const auto byte = [](uint32_t word, int t) { return word >> (8 * t) & 0xffu; };
   for (int r = 0; r < kTile; ++r)
     for (int k = 0; k < kTile; ++k)

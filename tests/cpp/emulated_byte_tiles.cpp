@@ -8,8 +8,10 @@
 using Activation = uint8_t;
 #include "emulated_dot.h"
 
-fastrnn::Kernels with_emulated_byte_tiles(const fastrnn::Kernels& others) {
-  return fastrnn::cpu::with_small_streams(others, "emulated byte tiles",
-                                          emulated_byte_tiles::kStreamsOnTiles);
+fastrnn::Kernels with_emulated_byte_tiles(const fastrnn::Kernels& others, bool tiles) {
+  using namespace emulated_byte_tiles;
+  return fastrnn::cpu::with_small_streams(others, tiles ? "emulated byte tiles" : "beside them",
+                                          tiles ? kStreamsOnTiles : kStreams);
 }
-int64_t emulated_byte_products() { return emulated_byte_tiles::tile.products_of_bytes; }
+bool emulated_byte_tiles_in_use() { return emulated_byte_tiles::tile.configured; }
+int64_t emulated_tile_work() { return emulated_byte_tiles::tile.work; }

@@ -22,8 +22,9 @@ using fastrnn::Format;
 
 fastrnn::Kernels with_emulated_dpbusd(const fastrnn::Kernels& others);
 fastrnn::Kernels with_emulated_sdot(const fastrnn::Kernels& others);
-fastrnn::Kernels with_emulated_byte_tiles(const fastrnn::Kernels& others);
-int64_t emulated_byte_products();  // of tiles, until now
+fastrnn::Kernels with_emulated_byte_tiles(const fastrnn::Kernels& others, bool tiles);
+int64_t emulated_tile_work();  // how often they were set up, and products, until now
+bool emulated_byte_tiles_in_use();
 
 constexpr int kRelu = 3;  // its position in the list of cells
 
@@ -31,10 +32,12 @@ struct Size {
   int64_t N, I, H;
   int wide_tiles = 0, narrow_tiles = 0;  // of rows, where activations have 16 bits and 8
 
-  // That all tiles make in a step, of 16 units by 64 terms. Units come in fours of registers.
-  int64_t products(bool wide) const {
+  // What tiles do in a step: they are set up for each of two weights, and multiply 16 units by 64
+  // terms at once. Units come in fours of registers.
+  int64_t work(bool wide) const {
     const int64_t columns = (H + 63) / 64 * 4, depth = (I + 63) / 64 + (H + 63) / 64;
-    return columns * depth * (wide ? 2 * wide_tiles : narrow_tiles);
+    const int tiles = wide ? 2 * wide_tiles : narrow_tiles;
+    return tiles ? 2 + columns * depth * tiles : 0;
   }
 };
 
@@ -160,16 +163,19 @@ void check_all(const fastrnn::Kernels& kernels, bool tiles = false) {
                        Size{36, 129, 16, 3, 2}, Size{37, 40, 66, 3, 3}}) {
     for (const bool wide : {true, false})
       for (const bool most : {true, false}) {
-        const int64_t before = emulated_byte_products();
+        const int64_t before = emulated_tile_work();
         Problem(s, most).bytes(kernels, wide);
-        const int64_t products = emulated_byte_products() - before;
-        CHECK(products == (tiles ? 2 * s.products(wide) : 0), "%d products of N%d wide %d",
-              int(products), int(s.N), wide);
+        const int64_t work = emulated_tile_work() - before;
+        CHECK(work == (tiles ? 2 * s.work(wide) : 0), "%d of tiles, N%d wide %d", int(work),
+              int(s.N), wide);
+        CHECK(!emulated_byte_tiles_in_use(), "tiles are not released");
       }
+    const int64_t before = emulated_tile_work();
     for (const Format format : {Format::kBf16, Format::kF16}) {
       const Size small{s.N, std::min<int64_t>(s.I, 67), s.H};  // sums that are exact
       Problem(small, false).halves(kernels, format);
     }
+    CHECK(emulated_tile_work() == before, "tiles for what is no int8");
   }
   for (const bool wide : {true, false}) check_steps(kernels, wide);
 }
@@ -190,7 +196,8 @@ int main() {
   }
   check_all(with_emulated_dpbusd(fastrnn::cpu::kernels()));
   check_all(with_emulated_sdot(fastrnn::cpu::kernels()));
-  check_all(with_emulated_byte_tiles(fastrnn::cpu::kernels()), true);
+  for (const bool tiles : {true, false})
+    check_all(with_emulated_byte_tiles(fastrnn::cpu::kernels(), tiles), tiles);
   check_rule();
   return report("test_small_weights");
 }
