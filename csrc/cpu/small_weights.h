@@ -17,6 +17,12 @@
 
 namespace FASTRNN_NAMESPACE {
 
+#if defined(FASTRNN_DOT_TILES)
+inline constexpr bool kByteTiles = true;
+#else
+inline constexpr bool kByteTiles = false;
+#endif
+
 class SmallMatrix {
   const fastrnn::SmallWeight weight_;
   const bool wide_;                          // activations of 16 bits
@@ -37,7 +43,8 @@ class SmallMatrix {
               int64_t k, int64_t rows, const float* bias)
       : weight_(w),
         wide_(wide),
-        tiles_(tiles && w.format == Format::kInt8 && fastrnn::cpu::byte_tiles_pay(rows, wide)),
+        tiles_(kByteTiles && tiles && w.format == Format::kInt8 &&
+               fastrnn::cpu::byte_tiles_pay(rows, wide)),
         groups_(groups),
         units_(units),
         k_(k),
@@ -89,7 +96,7 @@ class SmallMatrix {
   // Words of a column with the zeros that follow.
   template <class F>
   int64_t depth() const {
-    return tiles_ ? round_up(words<F>(), kLaneWords) : words<F>();
+    return kByteTiles && tiles_ ? round_up(words<F>(), kLaneWords) : words<F>();
   }
   int64_t in_panel(int64_t first) const { return min(kPanel, registers_ - first); }
   template <class F>
