@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
+
 from bench.cases import STEPS, Spec
 from bench.contenders import BASELINE, OURS, Contender, compiled, graph, in_float32, module_of
 from bench.features import LAST, LENGTHS, RESET, STATES
@@ -31,27 +33,34 @@ def forced(backend: str, ours: Contender = OURS) -> Contender:
     )
 
 
-@contextmanager
-def _parts() -> Iterator[None]:
-    kernels = importlib.import_module("fastrnn._C")
-    if kernels.isa() != "amx":
-        raise ImportError(f"the instruction set is {kernels.isa()}, not amx")
-    before = kernels.in_parts()
-    kernels.set_in_parts("always")
-    try:
-        yield
-    finally:
-        kernels.set_in_parts(before)
+def in_parts(precision: str, tolerance: float = 0.0) -> Contender:
+    """Ours, on the tiles of AMX, where torch is told that much of its own products of float32."""
 
+    @contextmanager
+    def around() -> Iterator[None]:
+        kernels = importlib.import_module("fastrnn._C")
+        if kernels.isa() != "amx":
+            raise ImportError(f"the instruction set is {kernels.isa()}, not amx")
+        cpu, products = importlib.import_module("fastrnn.dispatch.cpu"), torch.backends.mkldnn.rnn
+        before, told = kernels.in_parts(), products.fp32_precision
+        cpu.set_in_parts("always")
+        products.fp32_precision = precision
+        try:
+            yield
+        finally:
+            products.fp32_precision = told
+            cpu.set_in_parts(before)
 
-IN_PARTS = replace(
-    OURS,
-    name="fastrnn in parts",
-    around=_parts,
-    devices=("cpu",),
-    dtypes=("float32",),
-    asked=True,
-)
+    return replace(
+        OURS,
+        name=f"fastrnn in parts{'' if precision == 'ieee' else f', {precision}'}",
+        around=around,
+        devices=("cpu",),
+        dtypes=("float32",),
+        tolerance=tolerance,
+        asked=True,
+    )
+
 
 JOBS: dict[str, tuple[Contender, ...]] = {
     "layer": (
@@ -69,7 +78,9 @@ JOBS: dict[str, tuple[Contender, ...]] = {
         graph(OURS),
         graph(BASELINE),
         in_float32(OURS),
-        IN_PARTS,
+        in_parts("ieee"),
+        in_parts("tf32", tolerance=1e-3),
+        in_parts("bf16", tolerance=8e-2),
         *LIBRARIES,
     ),
     "packed": (

@@ -95,11 +95,11 @@ class Arguments {
   Arguments(const Tensor& input, const OptionalTensor& batch_sizes, const Tensor& h0,
             const OptionalTensor& c0, const std::vector<Tensor>& weights, const std::string& cell,
             const std::string& names, const OptionalTensor& reset, const OptionalTensor& lengths,
-            bool lengths_unread = false)
+            bool lengths_unread = false, int64_t parts = 3)
       : input_(keep(input)),
         cell_(cell),
         names_(names),
-        call(given(batch_sizes, h0, c0, weights, reset, lengths, lengths_unread)) {}
+        call(given(batch_sizes, h0, c0, weights, reset, lengths, lengths_unread, parts)) {}
 
   // Leading sizes of the input: (T, N) or (rows,); with one more they are those of the output.
   std::vector<int64_t> output_shape() const {
@@ -121,7 +121,7 @@ class Arguments {
   }
   Given given(const OptionalTensor& batch_sizes, const Tensor& h0, const OptionalTensor& c0,
               const std::vector<Tensor>& weights, const OptionalTensor& reset,
-              const OptionalTensor& lengths, bool lengths_unread) {
+              const OptionalTensor& lengths, bool lengths_unread, int64_t parts) {
     FASTRNN_CHECK(!batch_sizes || batch_sizes->is_cpu(), "batch_sizes must be on the CPU");
     for (const Tensor& w : weights) weights_.push_back(view(keep(w)));
     return {.cell = cell_,
@@ -134,7 +134,8 @@ class Arguments {
             .lengths = keep(lengths),
             .lengths_unread = lengths_unread,
             .weights = weights_.data(),
-            .weight_count = static_cast<int64_t>(weights_.size())};
+            .weight_count = static_cast<int64_t>(weights_.size()),
+            .parts = parts};
   }
 
   std::vector<Tensor> kept_;

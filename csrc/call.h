@@ -141,6 +141,7 @@ struct Given {
   bool lengths_unread = false;    // they are on a GPU, where rows may end before the last step
   const View* weights = nullptr;  // of all directions
   int64_t weight_count = 0;
+  int64_t parts = 3;
 };
 
 // The same, checked. Not copied, since `size` points into the vectors beside it.
@@ -171,6 +172,7 @@ class Call {
     f.c0 = given.c0 ? static_cast<const T*>(given.c0->data) : nullptr;
     f.reset = given.reset ? static_cast<const bool*>(given.reset->data) : nullptr;
     f.program = info.program;
+    f.parts = static_cast<int>(given.parts);
     for (int i = 0; i < names.params; ++i)
       f.forms[i] = form(given.weights[names.count - names.params + i]);
     return f;
@@ -230,6 +232,7 @@ class Call {
 inline Call::Call(const Given& what) : given(what) {
   cell = find_cell(std::string(given.cell).c_str(), info);
   FASTRNN_CHECK(cell >= 0, "unknown cell '", given.cell, "'");
+  FASTRNN_CHECK(given.parts >= 1 && given.parts <= 3, "parts must be 1, 2 or 3, got ", given.parts);
   const View &input = given.input, &h0 = given.h0;
   FASTRNN_CHECK(input.dims == (packed() ? 2 : 3), "input must have ", packed() ? 2 : 3,
                 " dimensions, got ", input.dims);

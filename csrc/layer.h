@@ -102,6 +102,7 @@ struct Forward {
   T* hidden;          // [D, rows, H] h before the projection, or where h is not the output, or null
   const Program* program = nullptr;
   Form forms[kMostParams] = {};  // of its parameters
+  int parts = 3;                 // of each float, 1 to 3, that products of parts use (cpu/parts.h)
 };
 
 template <class T>

@@ -59,6 +59,9 @@ class Call(NamedTuple):
     # v > 0 clamps to [-v, v] what each step sends back through h to the step before it, or to h0,
     # before what comes from output, h_n and elsewhere is added.
     grad_clip: float = 0.0
+    # Of the three bfloat16 that a float32 is the sum of, how many products by the tiles of AMX use:
+    # see `dispatch.cpu.allowed`. Backward uses as many as its forward.
+    parts: int = 3
 
     @property
     def kind(self) -> Cell:
@@ -231,7 +234,8 @@ class Call(NamedTuple):
 # derivative to where they are tensors.
 SCHEMA = (
     "Tensor input, Tensor? batch_sizes, Tensor h0, Tensor? c0, Tensor[] weights, str cell, "
-    "str names, Tensor? reset=None, Tensor? lengths=None, int detach_every=0, float grad_clip=0."
+    "str names, Tensor? reset=None, Tensor? lengths=None, int detach_every=0, float grad_clip=0., "
+    "int parts=3"
 )
 
 

@@ -62,8 +62,14 @@ def _build() -> dict:
         "build": f"{info['compiler']}, {info['cxx_standard']}, for torch >= {target}, {cuda}",
         "flags": info["flags"],
         "instructions": ", ".join(names),
-        **({"float32 on AMX": extension.in_parts()} if chosen == "amx" else {}),
+        **({"float32 on AMX": _products_in_parts(extension.in_parts())} if chosen == "amx" else {}),
     }
+
+
+def _products_in_parts(which: str) -> str:
+    """Which layers of float32 AMX multiplies, and how, by torch's settings."""
+    count = {1: "one product", 2: "three products", 3: "six products"}[cpu.allowed()]
+    return which if which == "never" else f"{which}, by {count} of bfloat16 for each"
 
 
 def served() -> list[tuple[str, str]]:

@@ -38,8 +38,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_inference(Tensor input, OptionalTensor 
                                                    Tensor h0, OptionalTensor c0,
                                                    std::vector<Tensor> weights, std::string cell,
                                                    std::string names, OptionalTensor reset,
-                                                   OptionalTensor lengths, int64_t, double) {
-  const Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths);
+                                                   OptionalTensor lengths, int64_t, double,
+                                                   int64_t parts) {
+  const Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths, false, parts);
   const Outputs out = forward(a, /*save=*/false);
   return {out.output, out.h_n, out.c_n};
 }
@@ -47,8 +48,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_inference(Tensor input, OptionalTensor 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     Tensor input, OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0,
     std::vector<Tensor> weights, std::string cell, std::string names, OptionalTensor reset,
-    OptionalTensor lengths, int64_t, double) {
-  const Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths);
+    OptionalTensor lengths, int64_t, double, int64_t parts) {
+  const Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths, false, parts);
   const Outputs out = forward(a, /*save=*/true);
   return {out.output, out.h_n, out.c_n, out.gates, out.cells, out.hidden};
 }
@@ -59,8 +60,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     Tensor cells, Tensor hidden, bool need_input, bool need_state, bool need_weights, Tensor input,
     OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
     std::string cell, std::string names, OptionalTensor reset, OptionalTensor lengths,
-    int64_t detach_every, double grad_clip) {
-  Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths);
+    int64_t detach_every, double grad_clip, int64_t parts) {
+  Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths, false, parts);
   const Call& call = a.call;
   const bool c = call.size.cell > 0;
   const auto given = [&](const OptionalTensor& t) { return t ? view(a.keep(*t)) : View{}; };

@@ -60,7 +60,8 @@ struct Misfit : std::runtime_error {
 
 // The fields of a Call in Python, in the order of fastrnn/call.py.
 enum Field { kInput, kBatchSizes, kH0, kC0, kWeights, kCell, kNames, kReset, kLengths };
-constexpr int kDetachEvery = kLengths + 1, kGradClip = kDetachEvery + 1;
+constexpr int kDetachEvery = kLengths + 1, kGradClip = kDetachEvery + 1,
+              kFloatParts = kGradClip + 1;
 
 // What several tensors of a call share. Every view is of memory that the caller keeps.
 struct Inputs {
@@ -214,6 +215,7 @@ class Direct {
     }
     given.weights = inputs.weights.data();
     given.weight_count = static_cast<int64_t>(count);
+    if (call.size() > kFloatParts) given.parts = py::cast<int64_t>(call[kFloatParts]);
     return given;
   }
   static View zeros(Inputs& inputs, const View& h_n, const View& c_n, const View& like) {

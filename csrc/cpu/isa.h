@@ -67,7 +67,8 @@ const Kernels& kernels_for_halves(int64_t rows);
 // Which layers of float have their products made of parts, where the current one has such kernels.
 enum class InParts { kNever, kWhereFaster, kAlways };
 InParts in_parts();
-bool in_parts(const StepWork& step);  // whether those of this layer are
+// Whether those of this layer are, of the first so many parts.
+bool in_parts(const StepWork& step, int parts);
 void set_in_parts(InParts which);
 
 // A layer by the kernels of an instruction set, the cell by its position.

@@ -57,9 +57,11 @@ struct Ahead {
 
   void move(int64_t rows) { at = static_cast<const char*>(at) + rows * stride; }
 };
-// What a thread must have while it multiplies them.
+// What a thread must have while it multiplies them, of parts the first so many (parts.h).
 template <class O>
-struct Multiplying {};
+struct Multiplying {
+  explicit Multiplying(int) {}
+};
 template <class O>
 using Operands = Vec<std::conditional_t<std::is_same_v<O, Bf16>, uint32_t, O>>;
 

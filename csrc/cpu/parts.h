@@ -7,9 +7,13 @@
 // half of it. Henry, Tang, Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
 // Higher-Precision Computations" (2019).
 //
-// Numbers below 2^-126 are zero, parts too, so what is below about 1e-31 loses bits. The parts of
-// an infinite number, or of one above 3.39e38, are not its sum: results are then NaN, and the
-// caller computes them again without parts (isa_amx.cpp).
+// A layer that allows it uses the first two parts alone, in three products, or the first, in one.
+// Three leave out up to 2^-15 of a product of two numbers, and one up to 2^-7; as the root of the
+// mean square these are 2^-18 and 2^-9.
+//
+// Numbers below 2^-126 are zero, parts too, so what is below about 1e-31 loses bits. An infinite
+// number, or one above 3.39e38, has no parts: they are NaN, so are the results, and the caller
+// computes them again without parts (table_parts.h).
 #pragma once
 
 #include "cpu/tiles.h"
@@ -21,8 +25,15 @@ namespace FASTRNN_NAMESPACE {
 inline constexpr int64_t kDepth = kGrain<Parts>;  // of a block
 inline constexpr int64_t kPartBytes = kDepth * sizeof(Bf16), kBlockBytes = kParts * kPartBytes;
 
+// v, or NaN where a Bf16 would round it to infinity: its first part may be the only one used.
+FASTRNN_FN Vec<float> nan_without_parts(Vec<float> v) {
+  const Vec<float> beyond = set1<Vec<float>>(1.002f) * v;  // infinite from 3.3961e38 on
+  return fma(beyond, Vec<float>{}, v);
+}
+
 // Writes a register of numbers at `column`, a multiple of kLanes, of a row of blocks.
 FASTRNN_FN void store_parts(Parts* row, int64_t column, Vec<float> v) {
+  v = nan_without_parts(v);
   constexpr int kLane = kLanes<float>;
   Bf16* to = reinterpret_cast<Bf16*>(row + column / kDepth * kDepth) + column % kDepth;
   for (int part = 0; part < kParts; ++part, to += kDepth) {
@@ -38,6 +49,8 @@ struct PairedParts {
 };
 FASTRNN_FN PairedParts pair_parts(Vec<float> first, Vec<float> second) {
   PairedParts out;
+  first = nan_without_parts(first);
+  second = nan_without_parts(second);
   FASTRNN_UNROLL
   for (int part = 0; part < kParts; ++part) {
     Bf16 x[kLanes<float>], y[kLanes<float>];
@@ -100,9 +113,20 @@ FASTRNN_FN void transpose_parts(const float* from, int64_t ld, int64_t rows, Par
 }
 
 // The products of a block, which pair of parts each: the left one changes twice, the right one
-// three times.
+// three times. Where only the first `used` parts are, those pairs whose sum is less.
 inline constexpr int kProducts = 6, kLeftPart[kProducts] = {2, 1, 1, 0, 0, 0},
                      kRightPart[kProducts] = {0, 0, 1, 1, 0, 2};
+constexpr bool is_made(int product, int used) {
+  return kLeftPart[product] + kRightPart[product] < used;
+}
+// The one made before it, or -1.
+constexpr int made_before(int product, int used) {
+  do --product;
+  while (product >= 0 && !is_made(product, used));
+  return product;
+}
+// How many parts of each number the products of this thread's task are of.
+inline thread_local int parts_used = kParts;
 // Registers: sums of up to two tiles of rows and so many of columns, a part of either side. With
 // one of columns fewer registers are in use, which helps beside another thread of the core
 // (tiles.h), but the left side is read twice as often.
@@ -116,10 +140,10 @@ struct PartRegisters {
 // out[r, :] = init[r, :] + a[r, 0..k) panel, for `rows` rows, which High tiles hold, and NV
 // registers of columns; like `micro`. Of a last tile that is not full, the rows that exist are
 // copied and nobody reads what comes of the others.
-template <int NV, int High>
-FASTRNN_NOINLINE void parts_product(int64_t rows, const Parts* a, int64_t lda, Rows<Parts> panel,
-                                    int64_t k, const float* init, int64_t ld_init, float* out,
-                                    int64_t ld_out) {
+template <int NV, int High, int Used>
+FASTRNN_NOINLINE void product_of_parts(int64_t rows, const Parts* a, int64_t lda, Rows<Parts> panel,
+                                       int64_t k, const float* init, int64_t ld_init, float* out,
+                                       int64_t ld_out) {
   constexpr int64_t kColumns = NV * kTile, kFirst = (High - 1) * kTile;
   const int64_t last = rows - kFirst, blocks = ceil_div(k, kDepth);
   const bool full = last == kTile;
@@ -149,7 +173,7 @@ FASTRNN_NOINLINE void parts_product(int64_t rows, const Parts* a, int64_t lda, R
         for (int64_t b = 0; b < min(kCopied, blocks - block); ++b)
           for (int64_t r = 0; r < last; ++r)
             memcpy(copies + b * kCopiedBytes + r * kBlockBytes,
-                   a + (kFirst + r) * lda + (block + b) * kDepth, kBlockBytes);
+                   a + (kFirst + r) * lda + (block + b) * kDepth, Used * kPartBytes);
       const char* left[High];
       int64_t ld_left[High];
       each_constant<High>([&](auto high) __attribute__((always_inline)) {
@@ -162,23 +186,25 @@ FASTRNN_NOINLINE void parts_product(int64_t rows, const Parts* a, int64_t lda, R
       const char* const right = reinterpret_cast<const char*>(panel.data) +
                                 block * panel.ld * kBlockBytes + kFrom * kTile * kTileBytes;
       each_constant<kProducts>([&](auto product) __attribute__((always_inline)) {
-        constexpr int p = product, before = p > 0 ? p - 1 : 0;
-        if constexpr (p == 0 || kLeftPart[p] != kLeftPart[before])
-          each_constant<High>([&](auto high) __attribute__((always_inline)) {
-            tile_load<R::kLeft + high>(left[high] + kLeftPart[p] * kPartBytes, ld_left[high]);
+        constexpr int p = product, before = made_before(p, Used), other = max(0, before);
+        if constexpr (is_made(p, Used)) {
+          if constexpr (before < 0 || kLeftPart[p] != kLeftPart[other])
+            each_constant<High>([&](auto high) __attribute__((always_inline)) {
+              tile_load<R::kLeft + high>(left[high] + kLeftPart[p] * kPartBytes, ld_left[high]);
+            });
+          each_constant<kWide>([&](auto wide) __attribute__((always_inline)) {
+            if constexpr (before < 0 || kRightPart[p] != kRightPart[other])
+              tile_load<R::kRight + wide>(
+                  right + kRightPart[p] * panel.ld * kPartBytes + wide * kTile * kTileBytes,
+                  kTileBytes);
+            each_constant<High>([&](auto high) __attribute__((always_inline)) {
+              tile_multiply<high * kWide + wide, R::kLeft + high, R::kRight + wide>();
+            });
           });
-        each_constant<kWide>([&](auto wide) __attribute__((always_inline)) {
-          if constexpr (p == 0 || kRightPart[p] != kRightPart[before])
-            tile_load<R::kRight + wide>(
-                right + kRightPart[p] * panel.ld * kPartBytes + wide * kTile * kTileBytes,
-                kTileBytes);
-          each_constant<High>([&](auto high) __attribute__((always_inline)) {
-            tile_multiply<high * kWide + wide, R::kLeft + high, R::kRight + wide>();
-          });
-        });
+        }
       });
       // After some 2,000 cycles of products without a store the next store takes 1,000 more.
-      if (block % 2 == 1) tile_store<R::kRight>(ignored, kTileBytes);
+      if (block % (2 * kParts / Used) == 1) tile_store<R::kRight>(ignored, kTileBytes);
     }
     each_constant<High * kWide>([&](auto i) __attribute__((always_inline)) {
       constexpr int kHigh = i / kWide;
@@ -191,7 +217,22 @@ FASTRNN_NOINLINE void parts_product(int64_t rows, const Parts* a, int64_t lda, R
     memcpy(out + (kFirst + r) * ld_out, sums + r * kColumns, kColumns * sizeof(float));
 }
 
+// The same of as many parts as the thread's task uses.
+template <int NV, int High, class... Arguments>
+FASTRNN_NOINLINE void parts_product(Arguments... arguments) {
+  switch (parts_used) {
+    case 1:
+      return product_of_parts<NV, High, 1>(arguments...);
+    case 2:
+      return product_of_parts<NV, High, 2>(arguments...);
+    default:
+      return product_of_parts<NV, High, 3>(arguments...);
+  }
+}
+
 template <>
-struct Multiplying<Parts> : TilesInUse<PartRegisters<2, kMostColumns>::kCount> {};
+struct Multiplying<Parts> : TilesInUse<PartRegisters<2, kMostColumns>::kCount> {
+  explicit Multiplying(int parts) { parts_used = parts; }
+};
 
 }  // namespace FASTRNN_NAMESPACE

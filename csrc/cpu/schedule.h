@@ -125,7 +125,7 @@ struct Schedule {
   template <class F>
   void share(int64_t n, F&& body) const {
     run(parallel, n, [&](int64_t task) {
-      [[maybe_unused]] const Multiplying<O> multiplying;
+      [[maybe_unused]] const Multiplying<O> multiplying(f.parts);
       body(task);
     });
   }

@@ -38,12 +38,20 @@ inline double step_time(const StepWork& w, Split split, const StepCosts& costs =
          (split.units > 1 ? costs.meeting + costs.each_member * split.units : 0);
 }
 
-// Whether tiles make the products of float faster than FMAs do, each as six products of parts
-// (parts.h). From a Xeon with AMX: tiles want 16 rows, and the weights' parts, which take half as
-// much memory again as the weights do, more rows the farther they are.
-inline bool parts_pay(const StepWork& w) {
-  const double bytes = 1.0 * w.outputs * w.depth * w.itemsize, mebibyte = 1 << 20;
-  return w.batch >= (bytes <= 1.2 * mebibyte ? 16 : bytes <= 4 * mebibyte ? 32 : 64);
+// Whether tiles make the products of float faster than FMAs do, of the first so many parts
+// (parts.h). From what a Xeon with AMX reached: a tile of 16 rows, full or not, makes six products
+// in half the time of its FMAs, three in a quarter and one in an eighth, and what a depth lacks to
+// a multiple of 32 is made, too. Parts of weights, two bytes each, come from afar at 25 to 30 GB/s,
+// at which two parts take as long as the FMAs of 15 rows. Of far weights 20 rows of 650 terms, the
+// 19 here, gained by two parts 1.4, and 64 by three 1.5.
+inline bool parts_pay(const StepWork& w, int parts) {
+  constexpr int64_t kBlock = 32;
+  constexpr double kMebibyte = 1 << 20;
+  constexpr int kRows[3][3] = {{4, 4, 4}, {8, 16, 19}, {16, 32, 64}};  // parts; near, farther, far
+  const double bytes = 2.0 * w.outputs * w.depth * parts;
+  const int distance = bytes <= 1.8 * kMebibyte ? 0 : bytes <= 6 * kMebibyte ? 1 : 2;
+  const int64_t made = (w.depth + kBlock - 1) / kBlock * kBlock;
+  return w.batch * w.depth >= kRows[parts - 1][distance] * made;
 }
 
 // Whether tiles multiply so many rows by int8 faster than VNNI does, which reads the weights for up

@@ -4,9 +4,13 @@
 
 namespace FASTRNN_NAMESPACE {
 
+// Not a step of few rows, which reads weights as they lie: to pack them would take longer.
 template <class Cell>
-bool suits_parts(const Sizes& s) {
-  return fastrnn::cpu::in_parts({s.batch, Cell::kGates * s.hidden, s.state, sizeof(float)});
+bool suits_parts(const fastrnn::Forward<float>& f) {
+  using fastrnn::cpu::in_parts, fastrnn::cpu::InParts;
+  const Sizes& s = f.size;
+  return in_parts({s.batch, Cell::kGates * s.hidden, s.state, sizeof(float)}, f.parts) &&
+         (in_parts() == InParts::kAlways || !FewSteps<Cell, float>::suits(s));
 }
 
 // As layer.h says. Whatever is infinite or NaN in a product makes a result so: a state that is NaN
@@ -14,14 +18,14 @@ bool suits_parts(const Sizes& s) {
 template <class Cell>
 bool forward_in_parts(const fastrnn::Forward<float>& f, const Parallel& parallel) {
   const Sizes& s = f.size;
-  if (!suits_parts<Cell>(s)) return false;
+  if (!suits_parts<Cell>(f)) return false;
   forward<Cell, float>(f, parallel);
   return all_finite<float>(parallel, f.y, s.rows * s.directions * s.state);
 }
 template <class Cell>
 bool backward_in_parts(const fastrnn::Backward<float>& b, const Parallel& parallel) {
   const Sizes& s = b.forward.size;
-  if (!suits_parts<Cell>(s)) return false;
+  if (!suits_parts<Cell>(b.forward)) return false;
   backward<Cell, float>(b, parallel);
   const auto stands = [&](const float* results, int64_t count) {
     return results == nullptr || all_finite<float>(parallel, results, count);

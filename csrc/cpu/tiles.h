@@ -131,7 +131,9 @@ struct TilesInUse {
   TilesInUse& operator=(const TilesInUse&) = delete;
 };
 template <>
-struct Multiplying<Bf16> : TilesInUse<kTileRegisters> {};
+struct Multiplying<Bf16> : TilesInUse<kTileRegisters> {
+  explicit Multiplying(int) {}
+};
 
 // out[r, :] = init[r, :] + a[r, 0..k) panel, for R rows, at most of two tiles, and NV registers of
 // columns; like `micro`. What follows the k numbers of a row of a, up to a multiple of 32, is zero.

@@ -86,7 +86,7 @@ Forwarded forward(OptionalTensor row_lengths, OptionalTensor offsets, bool save,
                   std::string schedule, int64_t stream, bool repeats, Tensor input,
                   OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0,
                   std::vector<Tensor> weights, std::string cell, std::string names,
-                  OptionalTensor reset, OptionalTensor lengths, int64_t, double) {
+                  OptionalTensor reset, OptionalTensor lengths, int64_t, double, int64_t) {
   const How how = how_of(dtype, schedule, stream, repeats);
   const Layer l(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths,
                 {row_lengths, offsets, {}, {}}, how.stream);
@@ -301,7 +301,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     std::string dtype, std::string schedule, int64_t stream, bool repeats, Tensor input,
     OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
     std::string cell, std::string names, OptionalTensor reset, OptionalTensor lengths,
-    int64_t detach_every, double grad_clip) {
+    int64_t detach_every, double grad_clip, int64_t) {
   const How how = how_of(dtype, schedule, stream, repeats);
   const Layer l(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths,
                 {row_lengths, offsets, earlier, last}, how.stream);

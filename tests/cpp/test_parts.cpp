@@ -1,14 +1,11 @@
 // Products of floats in parts, with emulated tiles: that the parts of a float are its sum, that
-// sums are at least as near as those of FMAs, and that a number which has no parts is noticed and
-// the layer computed without them.
+// sums are at least as near as those of FMAs, or, of fewer parts, as near as these are to the
+// floats, and that a number which has no parts is noticed and the layer computed without them.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <limits>
-#include <memory>
-#include <string>
-#include <type_traits>
 #include <utility>
 
 #include "check.h"
@@ -76,6 +73,13 @@ float draw(Data data) {
   return data == Data::kScaled ? std::ldexp(x, static_cast<int>(uniform(-12, 12))) : x;
 }
 
+// What one part of two leaves out of the product of two numbers, and two of three, as a share of
+// it: at most, and the bounds of the root of the mean square.
+struct LeftOut {
+  double most, least_mean, most_mean;
+};
+constexpr LeftOut kLeftOut[] = {{0x1p-7, 0x1p-10, 0x1p-8}, {0x1p-15, 0x1p-19, 0x1p-16}};
+
 template <bool Transposed>
 void test_product(int64_t m, int64_t k, int64_t n, Data data) {
   std::vector<float> a(m * k), w(k * n), init(emulated::round_up(n, 64));
@@ -94,32 +98,56 @@ void test_product(int64_t m, int64_t k, int64_t n, Data data) {
     emulated::clear_beyond(&left[r * ld], k);
     emulated::copy(&left[r * ld], &a[r * k], k);
   }
-  const emulated::Multiplying<Parts> multiplying;
   emulated::Panels<float, Parts, 4, 1, Transposed> panels(w.data(), k, n, true);
-  Error parts, fused;
+  Error fused, of[emulated::kParts];  // the latter of one, two and three parts
+  double squares_of_terms = 0;
   for (int64_t p = 0; p < panels.count(); ++p) {
     panels.keep(p);
-    std::vector<float> out(m * 64, std::nanf(""));
-    emulated::multiply<Parts, 4>(left.data(), ld, m, k, panels.get(p), nullptr, init.data(), 0,
-                                 out.data(), 64);
+    const int64_t columns = std::min<int64_t>(64, n - p * 64);
+    std::vector<float> out[emulated::kParts];
+    for (int used = 1; used <= emulated::kParts; ++used) {
+      const emulated::Multiplying<Parts> multiplying(used);
+      const auto rows = [&](int64_t first, int64_t count) {
+        std::vector<float> result(count * 64, std::nanf(""));
+        emulated::multiply<Parts, 4>(&left[first * ld], ld, count, k, panels.get(p), nullptr,
+                                     init.data(), 0, result.data(), 64);
+        return result;
+      };
+      out[used - 1] = rows(0, m);
+      CHECK(memcmp(rows(m - 1, 1).data(), &out[used - 1][(m - 1) * 64], columns * 4) == 0,
+            "the last row of %d alone has other bits, %d parts", int(m), used);
+    }
     for (int64_t r = 0; r < m; ++r)
-      for (int64_t j = p * 64; j < std::min(n, p * 64 + 64); ++j) {
-        double exact = 0;
+      for (int64_t j = 0; j < columns; ++j) {
+        double exact = 0, sizes = 0;
         float sum = 0;
         for (int64_t i = 0; i < k; ++i) {
-          exact += double(a[r * k + i]) * weight(i, j);
-          sum = std::fma(a[r * k + i], weight(i, j), sum);
+          const double term = double(a[r * k + i]) * weight(i, p * 64 + j);
+          exact += term;
+          sizes += std::abs(term);
+          squares_of_terms += term * term;
+          sum = std::fma(a[r * k + i], weight(i, p * 64 + j), sum);
         }
-        parts.add(out[r * 64 + j - p * 64] - exact);
         fused.add(sum - exact);
+        for (int i = 0; i < emulated::kParts; ++i) of[i].add(out[i][r * 64 + j] - exact);
+        for (int i = 0; i < 2; ++i)
+          CHECK(std::abs(out[i][r * 64 + j] - exact) <= sizes * (kLeftOut[i].most + k * 0x1p-24),
+                "%d parts: %g in place of %g", i + 1, out[i][r * 64 + j], exact);
       }
   }
+  for (int i = 0; i < 2; ++i) {
+    const double mean = std::sqrt(of[i].squares / squares_of_terms);
+    const auto& [_, least, most] = kLeftOut[i];
+    CHECK(mean <= most && (mean >= least || data == Data::kCancelling),
+          "%d x %d x %d, data %d, %d parts: mean error %g", int(m), int(k), int(n), int(data),
+          i + 1, mean);
+  }
+  const Error& parts = of[2];
   // Of a short sum, or one whose terms cancel as they come, the products that are left out are the
   // most of it.
   const bool few = k < 128;
-  const double most = few || data == Data::kCancelling ? 4 : 1, squares = !few     ? 1
-                                                                          : m < 16 ? 3
-                                                                                   : 1.5;
+  const double most = few || data == Data::kCancelling ? 4 : 1;
+  const double squares = few ? (m < 16 ? 3 : 1.5) : 1;
   CHECK(parts.most <= most * fused.most && parts.squares <= squares * fused.squares,
         "%d x %d x %d, data %d: error %g, rms %g; of FMAs %g, %g", int(m), int(k), int(n),
         int(data), parts.most, std::sqrt(parts.squares / m / n), fused.most,
@@ -171,9 +199,61 @@ void test_layer(const char* name, int position, const fastrnn::Kernels& tiles) {
   }
 }
 
+// The error of each result as a share of it, both as the root of the mean square: of so many parts
+// in forward, and in backward from what FMAs have saved.
+constexpr struct {
+  double least, most;
+} kOfResults[] = {{0x1p-12, 0x1p-8}, {0x1p-21, 0x1p-17}, {0, 0x1p-21}};
+template <class Cell>
+void test_few_parts(const char* name, int position, const fastrnn::Kernels& tiles) {
+  const fastrnn::Kernels& plain = fastrnn::cpu::kernels();
+  const int64_t P = Cell::kKeepsC ? 21 : 50;
+  for (const Shape& s : {Shape{5, 33, 40, 70, 70, 2, false, false, true},
+                         Shape{7, 19, 37, 50, P, 1, true, Cell::kKeepsC, true},
+                         Shape{4, 3, 65, 50, P, 2, false, Cell::kKeepsC, true}}) {
+    const Tensors<double> given = full<Cell>(s);
+    Tensors<double> expected = given;
+    by_definition<Cell>(s, expected);
+    Tensors<float> fused = convert<float>(given);
+    run_forward(plain, position, arguments(s, fused, nullptr).forward, in_turn(1));
+    for (const int parts : {1, 2, 3}) {
+      // Forward's and backward's, of one thread and of three.
+      Tensors<float> forward[2], backward[2];
+      for (int i = 0; i < 2; ++i) {
+        forward[i] = convert<float>(given), backward[i] = fused;
+        auto f = arguments(s, forward[i], nullptr), b = arguments(s, backward[i], nullptr);
+        f.forward.parts = b.forward.parts = parts;
+        const fastrnn::Parallel threads = i == 0 ? in_turn(1) : together(3);
+        CHECK(tiles.forward_in_parts[position](f.forward, threads), "%s forward", name);
+        CHECK(tiles.backward_in_parts[position](b, threads), "%s backward", name);
+      }
+      const auto want = expected.results();
+      for (size_t i = 0; i < want.size(); ++i) {
+        const Tensors<float>(&have)[2] = *want[i].first == 'd' ? backward : forward;
+        const Array<float>&found = *have[0].results()[i].second,
+              &again = *have[1].results()[i].second;
+        if (found.empty()) continue;
+        CHECK(memcmp(found.data(), again.data(), found.size() * sizeof(float)) == 0,
+              "%s %s of three threads, %d parts", name, want[i].first, parts);
+        Error error, size;
+        for (size_t k = 0; k < found.size(); ++k) {
+          error.add(found[k] - (*want[i].second)[k]);
+          size.add((*want[i].second)[k]);
+        }
+        // Sums of a bias have no products of their own.
+        const auto& [least, most] = kOfResults[parts - 1];
+        const double share = std::sqrt(error.squares / size.squares);
+        CHECK(share <= most && (share >= least || want[i].first[1] == 'b'),
+              "%s %s N%d: a share of %g is wrong, %d parts", name, want[i].first, int(s.N), share,
+              parts);
+      }
+    }
+  }
+}
+
 // Numbers without parts, one by one, in each place that a product reads.
 template <class Cell>
-void test_redone(const char* name, int position, const fastrnn::Kernels& tiles) {
+void test_redone(const char* name, int position, const fastrnn::Kernels& tiles, int parts) {
   const fastrnn::Kernels& plain = fastrnn::cpu::kernels();
   const Shape s = Cell::kKeepsC ? Shape{5, 18, 40, 50, 20, 2, false, true, true}
                                 : Shape{5, 18, 40, 50, 50, 2, false, false, true};
@@ -197,6 +277,7 @@ void test_redone(const char* name, int position, const fastrnn::Kernels& tiles) 
       Tensors<float> in_parts = convert<float>(given);
       if (place) place(in_parts) = value;
       auto call = arguments(s, in_parts, nullptr);
+      call.forward.parts = parts;
       const bool forward = tiles.forward_in_parts[position](call.forward, in_turn(1));
       // Of backward's, a gate may make an ordinary number or nothing at all.
       const bool seldom = *where == 'd';
@@ -245,10 +326,48 @@ void test_finite() {
 }
 
 void test_rule() {
-  using fastrnn::cpu::parts_pay;
-  CHECK(!parts_pay({15, 1024, 256, 4}) && parts_pay({16, 1024, 256, 4}), "a mebibyte");
-  CHECK(!parts_pay({31, 2048, 512, 4}) && parts_pay({32, 2048, 512, 4}), "four");
-  CHECK(!parts_pay({63, 4096, 1024, 4}) && parts_pay({64, 4096, 1024, 4}), "sixteen");
+  const auto least = [](int64_t outputs, int64_t depth, int parts) {
+    int64_t rows = 1;
+    while (!fastrnn::cpu::parts_pay({rows, outputs, depth, 4}, parts)) ++rows;
+    return rows;
+  };
+  const struct {
+    int64_t outputs, depth, rows[3];  // of one, two and three parts
+  } table[] = {{1024, 256, {4, 8, 16}},  {2048, 512, {4, 16, 32}},   {4096, 1024, {4, 19, 64}},
+               {1200, 256, {4, 8, 16}},  {1280, 256, {4, 8, 32}},    {1840, 256, {4, 8, 32}},
+               {1856, 256, {4, 16, 32}}, {2048, 544, {4, 16, 64}},   {3072, 512, {4, 16, 64}},
+               {3072, 544, {4, 19, 64}}, {16384, 4096, {4, 19, 64}}, {32, 8, {16, 32, 64}},
+               {2600, 650, {5, 20, 67}}};
+  for (const auto& [outputs, depth, rows] : table)
+    for (const int parts : {1, 2, 3})
+      CHECK(least(outputs, depth, parts) == rows[parts - 1], "%d x %d, %d parts: from %d rows",
+            int(outputs), int(depth), parts, int(least(outputs, depth, parts)));
+}
+
+// Where parts are chosen by that rule, as many rows in one step are left to a kernel that packs no
+// weights.
+void test_choice(const fastrnn::Kernels& tiles) {
+  using fastrnn::cpu::InParts;
+  const auto chosen = [&](int64_t steps, int64_t rows, int parts) {
+    const Shape s{steps, rows, 32, 32, 32, 1, false, false, true};
+    Tensors<float> t = convert<float>(make<emulated::Lstm>(s));
+    auto call = arguments(s, t, nullptr);
+    call.forward.parts = parts;
+    const bool forward = tiles.forward_in_parts[0](call.forward, in_turn(1));
+    CHECK(tiles.backward_in_parts[0](call, in_turn(1)) == forward, "backward chooses otherwise");
+    return forward;
+  };
+  fastrnn::cpu::set_in_parts(InParts::kWhereFaster);
+  for (const int parts : {1, 2, 3}) {
+    const int64_t rows[] = {4, 8, 16};
+    CHECK(chosen(2, rows[parts - 1], parts) && !chosen(2, rows[parts - 1] - 1, parts),
+          "%d parts: not from %d rows on", parts, int(rows[parts - 1]));
+    CHECK(!chosen(1, 32, parts) && chosen(1, 33, parts), "%d parts in one step", parts);
+  }
+  fastrnn::cpu::set_in_parts(InParts::kNever);
+  CHECK(!chosen(2, 64, 1), "never");
+  fastrnn::cpu::set_in_parts(InParts::kAlways);
+  CHECK(chosen(1, 1, 3), "always");
 }
 
 int main() {
@@ -267,11 +386,14 @@ int main() {
     tiles.backward_float[i] = fastrnn::cpu::kernels().backward_float[i];
   }
   int position = 0;
-#define X(Cell, name)                                \
-  test_layer<emulated::Cell>(name, position, tiles); \
-  test_redone<emulated::Cell>(name, position++, tiles);
+#define X(Cell, name)                                                                          \
+  test_layer<emulated::Cell>(name, position, tiles);                                           \
+  test_few_parts<emulated::Cell>(name, position, tiles);                                       \
+  for (const int parts : {1, 2, 3}) test_redone<emulated::Cell>(name, position, tiles, parts); \
+  ++position;
   FASTRNN_CELLS(X)
 #undef X
+  test_choice(tiles);
   test_finite();
   test_rule();
   return report("test_parts");

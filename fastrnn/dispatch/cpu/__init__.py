@@ -61,15 +61,59 @@ def _open() -> object | None:
 
 _kernels, not_built = _load()
 # The kernels past the dispatcher, which costs more than a layer of one small step.
-direct = _open()
+direct = _direct = _open()
 # The instruction sets with instructions for products of bfloat16.
 OF_BFLOAT16 = ("amx", "avx512bf16", "neonbf16")
 # Whether the CPU has such instructions, which the kernels use.
 MULTIPLIES_BFLOAT16 = bool(_kernels) and _kernels.isa() in OF_BFLOAT16
 
+# Whether products of float32 may be made of parts: each call is then asked how many are `allowed`.
+asks = False
+# Of the three bfloat16 that a float32 is the sum of, those that torch's settings leave.
+_PARTS = {"tf32": 2, "bf16": 1}
+
+
+def set_in_parts(which: str) -> None:
+    """Which layers of float32 go through the tiles of AMX: "never", "where faster" or "always"."""
+    global asks, direct
+    _kernels.set_in_parts(which)
+    asks = which != "never" and _kernels.isa() == "amx"
+    direct = _Asking(_direct) if asks and _direct else _direct
+
+
+def allowed() -> int:
+    """How many parts of a float32 its products use, by what torch is told of oneDNN.
+
+    The first that is not "none" counts, of `torch.backends.mkldnn.rnn.fp32_precision` and
+    `torch.backends.mkldnn.matmul.fp32_precision`. "tf32" leaves two, whose products err less than
+    TF32, and "bf16" leaves one.
+    """
+    for products in ("rnn", "matmul"):
+        settings = getattr(torch.backends.mkldnn, products, None)
+        precision = getattr(settings, "fp32_precision", "none")
+        if precision != "none":
+            return _PARTS.get(precision, 3)
+    return 3
+
+
+def asked(call: Call) -> Call:
+    """The call with as many parts as are allowed now."""
+    return call._replace(parts=allowed())
+
+
+class _Asking:
+    """`Direct` for calls of which nobody has asked: those without the fields that have defaults."""
+
+    def __init__(self, kernels: object) -> None:
+        self._run, self.run_backward = kernels.run, kernels.run_backward
+
+    def run(self, call: tuple, *others) -> bool:
+        whole = call if isinstance(call, Call) else Call(*call, parts=allowed())
+        return self._run(whole, *others)
+
 
 if _kernels and os.environ.get("FASTRNN_AMX_FLOAT32") == "1":
-    _kernels.set_in_parts("where faster")
+    set_in_parts("where faster")
 
 
 def register(program: Program) -> None:
