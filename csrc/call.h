@@ -90,6 +90,10 @@ struct WeightNames {
   int params = 0;  // of a program, "p_..." each: they come last
 
   explicit WeightNames(std::string_view names) : text(names) {
+    if (names == "w_ih w_hh b_ih b_hh") {  // of nearly every layer: not to be taken apart each time
+      w_ih = 0, w_hh = 1, b_ih = 2, b_hh = 3, count = 4;
+      return;
+    }
     const struct {
       std::string_view name;
       int WeightNames::* at;

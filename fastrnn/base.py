@@ -77,6 +77,18 @@ class RNNBase(torch.nn.RNNBase):
     def _state_names(self) -> tuple[str, ...]:
         return ("h", "c") if self.mode == "LSTM" else ("h",)
 
+    def _check_form(self, input: Tensor) -> None:
+        if input.is_nested:
+            raise RuntimeError("a nested tensor is not taken: give a PackedSequence, or lengths")
+        if input.layout is not torch.strided:
+            raise RuntimeError(f"input must be a dense tensor, got {input.layout}")
+        if input.dim() not in (2, 3):
+            tensor = " tensor" if self.mode.startswith("RNN") else ""
+            raise ValueError(
+                f"{self.mode.split('_')[0]}: Expected input to be 2D or 3D, "
+                f"got {input.dim()}D{tensor} instead"
+            )
+
     def _check_state_rank(self, hx: Tensor, batched: bool) -> None:
         if hx.dim() != (3 if batched else 2):
             kind, rank = ("batched 3-D", 3) if batched else ("unbatched 2-D", 2)
@@ -167,24 +179,15 @@ class RNNBase(torch.nn.RNNBase):
         return self._forward(input, hx, asked)
 
     def _forward(self, input: Tensor | PackedSequence, hx, asked: Asked | None):
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, asked)
-        if not isinstance(input, Tensor):
-            return tracing.of_no_tensor(self, input, hx, asked and asked._asdict())
-        rank = input.dim()
-        if input.is_nested:
-            raise RuntimeError("a nested tensor is not taken: give a PackedSequence, or lengths")
-        if input.layout is not torch.strided:
-            raise RuntimeError(f"input must be a dense tensor, got {input.layout}")
-        if rank not in (2, 3):
-            tensor = " tensor" if self.mode.startswith("RNN") else ""
-            raise ValueError(
-                f"{self.mode.split('_')[0]}: Expected input to be 2D or 3D, "
-                f"got {rank}D{tensor} instead"
-            )
-        batched = rank == 3
+        if type(input) is not Tensor:
+            if isinstance(input, PackedSequence):
+                return self._forward_packed(input, hx, asked)
+            if not isinstance(input, Tensor):
+                return tracing.of_no_tensor(self, input, hx, asked and asked._asdict())
+        batched = input.dim() == 3
         batch_dim = 0 if self.batch_first else 1
         if not batched:
+            self._check_form(input)
             input = input.unsqueeze(batch_dim)
             asked = asked and asked.of_one_row(batch_dim, input)
         if hx is not None:
@@ -192,8 +195,10 @@ class RNNBase(torch.nn.RNNBase):
             if not batched:
                 hx = self._unsqueeze_state(hx)
         results = None if torch.is_grad_enabled() else direct.stack(self, input, hx, None, asked)
-        if results is None and (self._is_recorded() or self._are_weights_for_torch()):
-            results = tracing.as_torch(self, input, hx, asked and asked._asdict())
+        if results is None:
+            self._check_form(input)
+            if self._is_recorded() or self._are_weights_for_torch():
+                results = tracing.as_torch(self, input, hx, asked and asked._asdict())
         if results is None:
             if hx is None:
                 self.check_input(input, None)

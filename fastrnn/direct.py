@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import autocast, dispatch
 from .call import Call
-from .dispatch import cpu, gpu
+from .dispatch import cpu
 from .features import Asked, states_of
 from .results import Results, room_to_save
 from .table import cell_named, weight_names
@@ -27,8 +27,9 @@ def open_to(input: Tensor) -> bool:
     """Whether a call with this input, which records no gradients, may go to the kernels at once."""
     return (
         type(input) is Tensor
-        and not gpu.on_gpu(input)
+        and input.is_cpu
         and input.dtype in _DTYPES
+        and not input.is_nested
         and cpu.direct is not None
         and unseen()
         and dispatch.on_kernels()
@@ -50,12 +51,15 @@ def stack(
         hx: None, or the initial states in the form that the module takes for such input.
         asked: features of the call, for input that is not packed.
     """
-    if not open_to(input) or (module.training and module.dropout and module.num_layers > 1):
+    if not open_to(input):
         return None
-    cell, layers, batch_first = module.mode.lower(), module.num_layers, module.batch_first
-    directions, hidden = 2 if module.bidirectional else 1, module.hidden_size
-    width = module.proj_size or hidden
-    transposed = batch_first and batch_sizes is None
+    own = module.__dict__  # a Module looks longer for its attributes
+    layers = own["num_layers"]
+    if layers > 1 and own["training"] and own["dropout"]:
+        return None
+    cell, hidden, projection = own["mode"].lower(), own["hidden_size"], own["proj_size"]
+    directions, width = 2 if own["bidirectional"] else 1, projection or hidden
+    transposed = own["batch_first"] and batch_sizes is None
     if transposed:
         input = input.transpose(0, 1)
     if not input.is_contiguous():
@@ -66,38 +70,40 @@ def stack(
             return None
         if type(asked.lengths) not in (type(None), Tensor):
             return None
-        asked.limits()  # which have nothing to limit, but may be wrong
+        if not (asked.detach_every is asked.grad_clip is None):
+            asked.limits()  # which have nothing to limit, but may be wrong
         reset, lengths = asked.reset, asked.lengths
         if reset is not None:
             if type(reset) is not Tensor or reset.dim() != 2:
                 return None
-            reset = (reset.t() if transposed else reset).contiguous()
+            reset = reset.t() if transposed else reset
+            if not reset.is_contiguous():
+                reset = reset.contiguous()
     new_empty = input.new_empty
     if batch_sizes is None:
         steps, batch, _ = input.shape
-        shape = steps, batch, directions * width
+        y = new_empty(steps, batch, directions * width)
     else:
         batch = int(batch_sizes[0]) if len(batch_sizes) else 0
-        shape = input.size(0), directions * width
-    h0, c0, c_n = hx, None, None
+        y = new_empty(input.size(0), directions * width)
+    planes, h0, c0, c_n = layers * directions, hx, None, None
     if module.torch_class is None:
         if not module._as_they_are or (asked is not None and asked.inputs):
             return None
-        names, own = module._names, cell_named(cell).own
+        names, kept = module._names, cell_named(cell).own
         if hx is not None:
             h0, c0 = module._parts(hx)
-        if own:
-            c_n = new_empty(layers * directions, batch, own * hidden)
+        if kept:
+            c_n = new_empty(planes, batch, kept * hidden)
     else:
-        names = weight_names(module.bias, module.proj_size > 0)
+        names = weight_names(own["bias"], projection > 0)
         if cell == "lstm":
             if hx is not None:
                 if len(hx) != 2:
                     return None
                 h0, c0 = hx
-            c_n = new_empty(layers * directions, batch, hidden)
-    h_n = new_empty(layers * directions, batch, width)
-    y = new_empty(*shape)
+            c_n = new_empty(planes, batch, hidden)
+    h_n = new_empty(planes, batch, width)
     ys, saved = (y,), ()
     states = asked is not None and (asked.return_states or asked.return_gates)
     if states:
@@ -106,30 +112,29 @@ def stack(
             new_empty,
             (directions, steps * batch),
             hidden,
-            module.proj_size > 0,
+            projection > 0,
         )
         for _ in range(layers - 1):
             ys = (y.new_empty(y.shape), *ys)
         for _ in range(layers):
             saved += room_to_save(*form)
-    weights = module._flat_weights_names
-    call = input, batch_sizes, h0, c0, weights, cell, names, reset, lengths
+    call = input, batch_sizes, h0, c0, own["_flat_weights_names"], cell, names, reset, lengths
     dtypes = None
     if is_any_autocast_enabled() and autocast.is_on(input):
         like = Call(input, batch_sizes, h_n, c_n, (), cell, names)
         dtypes = autocast.returned_of_few_rows(like, step=False)
         if dtypes is None or states:
             return None
-    if not cpu.direct.run(call, directions, module._parameters, ys, h_n, c_n, saved):
+    if not cpu.direct.run(call, directions, own["_parameters"], ys, h_n, c_n, saved):
         return None
     if dtypes is not None:
         y, h_n, c_n = _cast(dtypes, y, h_n, c_n)
     output = y.transpose(0, 1) if transposed else y
-    state = module._joined(h_n, c_n)
+    state = h_n if c_n is None else module._joined(h_n, c_n)
     if not states:
         return output, state
     results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]
-    of = states_of(cell_named(cell), directions, batch_first, asked.return_gates, results)
+    of = states_of(cell_named(cell), directions, own["batch_first"], asked.return_gates, results)
     return output, state, of
 
 
