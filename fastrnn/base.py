@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import direct, stack
+from .arguments import check_state
 from .call import Call, Stack
 from .checks import check_packed
 from .features import Asked, mask_of
@@ -72,6 +73,9 @@ class RNNBase(torch.nn.RNNBase):
         if self.mode != "LSTM":
             return zeros
         return zeros[..., : self.proj_size] if self.proj_size else zeros, zeros
+
+    def _state_names(self) -> tuple[str, ...]:
+        return ("h", "c") if self.mode == "LSTM" else ("h",)
 
     def _check_form(self, input: Tensor) -> None:
         if input.is_nested:
@@ -227,6 +231,7 @@ class RNNBase(torch.nn.RNNBase):
             The last layer's output (N, P), and the state after the step.
 
         Raises:
+            TypeError: input or state is not made of tensors.
             ValueError: the module is bidirectional, or as a call raises.
             RuntimeError: as a call raises.
 
@@ -240,17 +245,26 @@ class RNNBase(torch.nn.RNNBase):
     def _step(self, input: Tensor, state, reset, reset_state, inputs=None):
         if self.bidirectional:
             raise ValueError("step needs a network of one direction: this one is bidirectional")
-        if input.dim() != 2:
-            raise ValueError(f"step: Expected input to be 2D, got {input.dim()}D instead")
+        try:
+            rank = input.dim()
+        except AttributeError:
+            raise TypeError(f"input must be a tensor, got {type(input).__name__}") from None
+        if rank != 2:
+            raise ValueError(f"step: Expected input to be 2D, got {rank}D instead")
         reset = mask_of(reset, input)
         if reset is not None and reset.dim() != 1:
             raise RuntimeError(f"Expected reset size {(len(input),)}, got {tuple(reset.shape)}")
         time = 1 if self.batch_first else 0
         reset = None if reset is None else reset.unsqueeze(time)
         given = {} if inputs is None else {"inputs": inputs}
-        output, state = self(
-            input.unsqueeze(time), state, reset=reset, reset_state=reset_state, **given
-        )
+        try:
+            output, state = self(
+                input.unsqueeze(time), state, reset=reset, reset_state=reset_state, **given
+            )
+        except (AttributeError, TypeError, LookupError):  # as torch says what is no state
+            if state is not None:
+                check_state(state, self._state_names())
+            raise
         return output.squeeze(time), state
 
     def _forward_packed(self, packed: PackedSequence, hx, asked: Asked | None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .arguments import check_kind
 from .torch_private import are_transforms_active, in_forward_ad, is_batched
 
 
@@ -100,12 +100,6 @@ def check_no_tangent(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_kind(name: str, given: Any, kind: type, what: str) -> None:
-    """TypeError if an argument is not of its kind, `what` it must be."""
-    if not isinstance(given, kind):
-        raise TypeError(f"{name} must be {what}, got {type(given).__name__}")
-
-
 def parts_of(state: Any) -> tuple[Tensor, ...]:
     """The tensors of the state of a `Streamer`.
 
@@ -120,17 +114,6 @@ def parts_of(state: Any) -> tuple[Tensor, ...]:
         check_kind("each part of state", part, Tensor, "a tensor")
         check_no_tangent("state", part)
     return tuple(parts)
-
-
-def count_of(name: str, given: Any) -> int:
-    """An argument that is a number of things; TypeError or ValueError if it is none."""
-    try:
-        count = operator.index(given)
-    except (TypeError, RuntimeError):  # of an object, of a tensor
-        raise TypeError(f"{name} must be an integer, got {type(given).__name__}") from None
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}")
-    return count
 
 
 def rows_of(given: Any, N: int) -> Tensor | slice:

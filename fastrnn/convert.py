@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from . import base as rnn_base
 from . import cells, modules
-from .checks import check_kind
+from .arguments import check_kind
 from .interop.classes import torchs_class
 from .interop.tracing import end_scripting
 from .scopes import Choice, Scope

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import autocast
+from .arguments import number_of
 from .call import Stack
 from .checks import check_alike, check_lengths
 from .results import Results
@@ -115,7 +116,7 @@ class Asked(NamedTuple):
             return None
         if call.reset is None:
             raise ValueError("reset_state needs reset, which says where rows begin from it")
-        given = (given,) if isinstance(given, Tensor) else tuple(given)
+        given = tuple(given) if isinstance(given, (tuple, list)) else (given,)
         if not all(isinstance(each, Tensor) for each in given):
             kinds = ", ".join(type(each).__name__ for each in given)
             raise ValueError(f"reset_state: expected tensors, got {kinds}")
@@ -138,7 +139,7 @@ class Asked(NamedTuple):
         k, v = self.detach_every, self.grad_clip
         if k is not None and (isinstance(k, bool) or not isinstance(k, Integral) or k < 1):
             raise ValueError(f"detach_every must be an integer of at least 1, got {k!r}")
-        if v is not None and (isinstance(v, bool) or not _is_positive(v)):
+        if v is not None and not number_of(v) > 0:
             raise ValueError(f"grad_clip must be greater than 0, got {v!r}")
         return min(int(k or 0), _MOST_STEPS), float(v or 0.0)
 
@@ -157,13 +158,6 @@ class Asked(NamedTuple):
 
 
 _MOST_STEPS = 2**63 - 1  # of an op's integer; more than any sequence has
-
-
-def _is_positive(given) -> bool:
-    try:
-        return float(given) > 0 and not isinstance(given, str)
-    except (TypeError, ValueError, RuntimeError, OverflowError):  # of what is no single number
-        return False
 
 
 def with_dimension(inputs, dim: int):

@@ -8,12 +8,14 @@ and D*P for the others, D is 1 or 2 directions, P is the projection size or H.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
+from types import NoneType
 
 import torch
 from torch import Tensor
 
 from . import autocast, dispatch, ops, stack
+from .arguments import check_flag, check_kind, check_rate, count_of
 from .call import Call, Stack
 from .features import Asked
 from .table import names_in
@@ -36,21 +38,55 @@ def _run(
     batch_sizes: Tensor | None,
     *asked,
 ) -> tuple[Tensor, ...]:
-    """What the functions share: the stack described, and run."""
-    _check_rank("input", input, 3 if batch_sizes is None else 2)
-    for name, state in (("h0", h0), ("c0", c0)):
-        if state is not None:
-            _check_rank(name, state, 3)
-    D = 2 if bidirectional else 1
-    names = names_in(cell, bias, len(weights) // (num_layers * D))
-    call = Call(input, batch_sizes, h0, c0, weights, cell, names)
-    whole = Stack(call, num_layers, D, dropout if training else 0.0, batch_first)
-    asked = Asked(*asked)
-    if asked.any():
-        whole = asked.of(whole)
-    output, h_n, c_n, states = stack.run(whole)
-    results = (output, h_n, c_n) if c0 is not None else (output, h_n)
-    return results if states is None else (*results, states)
+    """What the functions share: the stack described, and run. Errors name an argument of a wrong
+    kind."""
+    try:
+        _check_rank("input", input, 3 if batch_sizes is None else 2)
+        for name, state in (("h0", h0), ("c0", c0)):
+            if state is not None:
+                _check_rank(name, state, 3)
+        D = 2 if bidirectional else 1
+        names = names_in(cell, bias, len(weights) // (num_layers * D))
+        call = Call(input, batch_sizes, h0, c0, weights, cell, names)
+        whole = Stack(call, num_layers, D, dropout if training else 0.0, batch_first)
+        asked = Asked(*asked)
+        if asked.any():
+            whole = asked.of(whole)
+        output, h_n, c_n, states = stack.run(whole)
+        results = (output, h_n, c_n) if c0 is not None else (output, h_n)
+        return results if states is None else (*results, states)
+    except (AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError):
+        _check_kinds(
+            cell, input, h0, c0, weights, bias, num_layers, dropout, training, bidirectional,
+            batch_first, batch_sizes, *asked,
+        )  # fmt: skip
+        raise
+
+
+def _check_kinds(
+    cell, input, h0, c0, weights, bias, num_layers, dropout, training, bidirectional, batch_first,
+    batch_sizes, reset, lengths, return_states, return_gates, *_,
+) -> None:  # fmt: skip
+    """TypeError or ValueError if an argument that is not of `Asked` is of a wrong kind."""
+    check_kind("input", input, Tensor, "a tensor")
+    check_kind("h0", h0, Tensor, "a tensor")
+    if cell == "lstm":
+        check_kind("c0", c0, Tensor, "a tensor")
+    check_kind("weights", weights, Iterable, "a list of tensors")
+    for k, weight in enumerate(weights):
+        check_kind(f"weights[{k}]", weight, Tensor, "a tensor")
+    count_of("num_layers", num_layers)
+    check_rate("dropout", dropout, with_one=True)
+    check_kind("batch_sizes", batch_sizes, (Tensor, NoneType), "a tensor")
+    for name, flag in {
+        "bias": bias,
+        "training": training,
+        "bidirectional": bidirectional,
+        "batch_first": batch_first,
+        "return_states": return_states,
+        "return_gates": return_gates,
+    }.items():
+        check_flag(name, flag)
 
 
 def _check_rank(name: str, tensor: Tensor, rank: int) -> None:
@@ -150,6 +186,7 @@ def lstm(
         if asked for.
 
     Raises:
+        TypeError: an argument is of a wrong kind, which the message names.
         ValueError: a feature is out of its range, of a wrong dtype, or does not go with the input.
         RuntimeError: ranks, sizes, dtypes or devices do not fit; there is no time step; or a
             length on the CPU is out of range. Lengths on a GPU are not read.
@@ -161,6 +198,7 @@ def lstm(
         >>> torch.equal(output, lstm(x)[0])
         True
     """
+    check_kind("hx", hx, Sized, "a pair of tensors (h0, c0)")
     if len(hx) != 2:
         raise RuntimeError("lstm expects two hidden states")
     return _run(

@@ -151,10 +151,10 @@ def given(
 def begun(module, given: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, Tensor | None]:
     """`reset_state` of a call, which has a tensor for each state of the cell, as (h, c); each may
     have the steps as a first dimension. RuntimeError if they are not so many."""
-    tensors = [given] if isinstance(given, Tensor) else list(given)
+    tensors = list(given) if isinstance(given, (tuple, list)) else [given]
     if not all(isinstance(each, Tensor) for each in tensors):
         return given  # whose checks say what is wrong
-    module._check_count(given)
+    module._check_count(given, "reset_state")
     most = max(tensors, key=Tensor.dim)
     tensors = [t if t.dim() == most.dim() else t.expand(len(most), *t.shape) for t in tensors]
     h, c = module._parts(tensors if module._several else tensors[0])

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.types import Device
 
 from . import made
+from .arguments import check_layer, kind_of
 from .base import RNNBase
 from .features import Asked, States, with_dimension
 from .programs import Cell
@@ -53,7 +54,7 @@ class Recurrent(RNNBase):
 
     Raises:
         StepError: the step cannot be traced; see `Cell`.
-        TypeError, ValueError: `cell` is no `Cell`; an argument is out of range.
+        TypeError, ValueError: `cell` is no `Cell`; an argument is of a wrong kind or out of range.
 
     Example:
         >>> layer = fastrnn.Recurrent(fastrnn.zoo.CfC, 10, 20)
@@ -83,16 +84,8 @@ class Recurrent(RNNBase):
         torch.nn.Module.__init__(self)
         if not isinstance(cell, Cell):
             raise TypeError(f"cell should be a fastrnn.Cell, got {type(cell).__name__}")
-        for name, size in {"hidden_size": hidden_size, "num_layers": num_layers}.items():
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
-        if isinstance(dropout, bool) or not 0 <= dropout <= 1:
-            raise ValueError(f"dropout must be a number in [0, 1], got {dropout!r}")
-        if not 0 <= proj_size < hidden_size:
-            raise ValueError(f"proj_size must be in [0, hidden_size), got {proj_size}")
-        if heads < 1 or hidden_size % heads or (heads > 1 and proj_size):
-            sizes = f"{heads} of {hidden_size} and proj_size={proj_size}"
-            raise ValueError(f"heads must divide hidden_size, without a projection; got {sizes}")
+        flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+        check_layer(input_size, hidden_size, num_layers, dropout, proj_size, heads, **flags)
         if dropout and num_layers == 1:
             warnings.warn("dropout is applied between layers, and there is one", stacklevel=2)
         self.cell = cell
@@ -167,6 +160,9 @@ class Recurrent(RNNBase):
     def _each(self, hx: State) -> Sequence[Tensor]:
         return hx if self._several else (hx,)
 
+    def _state_names(self) -> tuple[str, ...]:
+        return self.cell.states
+
     def _width(self, state: str) -> int:
         return (state == self.cell.recurrent and self.proj_size) or self.hidden_size
 
@@ -179,21 +175,26 @@ class Recurrent(RNNBase):
     def _check_state_rank(self, hx: State, batched: bool) -> None:
         self._check_count(hx)
         rank = 3 if batched else 2
-        for name, each in zip(self.cell.states, self._each(hx), strict=True):
-            if each.dim() != rank:
+        try:
+            ranks = [each.dim() for each in self._each(hx)]
+        except AttributeError:
+            raise TypeError(f"hx must hold tensors, got {kind_of(hx)}") from None
+        for name, found in zip(self.cell.states, ranks, strict=True):
+            if found != rank:
                 kind = "batched" if batched else "unbatched"
                 raise RuntimeError(
-                    f"For {kind} input, state {name} should be {rank}-D, got {each.dim()}-D"
+                    f"For {kind} input, state {name} should be {rank}-D, got {found}-D"
                 )
 
-    def _check_count(self, hx: State) -> None:
+    def _check_count(self, hx: State, name: str = "hx") -> None:
         states = self.cell.states
         if not self._several and not isinstance(hx, Tensor):
-            raise RuntimeError(f"{self.cell.name} expects one tensor for its state {states[0]}")
-        if self._several and (isinstance(hx, Tensor) or len(hx) != len(states)):
-            raise RuntimeError(
-                f"{self.cell.name} expects a tuple of the states {', '.join(states)}"
-            )
+            expects = f"one tensor for its state {states[0]}"
+        elif self._several and not (isinstance(hx, (tuple, list)) and len(hx) == len(states)):
+            expects = f"a tuple of the states {', '.join(states)}"
+        else:
+            return
+        raise RuntimeError(f"{self.cell.name} expects {expects}, got {kind_of(hx)} as {name}")
 
     def check_forward_args(self, input: Tensor, hidden: State, batch_sizes: Tensor | None) -> None:
         """Raises as `RNNBase.check_forward_args`, for all states."""

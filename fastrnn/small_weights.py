@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check_kind
+from .arguments import check_kind, is_among
 from .modules import RNNBase
 from .recurrent import Recurrent
 
@@ -34,16 +34,16 @@ def formats(
     Raises:
         ValueError: weights or activations do not exist, or are not for this module.
     """
-    if activations not in (None, "int8"):
+    if activations is not None and not is_among(activations, ["int8"]):
         raise ValueError(f"activations must be None or 'int8', got {activations!r}")
     asked = weights if isinstance(weights, Mapping) else {"*": weights}
-    if weights == "int8":
+    if is_among(weights, ["int8"]):
         asked = {"weight_ih_l0": None, "*": "int8"}
     names = [name for name in module._flat_weights_names if name.startswith("weight_")]
     for name, format in asked.items():
         if name != "*" and name not in names:
             raise ValueError(f"weights has {name!r}, the module has {', '.join(names)}")
-        if format is not None and format not in tuple(_LARGEST):
+        if format is not None and not is_among(format, _LARGEST):
             raise ValueError(
                 f"weights must be None, {', '.join(map(repr, _LARGEST))} or a dict of them, "
                 f"got {format!r}"
@@ -155,6 +155,7 @@ def quantization_error(
     if frames.dim() != 3 or not len(frames):
         raise ValueError(f"frames must be (T, N, input_size) with T > 0, got {tuple(frames.shape)}")
     stream = Streamer(module, frames.size(1), weights=weights, activations=activations)
+    stream.check_frames("frames", frames)
     asked = formats(module, weights, activations)
     if asked is None:
         raise ValueError(f"no weight is small: weights={weights!r}")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from . import checks, small_weights
+from . import arguments, checks, small_weights
 from .call import Call
 from .dispatch import cpu
 from .features import Asked
@@ -92,7 +92,7 @@ class Streamer:
             )
         if module.bidirectional:
             raise ValueError("a bidirectional module cannot run one time step at a time")
-        batch_size = checks.count_of("batch_size", batch_size)
+        batch_size = arguments.count_of("batch_size", batch_size)
         weight = _weights(module)[0]
         if not weight.is_cpu or weight.dtype not in _WIDE:
             dtypes, own = ", ".join(map(str, _WIDE)), f"{weight.dtype} on {weight.device}"
@@ -210,7 +210,7 @@ class Streamer:
             if x.is_neg() or not x.is_contiguous():
                 x = x.resolve_neg().contiguous()
             address = checks.address_of(x)
-            if inputs or self._inputs.planes:
+            if inputs is not None or self._inputs.planes:
                 self._inputs.write(inputs)
             self._stack.step(address, self._address)
             if self._y.data_ptr() != self._address:
@@ -247,8 +247,7 @@ class Streamer:
             raise TypeError("steps takes no cell that has inputs; call step in turn")
         if not isinstance(x, Tensor):
             raise TypeError(f"x must be a tensor, got {type(x).__name__}; see torch.from_numpy")
-        if x.shape[1:] != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
-            self._refuse(x.shape, x.dtype, x.device, ("T",))
+        self.check_frames("x", x)
         checks.check_no_tangent("x", x)
         x = x.detach().to(self._h.dtype).resolve_neg().contiguous()
         y = self._h.new_empty(len(x), *self._output.shape)
@@ -256,9 +255,16 @@ class Streamer:
             self._stack.steps(checks.address_of(x), y.data_ptr(), len(x))
         return y.to(self._dtype)
 
-    def _refuse(self, shape, dtype, device, before: tuple = ()) -> None:
+    def check_frames(self, name: str, frames: Tensor) -> None:
+        """ValueError, which has the name, if they are not (T, N, input_size), of the stream's dtype
+        and on the CPU."""
+        own = frames.shape[1:] == self._input_shape and frames.dtype is self._dtype
+        if not own or not frames.is_cpu:
+            self._refuse(frames.shape, frames.dtype, frames.device, name, ("T",))
+
+    def _refuse(self, shape, dtype, device, name: str = "x", before: tuple = ()) -> None:
         own = f"({', '.join(map(str, (*before, *self._input_shape)))}) {self._dtype}"
-        raise ValueError(f"x must be {own} on the CPU, got {tuple(shape)} {dtype} on {device}")
+        raise ValueError(f"{name} must be {own} on the CPU, got {tuple(shape)} {dtype} on {device}")
 
     def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
         """Sets the state to zero: of all rows, or of those given, by index or by a bool mask (N,).

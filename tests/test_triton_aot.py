@@ -108,6 +108,7 @@ import sys
 import torch
 sys.path.insert(0, "tests")
 from program_cells import CELLS
+from fastrnn import zoo
 from fastrnn.made import register
 from tools import aot
 
@@ -118,9 +119,12 @@ for target in ("sm_90", "gfx942"):
         ("peephole", "uuu", 40, 512, (0,)),
         ("decaying_lstm", "un", 40, 16, (0,)),
         ("original_gru", "", 40, 16, (0,)),  # in one launch, and two for each step
-        ("multiplicative_lstm", "u", 1000, 64, (1, 2)),
+        ("multiplicative_lstm", "u", 1000, 64, (0, 1)),
+        # the second launch sums over units
+        ("LayerNormLSTM", "u" * 14, 1024, 64, (0, 1)),
     ):
-        cell = "lstm" if name == "by hand" else register(CELLS[name], H, False)
+        made = CELLS.get(name) or getattr(zoo, name, None)
+        cell = "lstm" if name == "by hand" else register(made, H, False)
         for kernel, part in itertools.product(("forward", "backward"), parts):
             case = aot.Case(kernel, cell, H, N, torch.bfloat16, "ieee", target, kinds=kinds)
             found = aot.report(case, part)
@@ -133,9 +137,10 @@ def test_printed_cells(tmp_path):
     """None spills or is too large, and an LSTM takes the registers of the one by hand."""
     lines = run("-c", PRINTED, cache=tmp_path).splitlines()
     found = {tuple(cells[:3]): cells[3:] for cells in (line.split(",") for line in lines)}
-    assert len(found) == 2 * (5 + 2) * 2
-    launches = {launch for _, name, launch in found if name == "multiplicative_lstm"}
-    assert launches == {f"{kernel} {k} step" for kernel in ("forward", "backward") for k in (1, 2)}
+    assert len(found) == 2 * (5 + 2 + 2) * 2
+    for of_two in ("multiplicative_lstm", "LayerNormLSTM"):
+        launches = {launch for _, name, launch in found if name == of_two}
+        assert launches == {f"{k} {part} step" for k in ("forward", "backward") for part in (0, 1)}
     for (target, name, launch), (registers, local, fits) in found.items():
         assert fits == "True" and (local == "0" or target == "gfx942"), (target, name, launch)
         if name == "lstm":

@@ -15,7 +15,22 @@ from several_gpus import entered
 from fastrnn.call import Sizes
 from fastrnn.dispatch import triton
 from fastrnn.dispatch.gpu import graphs
-from fastrnn.dispatch.triton.choose import RESERVED, Device, Plan, choose, power_of_two
+from fastrnn.dispatch.triton.choose import (
+    ALL,
+    CELL_STAGE,
+    FIRST_STAGE,
+    PROJECTION,
+    RESERVED,
+    SECOND_PRODUCT,
+    STATE_PRODUCT,
+    SUMMED,
+    Device,
+    Plan,
+    choose,
+    launches,
+    of_rows,
+    power_of_two,
+)
 from fastrnn.table import CELLS
 
 A100, H100 = Device(108, 163 << 10), Device(132, 227 << 10, tall=True)
@@ -59,11 +74,46 @@ def test_schedules():
     # full float32 has no room for weights, the interpreter no way to meet
     assert not lstm(64, 1, itemsize=4, ieee=True).persistent
     assert lstm(64, 1, INTERPRETER).persistent and not lstm(512, 1, INTERPRETER).persistent
-    # a step that sums over units has them all in one program
-    for ieee in (False, True):
-        for units in (1, 40, 128):
-            plan = choose(units, 4 * units, 64, 1, 4, ieee, H100, whole=True)
-            assert plan.unit_tiles(units) == 1
+
+
+@pytest.mark.parametrize("device", [A100, H100, MI300, INTERPRETER], ids=str)
+def test_sums_over_units(device):
+    """One program of a persistent plan has all units of its rows, and few rows. Others leave what
+    sums to programs that have a row, or some, and as many threads as a processor takes."""
+    sizes = itertools.product([1, 40, 64, 65, 128, 129, 513, 1024, 1025, SUMMED], [1, 2000], [2, 4])
+    for units, N, itemsize in sizes:
+        for ieee in {False, itemsize == 4}:
+            plan = choose(units, 4 * units, N, 1, itemsize, ieee, device, whole=True)
+            if plan.persistent:
+                assert (plan.unit_tiles(units), plan.block_n) == (1, 16)
+            assert plan.persistent or plan == choose(
+                max(units, 129), 4 * units, N, 1, itemsize, ieee, device._replace(stepwise=True)
+            )
+        rows = of_rows(units, device)
+        assert rows.unit_tiles(units) == 1 and not rows.persistent
+        threads, elements = rows.num_warps * device.lanes, rows.block_n * rows.block_u
+        assert 128 <= threads <= 512 and rows.num_warps == power_of_two(rows.num_warps * 16) // 16
+        assert elements <= threads * (2 if units <= 512 else 4 if units <= 2048 else 8)
+    assert of_rows(40, device).block_n == 4 and of_rows(300, device).block_n == 1
+
+
+PLAN, ROWS = Plan(False, 16, 16, 16, 4, 2), Plan(False, 1, 64, 16, 4, 1)
+
+
+def test_launches():
+    """Each stage is done once, in order. One that sums over units is not with a product."""
+    assert launches(PLAN._replace(persistent=True), ROWS, True, False, False)[0][0] == ALL
+    assert launches(PLAN, None, False, False, True) == [(ALL, PLAN)]
+    u, first, w, cell, p = STATE_PRODUCT, FIRST_STAGE, SECOND_PRODUCT, CELL_STAGE, PROJECTION
+    for backward in (False, True):
+        assert launches(PLAN, None, True, False, backward) == [(u + first, PLAN), (w + cell, PLAN)]
+        assert launches(PLAN, ROWS, False, False, backward) == [(u, PLAN), (cell, ROWS)]
+        found = launches(PLAN, ROWS, True, False, backward)
+        assert found == [(u, PLAN), (first, ROWS), (w, PLAN), (cell, ROWS)]
+    assert launches(PLAN, None, False, True, False) == [(u + cell, PLAN), (p, PLAN)]
+    assert launches(PLAN, None, False, True, True) == [(u, PLAN), (p + cell, PLAN)]
+    assert launches(PLAN, ROWS, False, True, False) == [(u, PLAN), (cell, ROWS), (p, PLAN)]
+    assert launches(PLAN, ROWS, False, True, True) == [(u, PLAN), (p, PLAN), (cell, ROWS)]
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -82,7 +132,7 @@ def test_launches_are_made_on_the_device_of_the_tensors(persistent, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(launch, "device_of", lambda *_: H100)
     monkeypatch.setattr(launch, "precision", lambda tensor: "tf32")
-    monkeypatch.setattr(launch, "plan_for", lambda *_: Plan(persistent, 16, 16, 16, 4, 2))
+    monkeypatch.setattr(launch, "plans_for", lambda *_: [(ALL, Plan(persistent, 16, 16, 16, 4, 2))])
     monkeypatch.setattr(launch, "constants", lambda *_: {})
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.empty(1))
     monkeypatch.setattr(graphs, "repeat", lambda key, run: (chains.append(key), run()))

@@ -22,13 +22,14 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fastrnn
 from fastrnn import Cell, Recurrent, made
+from fastrnn.dispatch import triton
 from fastrnn.dispatch.triton import launch, printed
 from fastrnn.programs.bytecode import OPS, ROW
 
 # numpy warns where an exponential overflows and of what is no number, which the cells expect.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 SMOOTH = [name for name in CELLS if name != "lif"]  # which jumps where others round
-SUMS = ("layer_norm_lstm", "normed_gates_of_a_norm")  # over units, which are in one program
+SUMS = ("layer_norm_lstm", "normed_gates_of_a_norm")  # over units
 
 
 @pytest.fixture(params=PLANS)
@@ -72,7 +73,7 @@ FORMS = itertools.cycle([{}, {"bidirectional": True}, {"bias": False, "bidirecti
     [(name, schedule, next(FORMS)) for name in CELLS for schedule in PLANS],
 )
 def test_cells(name, schedule, form, monkeypatch):
-    force(monkeypatch, "persistent" if name in SUMS else schedule)
+    force(monkeypatch, schedule)
     T, N = (2, 3) if schedule == "step" else (3, 18)
     check(Example(name, T, N, 5, 17, torch.float32, **form))
 
@@ -112,6 +113,10 @@ def test_features(name, which, monkeypatch):
 def test_projection(name, plan):
     check(Example(name, 3, 4, 3, 12, torch.float32, proj_size=7, bidirectional=True))
     check(Example(name, 3, 5, 3, 12, torch.float32, proj_size=7), lengths=KEPT.clamp(max=3))
+
+
+def test_projection_of_sums(plan):
+    check(Example("layer_norm_lstm", 4, 5, 3, 12, torch.float32, proj_size=7), **FEATURES["all"])
 
 
 @pytest.mark.parametrize("name", ["slstm", "gru", "unicornn", "mc_lstm", "multiplicative_lstm"])
@@ -240,13 +245,39 @@ def test_what_is_printed_is_python_that_triton_can_read():
     assert launch.steps(program.name) is launch.steps(program.name)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_sums_over_units(dtype):
-    """In plans of one program for all units. More units than it takes are refused."""
-    for name in SUMS:
-        check(Example(name, 2, 18, 3, 21, dtype, bidirectional=True))
-    module = on_device(Example("layer_norm_lstm", 1, 1, 3, 129, dtype)).module
-    x = torch.zeros(1, 1, 3, device=DEVICE, dtype=dtype)
-    with fastrnn.backend("triton"), pytest.raises(RuntimeError, match="hidden_size of 128 or less"):
+@pytest.mark.parametrize(
+    ("name", "H", "N", "dtype", "form"),
+    [
+        ("layer_norm_lstm", 21, 18, torch.bfloat16, {"bidirectional": True}),
+        ("layer_norm_lstm", 129, 3, torch.float32, {}),
+        ("layer_norm_lstm", 200, 2, torch.bfloat16, {"bias": False}),
+        ("layer_norm_lstm", 513, 1, torch.float16, {}),
+        ("normed_gates_of_a_norm", 21, 18, torch.float32, {"bidirectional": True}),
+        ("normed_gates_of_a_norm", 256, 2, torch.bfloat16, {"bidirectional": True}),
+    ],
+)
+def test_sums_over_units(name, H, N, dtype, form):
+    """In the plans that `choose` makes: one program does all, or a step takes several launches."""
+    check(Example(name, 2, N, 3, H, dtype, **form))
+
+
+ZOO = [fastrnn.zoo.LayerNormLSTM, fastrnn.zoo.LayerNormGRU, fastrnn.zoo.DreamerGRU]
+
+
+@pytest.mark.parametrize("cell", ZOO, ids=lambda cell: cell.name)
+def test_layer_norm_of_the_zoo(cell, monkeypatch):
+    """Above the units that one program can have beside a product."""
+    monkeypatch.setitem(CELLS, cell.name, cell)
+    check(Example(cell.name, 2, 2, 3, 150, torch.float32, bias=False))
+
+
+def test_more_units_than_one_program_sums(monkeypatch):
+    """They are refused, and what would take them is named."""
+    module = on_device(Example("layer_norm_lstm", 1, 1, 3, 9, torch.float32)).module
+    x = torch.zeros(1, 1, 3, device=DEVICE)
+    with fastrnn.backend("triton"):
         module(x)
+        monkeypatch.setattr(triton, "SUMMED", 8)
+        with pytest.raises(RuntimeError, match="hidden_size of 8 or less"):
+            module(x)
     module(x)

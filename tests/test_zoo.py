@@ -232,9 +232,9 @@ def test_masks_of_zoneout():
 
 def test_masks_refuse_what_is_no_probability():
     layer, x = Recurrent(zoo.RecurrentDropoutLSTM, 3, 4), torch.randn(2, 1, 3)
-    with pytest.raises(ValueError, match=r"p must be in \[0, 1\), got 1"):
+    with pytest.raises(ValueError, match=r"p must be a number in \[0, 1\), got 1"):
         zoo.recurrent_dropout(layer, x, 1)
-    with pytest.raises(ValueError, match=r"c must be in \[0, 1\), got -0.1"):
+    with pytest.raises(ValueError, match=r"c must be a number in \[0, 1\), got -0.1"):
         zoo.zoneout(layer, x, c=-0.1)
     with pytest.raises(ValueError, match="per must be 'sequence' or 'step', got 'row'"):
         zoo.recurrent_dropout(layer, x, per="row")

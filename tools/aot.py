@@ -27,7 +27,7 @@ from fastrnn.call import Sizes
 from fastrnn.dispatch.triton.backward import backward
 from fastrnn.dispatch.triton.choose import Device
 from fastrnn.dispatch.triton.forward import forward
-from fastrnn.dispatch.triton.launch import constants, options, plan_for
+from fastrnn.dispatch.triton.launch import constants, options, plans_for, sums_units
 from fastrnn.table import cell_named
 
 # Processors and shared memory of A100, H100, B200 and MI300X.
@@ -77,7 +77,7 @@ def _types(case: Case, names: list[str]) -> dict[str, str | None]:
         absent |= {"w_hr", "d_state"}
     if not (case.projection or kind.second):
         absent |= {"m"}
-    if kind.hidden_gates == kind.second or not kind.second:
+    if not (kind.second or sums_units(kind)):
         absent |= {"sums"}
     hands_back = case.kernel == "forward" or kind.step is not None
     if not (kind.keeps_hidden(case.projection > 0) and hands_back):
@@ -130,19 +130,16 @@ def _usage(compiled) -> tuple[int, int]:
 
 
 def build(case: Case, part: int = 0):
-    """The compiled kernel, the plan and the device of a case. Of a launch for each part of a step
-    the first, unless `part` says which."""
+    """The compiled kernel, the plan and the device of a case. Of several launches for a step the
+    first, unless `part` says which."""
     kernel = forward if case.kernel == "forward" else backward
     target, device = TARGETS[case.target]
     P = case.projection or case.H
     size = Sizes(T=1, N=case.N, I=case.H, H=case.H, P=P, D=case.D, rows=case.N)
     cell = cell_named(case.cell)
-    plan = plan_for(kernel, cell, size, P != case.H, case.dtype, case.how, device)
-    if plan.persistent:
-        part = 0
-    elif P != case.H or cell.second:
-        part = part or 1
-    fixed = constants(kernel, cell, size, plan, case.how, case.kinds) | {"PART": part}
+    plans = plans_for(kernel, cell, size, P != case.H, case.dtype, case.how, device)
+    stages, plan = plans[part]
+    fixed = constants(kernel, cell, size, stages, plan, case.how, case.kinds)
     if kernel is backward:
         fixed["CLIP"] = False
     names = [name for name in kernel.arg_names if name not in fixed]

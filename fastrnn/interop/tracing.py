@@ -16,7 +16,9 @@ from types import ModuleType
 import torch
 from torch import nn
 from torch.compiler import is_dynamo_compiling
+from torch.nn.utils.rnn import PackedSequence
 
+from ..arguments import check_kind
 from ..torch_private import is_tracing
 from .classes import set_class, torchs_class
 
@@ -70,6 +72,8 @@ def of_no_tensor(module: nn.Module, input, hx, asked: dict | None = None):
     """The call with an input that is no tensor: `torch.fx` records it, others look like tensors."""
     proxies = [each for each in (input, *_flat(hx)) if isinstance(each, torch.fx.Proxy)]
     if not proxies:
+        if module.torch_class is None:
+            check_kind("input", input, (torch.Tensor, PackedSequence), "a tensor or PackedSequence")
         return as_torch(module, input, hx, asked)
     tracer = proxies[0].tracer
     path = tracer.path_of_module(module)

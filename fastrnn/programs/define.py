@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from types import NoneType
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from ..arguments import check_kind, count_of
 
 if TYPE_CHECKING:
     from .program import Program
@@ -56,7 +60,8 @@ class Cell:
 
     Raises:
         ValueError: a name is no identifier, is there twice, or is not declared.
-        TypeError: `gates`, `states`, `params` or `inputs` are not names.
+        TypeError: `gates`, `states`, `params` or `inputs` are not names, or another argument is of
+            a wrong kind.
 
     A cell does not change. Cells of the same arguments are equal; a cell can be pickled if its
     step can.
@@ -84,6 +89,11 @@ class Cell:
         init: Mapping[str, Init] | None = None,
         name: str | None = None,
     ):
+        if not callable(step):
+            raise TypeError(f"step must be a function, got {type(step).__name__}")
+        for role, given in {"recurrent": recurrent, "output": output, "name": name}.items():
+            check_kind(role, given, (str, NoneType), "a string")
+        check_kind("init", init, (Mapping, NoneType), "a dict of numbers or functions")
         self._programs: dict[int, Program] = {}
         self.step = step
         self.gates, self.states = _split("gates", gates), _split("states", states)
@@ -106,12 +116,11 @@ class Cell:
                 place, random numbers, a tensor from outside, a number that depends on the rows or
                 the dtype, a wrong number or shape of states, an operation that programs do not
                 have.
-            ValueError: H is not positive.
+            TypeError, ValueError: H is no integer, or not positive.
             Exception: what the step itself raises.
         """
+        H = count_of("H", H)
         if H not in self._programs:
-            if H < 1:
-                raise ValueError(f"H must be at least 1, got {H}")
             from .program import build
             from .trace import trace
 
@@ -153,10 +162,14 @@ class Cell:
         for role in ("recurrent", "output"):
             if (name := getattr(self, role)) not in self.states:
                 raise ValueError(f"{role}={name!r} is not a state: {' '.join(self.states)}")
-        for name in self.init:
+        for name, init in self.init.items():
             if name not in self.params:
                 declared = " ".join(self.params) or "none"
                 raise ValueError(f"init has {name!r}, which is not in params: {declared}")
+            number = isinstance(init, Real) or (isinstance(init, Tensor) and init.dim() == 0)
+            if not (init is None or callable(init) or number):
+                kind = type(init).__name__
+                raise TypeError(f"init of {name!r} must be a number or a function, got {kind}")
 
     def _key(self) -> tuple:
         init = tuple(sorted(self.init.items(), key=lambda item: item[0]))

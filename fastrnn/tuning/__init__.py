@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
 import torch
 
+from ..arguments import check_kind
 from ..dispatch import LOOPS, gpu, race, tuned
 from ..dispatch.tuned import Point
 from .measure import Gpu, Machine
@@ -43,6 +45,7 @@ def tune(
         What changed and by how much; `print` shows it as a table.
 
     Raises:
+        TypeError: `run` is no function.
         RuntimeError: there is no such GPU, or our kernels cannot run on it.
         OSError: the cache folder cannot be written.
 
@@ -50,6 +53,7 @@ def tune(
         >>> report = fastrnn.tune(lambda: model(batch).sum().backward())  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
+    check_kind("run", run, (Callable, NoneType), "a function")
     on = _gpu(device)
     kernels = next((each for each in LOOPS if each.status() is None), None)
     if kernels is None:

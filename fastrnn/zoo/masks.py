@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ..arguments import check_kind, check_rate, is_among
 from ..recurrent import Recurrent
 
 
@@ -24,6 +25,7 @@ def zoneout(
         The masks `keep_h` and `keep_c`.
 
     Raises:
+        TypeError: layer is no layer, or input no tensor.
         ValueError: a probability is not in [0, 1).
 
     Example:
@@ -31,7 +33,7 @@ def zoneout(
         >>> x = torch.randn(5, 3, 10)
         >>> output, (h, c) = layer(x, inputs=fastrnn.zoo.zoneout(layer, x))
     """
-    _check(h=h, c=c)
+    _check(layer, input, h=h, c=c)
     if not layer.training:
         return {"keep_h": _number(input, h), "keep_c": _number(input, c)}
     return {"keep_h": _draw(layer, input, h, "step"), "keep_c": _draw(layer, input, c, "step")}
@@ -52,6 +54,7 @@ def recurrent_dropout(
         The mask `mask`.
 
     Raises:
+        TypeError: layer is no layer, or input no tensor.
         ValueError: p is not in [0, 1), or `per` is something else.
 
     Example:
@@ -60,18 +63,21 @@ def recurrent_dropout(
         >>> masks = fastrnn.zoo.recurrent_dropout(layer, x, p=0.5, per="step")
         >>> output, (h, c) = layer(x, inputs=masks)
     """
-    _check(p=p)
-    if per not in ("sequence", "step"):
+    _check(layer, input, p=p)
+    if not is_among(per, ("sequence", "step")):
         raise ValueError(f"per must be 'sequence' or 'step', got {per!r}")
     if not layer.training:
         return {"mask": _number(input, 1.0)}
     return {"mask": _draw(layer, input, 1 - p, per) / (1 - p)}
 
 
-def _check(**rates: float) -> None:
+def _check(layer: Recurrent, input: Tensor | PackedSequence, **rates: float) -> None:
+    if not hasattr(layer, "hidden_size"):  # a compiled layer has it too
+        raise TypeError(f"layer must be a Recurrent, got {type(layer).__name__}")
+    if not hasattr(input, "new_full"):  # as a tensor, or what stands for one while it is traced
+        check_kind("input", input, PackedSequence, "a tensor or a PackedSequence")
     for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {rate}")
+        check_rate(name, rate, with_one=False)
 
 
 def _number(input: Tensor | PackedSequence, number: float) -> Tensor:

@@ -11,6 +11,11 @@ import triton
 import triton.language as tl
 
 from .tiles import (
+    CELL_STAGE,
+    FIRST_STAGE,
+    PROJECTION,
+    SECOND_PRODUCT,
+    STATE_PRODUCT,
     first_row,
     hold,
     load,
@@ -148,6 +153,8 @@ def backward(
     d_units,  # [parameters of units, D, N, H] float32 zeros, for their gradients; or None
     d_rows,  # [other parameters, D, rows, H] for theirs, or None
     d_state,  # [rows, D, P] complete gradient of each h of a projected layer, or None
+    sums,  # [D, N, 2, H] float32 room, where another launch takes them: for the gradient of h and,
+    #        of a second product, for that of v; or None
     lengths, offsets, reset, meetings,  # as in `forward`
     T, N, rows, first, last,
     detach_every,  # no gradient crosses a time that is a multiple of it; 0: all do
@@ -160,9 +167,12 @@ def backward(
     D: tl.constexpr, H: tl.constexpr, P: tl.constexpr, UNIT_TILES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
     PRECISION: tl.constexpr,
-    PART: tl.constexpr,  # as in `forward`
+    STAGES: tl.constexpr,  # as in `forward`
     CLIP: tl.constexpr,
 ):  # fmt: skip
+    MAKES: tl.constexpr = STATE_PRODUCT if w_hr is None else PROJECTION  # the gradient of h
+    ELEMENTWISE: tl.constexpr = ((FIRST_STAGE | CELL_STAGE) & STAGES) > 0
+    IN_CELL: tl.constexpr = (CELL_STAGE & STAGES) > 0
     group, d, n, length, j = place(T, N, lengths, D, UNIT_TILES, BLOCK_N, BLOCK_U)
     first, last = span(T, d, length, first, last, PERSISTENT)
     state = d * N + n
@@ -201,15 +211,15 @@ def backward(
         mask = active[:, None] & unit
         mask_p = active[:, None] & (j < P)[None, :]
 
-        if PART != 2:
+        if STATE_PRODUCT & STAGES:
             row_after = first_row(t_after, T, N, offsets) + n
             dh = tl.zeros((BLOCK_N, BLOCK_U), tl.float32)
             if U > W:
-                sums = product(
+                of_h = product(
                     du + (row_after * D + d) * (U * H), comes, w_hh, held, j, U - W, H, P, False,
                     BLOCK_N, BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
                 )  # fmt: skip
-                dh = total(sums, U - W)
+                dh = total(of_h, U - W)
             if KEEPS_H:
                 dh += tl.load(d_kept + at, mask=mask, other=0.0)
             if CLIP:
@@ -225,18 +235,22 @@ def backward(
                 dh += tl.load(dh_n + at_end, mask=ends, other=0.0).to(tl.float32)
             if w_hr is not None:
                 store(d_state + (row * D + d)[:, None] * P + j[None, :], (dh,), mask_p, 1, 0)
-        if w_hr is not None:
-            if PART == 0:
+        if (w_hr is not None) and (PROJECTION & STAGES):
+            if STATE_PRODUCT & STAGES:
                 arrivals += UNIT_TILES
                 meet(meetings + group, arrivals, UNIT_TILES == 1)
-            if PART != 1:
-                (dh,) = product(
-                    d_state + (row * D + d) * P, active, w_hr, held_hr, j, 1, P, H, False, BLOCK_N,
-                    BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
-                )  # fmt: skip
-        if (W > 0) and (PART == 2):
-            dh = tl.load(d_kept + at, mask=mask, other=0.0)
-        if (w_hr is None) or (PART != 1):
+            (dh,) = product(
+                d_state + (row * D + d) * P, active, w_hr, held_hr, j, 1, P, H, False, BLOCK_N,
+                BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
+            )  # fmt: skip
+        at_sums = sums
+        if sums is not None:
+            at_sums = sums + state[:, None] * (2 * H) + j[None, :]
+        if (MAKES & STAGES) and (not IN_CELL):
+            store(at_sums, (dh,), mask, 1, 0)
+        if ELEMENTWISE and ((MAKES & STAGES) == 0):
+            dh = tl.load(at_sums, mask=mask, other=0.0)
+        if ELEMENTWISE:
             grads = (dh,)
             for k in tl.static_range(OWN):
                 dc = d_own[k].to(tl.float32)
@@ -250,21 +264,25 @@ def backward(
             new = widen(new, OWN + 1)
         if W > 0:
             dw = du + (row * D + d) * (U * H) + (U - W) * H
-            if PART != 2:
+            if FIRST_STAGE & STAGES:
                 dw_t = FIRST(saved, old, new, p, grads, unit)
                 store(dw[:, None] + j[None, :], dw_t, mask, W, H)
-            if PART == 1:
-                tl.store(d_kept + at, dh, mask=mask)
-            if PART == 0:
-                arrivals += UNIT_TILES
-                meet(meetings + group, arrivals, UNIT_TILES == 1)
-            if PART != 1:
-                sums = product(
+                if SECOND_PRODUCT & STAGES:
+                    arrivals += UNIT_TILES
+                    meet(meetings + group, arrivals, UNIT_TILES == 1)
+            if SECOND_PRODUCT & STAGES:
+                of_v = product(
                     dw, active, w_w, held_w, j, W, H, P, False, BLOCK_N, BLOCK_U, BLOCK_K,
                     PERSISTENT, PRECISION,
                 )  # fmt: skip
-                grads = grads + (total(sums, W),)
-        if PART != 1:
+                dv = total(of_v, W)
+                if not IN_CELL:
+                    store(at_sums + H, (dv,), mask, 1, 0)
+            elif IN_CELL:
+                dv = tl.load(at_sums + H, mask=mask, other=0.0)
+            if IN_CELL:
+                grads = grads + (dv,)
+        if IN_CELL:
             d_old, dx_t, du_t, dp = CELL(saved, old, new, p, grads, unit)
             for k in tl.static_range(KEEPS_H + OWN):
                 sent = tl.where(goes[:, None], d_old[k], 0.0)

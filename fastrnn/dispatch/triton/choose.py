@@ -2,7 +2,7 @@
 
 Its estimates come from data sheets; nothing here was timed on a GPU yet. What is checked without
 one (`aot.py`): that the tiles chosen compile for each architecture without spilling registers and
-within its shared memory.
+within its shared memory. Sums over more than 1024 units do spill, see `bench/NOTES.md`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,21 @@ class Plan(NamedTuple):
 
 # Beside the weights a program needs room for a block of h and for changes of register layout.
 RESERVED = 44 << 10
-# Units over which a step may sum: all are in one program, in its registers.
-SUMMED = 128
+# Units over which a step may sum: all of a row are in one program, in its registers.
+SUMMED = 4096
 # Products with weights that are held are unrolled. Matrix instructions of one warp at which both
 # kernels together take about ten seconds to compile, on one core of a server.
 UNROLLED = 400
+
+
+# The stages of a step, in the order of forward. Those without a product work on units alone, or on
+# sums over all of them.
+STATE_PRODUCT = 1  # of h and W_hh; backward: of du of the later step, which makes dh
+FIRST_STAGE = 2  # of a cell with a second product, up to it
+SECOND_PRODUCT = 4
+CELL_STAGE = 8
+PROJECTION = 16  # backward: second
+ALL = 31
 
 
 def power_of_two(n: int) -> int:
@@ -64,7 +74,7 @@ def choose(
     device: Device,
     whole: bool = False,
 ) -> Plan:
-    """The plan for a layer of N rows and D directions.
+    """The plan for a layer of N rows and D directions, for its products where they are apart.
 
     Args:
         units: columns that a step makes: the hidden size, or the projection's if that is larger.
@@ -73,24 +83,21 @@ def choose(
         ieee: whether products are float32 without TF32. No tensor core computes those; they go
             through registers, which hold no weights besides.
         device: see `Device`.
-        whole: whether one program must own all units of a row, as the step sums over them.
+        whole: whether one program must own all units of a row where it does all stages, as the
+            step sums over them.
 
     Tiles of tensor cores have fewer rows than units, but for `tall` instructions: the compiler
     (Triton 3.9) then gives each warp units of its own; otherwise all repeat each other's work.
     """
     alone = power_of_two(units)
-    if ieee and whole:
-        return _plan(False, 16, alone, 16, device)
     if ieee:
         return _plan(False, 16 if N <= 16 else 32, 16, 16, device)
     room = device.shared - RESERVED
     if alone <= 128 and depth * alone * itemsize <= room and not device.stepwise:
         # One program owns all units, so there is nothing to exchange.
-        crowded = alone >= 64 and device.processors < (N + 15) // 16 * D
+        crowded = not whole and alone >= 64 and device.processors < (N + 15) // 16 * D
         return _plan(True, 32 if crowded else 16, alone, min(256 // itemsize, alone), device)
-    if whole:
-        return _plan(False, 16, alone, 128 // itemsize, device)
-    for block_u, repeated in ((32, 1), (16, 2)):
+    for block_u, repeated in ((32, 1), (16, 2)) if not whole else ():
         plan = _plan(True, 16, block_u, 256 // itemsize, device)
         programs = plan.unit_tiles(units) * plan.row_blocks(N) * D
         unrolled = depth * itemsize // 32 * repeated
@@ -100,6 +107,41 @@ def choose(
     if device.tall and N > 32:
         return _plan(False, 64, 32, 128 // itemsize, device)
     return _plan(False, 16, 64, 128 // itemsize, device)
+
+
+def of_rows(units: int, device: Device) -> Plan:
+    """The plan for stages without a product that sum over units: a program has some rows."""
+    alone = power_of_two(units)
+    # Two units for each thread, four from 1024 on, eight from 4096 on.
+    warps = 16 if alone > 1024 else min(max(alone // 64, 4), 8)
+    return Plan(False, max(1, 256 // alone), alone, 16, warps * 32 // device.lanes, 1)
+
+
+def launches(
+    plan: Plan, rows: Plan | None, second: bool, projected: bool, backward: bool
+) -> list[tuple[int, Plan]]:
+    """The stages of each launch for a step, in order, and its plan.
+
+    Args:
+        plan: what `choose` says.
+        rows: what `of_rows` says for a step that sums over units, else None.
+        second: whether the cell has a second product, which excludes a projection.
+    """
+    if plan.persistent or not (rows or second or projected):
+        return [(ALL, plan)]
+    if second:
+        stages = [STATE_PRODUCT, FIRST_STAGE, SECOND_PRODUCT, CELL_STAGE]
+    elif projected and backward:
+        stages = [STATE_PRODUCT, PROJECTION, CELL_STAGE]
+    elif projected:
+        stages = [STATE_PRODUCT, CELL_STAGE, PROJECTION]
+    else:
+        stages = [STATE_PRODUCT, CELL_STAGE]
+    if rows:
+        return [(each, rows if each in (FIRST_STAGE, CELL_STAGE) else plan) for each in stages]
+    # A product is together with what follows from it for the same units.
+    cut = 1 if projected and backward else 2
+    return [(sum(stages[:cut]), plan), (sum(stages[cut:]), plan)]
 
 
 def _plan(persistent: bool, block_n: int, block_u: int, block_k: int, device: Device) -> Plan:

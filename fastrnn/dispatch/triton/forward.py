@@ -7,7 +7,8 @@ schedules run the one body:
 persistent  the whole sequence in one launch. A program loads its share of the weights once and
             keeps it on chip. The group meets in global memory, for which the launch must be
             cooperative, or, if one program owns all units, within that program.
-step        one launch per time step, between which everyone has met; weights are streamed.
+step        one launch or more per time step, between which everyone has met; weights are streamed.
+            Each does some stages of a step, see `choose.py`.
 
 Matrices are dense and row-major; `row` runs over (T, N), or over the rows of packed input.
 """
@@ -18,6 +19,11 @@ import triton
 import triton.language as tl
 
 from .tiles import (
+    CELL_STAGE,
+    FIRST_STAGE,
+    PROJECTION,
+    SECOND_PRODUCT,
+    STATE_PRODUCT,
     biased,
     hold,
     load,
@@ -47,7 +53,7 @@ def forward(
     h_n,  # [D, N, P] begins as h0, for rows without a step
     m,  # [D, N, H] room for what the second product of a step multiplies: o tanh(c) of a projected
     #     layer, v of a cell; or None
-    sums,  # [D, N, U - W, H] float32 room for the sums of the first one of such a cell, or None
+    sums,  # [D, N, U, H] float32 room for the products, where another launch takes them; or None
     gates,  # [D, rows, S, H] or None, like the two that follow, where not wanted
     cells,  # [D, rows, OWN, H]
     hidden,  # [D, rows, H]
@@ -67,10 +73,12 @@ def forward(
     D: tl.constexpr, H: tl.constexpr, P: tl.constexpr, UNIT_TILES: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_U: tl.constexpr, BLOCK_K: tl.constexpr, PERSISTENT: tl.constexpr,
     PRECISION: tl.constexpr,
-    PART: tl.constexpr,  # for the step schedule where a step has two products: 1 before the second
-    #                      one, 2 from it on; 0 all
+    STAGES: tl.constexpr,  # that this launch does: bits of `choose.py`
 ):  # fmt: skip
-    CELL_PART: tl.constexpr = 2 if W > 0 else 1
+    PRODUCED: tl.constexpr = (STATE_PRODUCT & STAGES) > 0
+    ELEMENTWISE: tl.constexpr = ((FIRST_STAGE | CELL_STAGE) & STAGES) > 0
+    IN_CELL: tl.constexpr = (CELL_STAGE & STAGES) > 0
+    PROJECTS: tl.constexpr = (w_hr is not None) and ((PROJECTION & STAGES) > 0)
     group, d, n, length, j = place(T, N, lengths, D, UNIT_TILES, BLOCK_N, BLOCK_U)
     first, last = span(T, d, length, first, last, PERSISTENT)
     state = d * N + n
@@ -92,7 +100,7 @@ def forward(
 
     t, active, row = step(first, T, N, d, n, length, offsets, first < last)
     x += j[None, :]
-    if (PART != 2) or (W > 0):
+    if ELEMENTWISE:
         x_t = load(x + (row * D + d)[:, None] * (G * H), active[:, None] & unit, G, H)
 
     for i in tl.range(first, last, num_stages=1):  # unpipelined: a step loads what the last stored
@@ -106,40 +114,48 @@ def forward(
         h_new = (h + ((1 - i % 2) * D * N + state) * P)[:, None] + j[None, :]
         y_t = (y + (row * D + d) * P)[:, None] + j[None, :]
 
-        if (PART != 2) or (W > 0):
-            at_row = (d.to(tl.int64) * rows + row)[:, None]
-            u = ()
-            if (PART != 2) and (U > W):
-                u = product(
-                    h_old, before, w_hh, held, j, U - W, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K,
-                    PERSISTENT, PRECISION,
-                )  # fmt: skip
-                u = biased(u, bias, 0, U - W)
+        at_row = (d.to(tl.int64) * rows + row)[:, None]
+        at_sums = sums
+        if sums is not None:
+            at_sums = sums + state[:, None] * (U * H) + j[None, :]
+        u = ()
+        if (U > W) and PRODUCED:
+            u = product(
+                h_old, before, w_hh, held, j, U - W, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K,
+                PERSISTENT, PRECISION,
+            )  # fmt: skip
+            u = biased(u, bias, 0, U - W)
+            if not IN_CELL:
+                store(at_sums, u, mask, U - W, H)
+        if (U > W) and ELEMENTWISE and (not PRODUCED):
+            u = load(at_sums, mask, U - W, H)
+        if ELEMENTWISE:
             old = ()
             if kept is not None:
                 old = load(kept + at_kept, before[:, None] & unit, KEEPS_H + OWN, H)
             p = parameters(step_params, d, row, active, j, rows, KINDS, D, H)
         if W > 0:
-            at_sums = state[:, None] * ((U - W) * H) + j[None, :]
-            if PART != 2:
+            if FIRST_STAGE & STAGES:
                 v, first_saved = FIRST(widen(x_t, G), u, old, p, unit)
                 store(m + at, (v,), mask, 1, 0)
                 if gates is not None:
                     store(gates + at_row * (S * H) + j[None, :], first_saved, mask, V, H)
-            if (PART == 1) and (U > W):
-                store(sums + at_sums, u, mask, U - W, H)
-            if (PART == 2) and (U > W):
-                u = load(sums + at_sums, mask, U - W, H)
-            if PART == 0:
-                arrivals += UNIT_TILES
-                meet(meetings + group, arrivals, UNIT_TILES == 1)
-            if PART != 1:
+                if SECOND_PRODUCT & STAGES:
+                    arrivals += UNIT_TILES
+                    meet(meetings + group, arrivals, UNIT_TILES == 1)
+            if SECOND_PRODUCT & STAGES:
                 of_v = product(
                     m + state * H, active, w_w, held_w, j, W, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K,
                     PERSISTENT, PRECISION,
                 )  # fmt: skip
-                u = u + biased(of_v, bias, U - W, W)
-        if (PART == 0) or (PART == CELL_PART):
+                of_v = biased(of_v, bias, U - W, W)
+                if not IN_CELL:
+                    store(at_sums + (U - W) * H, of_v, mask, W, H)
+            elif IN_CELL:
+                of_v = load(at_sums + (U - W) * H, mask, W, H)
+            if IN_CELL:
+                u = u + of_v
+        if IN_CELL:
             value, new, saved = CELL(widen(x_t, G), u, old, p, unit)
             if kept is not None:
                 store(kept + at_kept, new, mask, KEEPS_H + OWN, H)
@@ -153,16 +169,15 @@ def forward(
                 store(hidden + at_row * H + j[None, :], (value,), mask, 1, 0)
             if w_hr is not None:
                 store(m + at, (value,), mask, 1, 0)
-        if w_hr is not None:
-            if PART == 0:
+        if PROJECTS:
+            if IN_CELL:
                 arrivals += UNIT_TILES
                 meet(meetings + group, arrivals, UNIT_TILES == 1)
-            if PART != 1:
-                (value,) = product(
-                    m + state * H, active, w_hr, held_hr, j, 1, H, P, True, BLOCK_N, BLOCK_U,
-                    BLOCK_K, PERSISTENT, PRECISION,
-                )  # fmt: skip
-        if PART != 1:
+            (value,) = product(
+                m + state * H, active, w_hr, held_hr, j, 1, H, P, True, BLOCK_N, BLOCK_U, BLOCK_K,
+                PERSISTENT, PRECISION,
+            )  # fmt: skip
+        if PROJECTS or (IN_CELL and (w_hr is None)):
             mask_p = active[:, None] & (j < P)[None, :]
             store(h_new, (value,), mask_p, 1, 0)
             if OUTPUT > 0:

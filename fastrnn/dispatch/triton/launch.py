@@ -15,7 +15,7 @@ from ..gpu.layer import Tensors
 from . import INTERPRETED, NAME, PROGRAMS, printed
 from .backward import backward as backward_kernel
 from .cells import STEPS, Steps
-from .choose import Device, Plan, choose
+from .choose import Device, Plan, choose, launches, of_rows
 from .forward import forward as forward_kernel
 
 
@@ -24,11 +24,10 @@ def forward(cell: Cell, size: Sizes, tensors: Tensors) -> None:
     memory = tensors.copy()
     h0 = memory.pop("h0")
     memory["h"] = torch.stack((h0, h0))
-    (D, N, H), second = (size.D, size.N, size.H), cell.second
-    m = second or tensors["w_hr"] is not None
-    sums = second and cell.hidden_gates - second
+    D, N, H = size.D, size.N, size.H
+    m = cell.second or tensors["w_hr"] is not None
     memory["m"] = h0.new_empty(D, N, H) if m else None
-    memory["sums"] = h0.new_empty(D, N, sums, H, dtype=torch.float32) if sums else None
+    memory["sums"] = _sums(cell, h0, D, N, cell.hidden_gates, H)
     launch(forward_kernel, cell, size, memory, {}, _kinds(memory, size))
 
 
@@ -45,6 +44,7 @@ def backward(
         memory["d_units"] = memory["y"].new_zeros(shape, dtype=torch.float32)
     if units < len(kinds):
         memory["d_rows"] = memory["y"].new_zeros(len(kinds) - units, D, size.rows, H)
+    memory["sums"] = _sums(cell, memory["y"], D, N, 2, H)
     limits = {"detach_every": detach_every, "grad_clip": float(grad_clip), "CLIP": grad_clip > 0}
     launch(backward_kernel, cell, size, memory, limits, kinds)
     of_units, of_rows = (iter([] if (d := memory[n]) is None else d) for n in ("d_units", "d_rows"))
@@ -53,6 +53,17 @@ def backward(
         d = next(of_units).sum(1) if kind == "u" else next(of_rows)
         found.append(d.sum(-1, keepdim=True, dtype=torch.float32) if kind == "n" else d)
     return [d.to(memory["y"].dtype) for d in found]
+
+
+def sums_units(cell: Cell) -> bool:
+    """Whether the step of a cell sums over units."""
+    return cell.name in PROGRAMS and PROGRAMS[cell.name].row_sums
+
+
+def _sums(cell: Cell, like: Tensor, *shape: int) -> Tensor | None:
+    """Room for sums that one launch of a step leaves to another, if there are such cells."""
+    apart = cell.second or sums_units(cell)
+    return like.new_empty(shape, dtype=torch.float32) if apart else None
 
 
 def _kinds(memory: dict, size: Sizes) -> str:
@@ -91,17 +102,19 @@ def precision(tensor: Tensor) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def plan_for(
+def plans_for(
     kernel, cell: Cell, size: Sizes, projected: bool, dtype: torch.dtype, how: str, device: Device
-) -> Plan:
-    """The plan for `kernel`; `how` is its `precision`."""
+) -> list[tuple[int, Plan]]:
+    """The launches of `kernel` for a step, or for all steps, as `launches` says; `how` is its
+    `precision`."""
     depth = cell.hidden_gates * (size.H if kernel is backward_kernel else size.P)
     if projected:
         depth += size.P if kernel is backward_kernel else size.H
     ieee = how == "ieee" and dtype == torch.float32
-    whole = cell.name in PROGRAMS and PROGRAMS[cell.name].row_sums
-    units = max(size.H, size.P)
-    return choose(units, depth, size.N, size.D, dtype.itemsize, ieee, device, whole)
+    units, whole = max(size.H, size.P), sums_units(cell)
+    plan = choose(units, depth, size.N, size.D, dtype.itemsize, ieee, device, whole)
+    rows = of_rows(units, device) if whole else None
+    return launches(plan, rows, cell.second > 0, projected, kernel is backward_kernel)
 
 
 @functools.cache
@@ -111,7 +124,7 @@ def steps(name: str) -> Steps:
 
 
 def constants(
-    kernel, cell: Cell, size: Sizes, plan: Plan, how: str, kinds: str = ""
+    kernel, cell: Cell, size: Sizes, stages: int, plan: Plan, how: str, kinds: str = ""
 ) -> dict[str, object]:
     """The compile-time arguments of `kernel` that do not belong to one launch."""
     step, is_backward = steps(cell.name), kernel is backward_kernel
@@ -136,6 +149,7 @@ def constants(
         "BLOCK_K": plan.block_k,
         "PERSISTENT": plan.persistent,
         "PRECISION": how,
+        "STAGES": stages,
     }
 
 
@@ -166,44 +180,46 @@ def launch(
     """
     w_hh, projected = tensors["w_hh"], tensors["w_hr"] is not None
     how = precision(w_hh)
-    plan = plan_for(
-        kernel, cell, size, projected, w_hh.dtype, how, device_of(w_hh, cell.step is not None)
-    )
-    units = max(size.H, size.P)
-    groups = plan.row_blocks(size.N) * size.D
-    meetings = torch.zeros(groups, dtype=torch.int32, device=w_hh.device)
-    fixed = constants(kernel, cell, size, plan, how, kinds) | options(plan, units)
+    device = device_of(w_hh, cell.step is not None)
+    plans = plans_for(kernel, cell, size, projected, w_hh.dtype, how, device)
+    persistent, units = plans[0][1].persistent, max(size.H, size.P)
+    groups = [plan.row_blocks(size.N) * size.D for _, plan in plans]
+    meetings = torch.zeros(groups[0], dtype=torch.int32, device=w_hh.device)
+    fixed = [
+        constants(kernel, cell, size, stages, plan, how, kinds) | options(plan, units)
+        for stages, plan in plans
+    ]
 
-    def run(first: int, last: int, part: int) -> None:
-        kernel[(groups * plan.unit_tiles(units),)](
-            **tensors,
-            meetings=meetings,
-            T=size.T,
-            N=size.N,
-            rows=size.rows,
-            first=first,
-            last=last,
-            **numbers,
-            **fixed,
-            PART=part,
-        )
+    def run(first: int, last: int) -> None:
+        for count, (_, plan), each in zip(groups, plans, fixed, strict=True):
+            kernel[(count * plan.unit_tiles(units),)](
+                **tensors,
+                meetings=meetings,
+                T=size.T,
+                N=size.N,
+                rows=size.rows,
+                first=first,
+                last=last,
+                **numbers,
+                **each,
+            )
 
     def chain() -> None:
-        if plan.persistent:
-            run(0, size.T, 0)
+        if persistent:
+            run(0, size.T)
             return
         for i in range(size.T):
             step = i if kernel is forward_kernel else size.T - 1 - i
-            for part in (1, 2) if projected or cell.second else (0,):
-                run(step, step + 1, part)
+            run(step, step + 1)
 
     # Triton launches on the current device, whichever holds the tensors.
     with gpu.current(w_hh.device):
         capturing = not w_hh.is_cuda or torch.cuda.is_current_stream_capturing()
-        if plan.persistent or capturing:
+        if persistent or capturing:
             chain()
             return
         addresses = tuple(None if t is None else t.data_ptr() for t in tensors.values())
         stream = torch.cuda.current_stream().cuda_stream
-        key = (kernel, size, w_hh.dtype, w_hh.device, stream, *fixed.values(), *numbers.values())
+        compiled = tuple(value for each in fixed for value in each.values())
+        key = (kernel, size, w_hh.dtype, w_hh.device, stream, *compiled, *numbers.values())
         graphs.repeat((key, addresses, meetings.data_ptr()), chain)

@@ -5,6 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import choose
+
+# The bits of `choose.py`, as a kernel can read them. Each is the first operand of `&`:
+# Triton's interpreter has no other way.
+STATE_PRODUCT = tl.constexpr(choose.STATE_PRODUCT)
+FIRST_STAGE = tl.constexpr(choose.FIRST_STAGE)
+SECOND_PRODUCT = tl.constexpr(choose.SECOND_PRODUCT)
+CELL_STAGE = tl.constexpr(choose.CELL_STAGE)
+PROJECTION = tl.constexpr(choose.PROJECTION)
+
 
 @triton.jit
 def place(
