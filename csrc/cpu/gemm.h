@@ -45,9 +45,8 @@ inline constexpr int kTileRows = kTiled<O> ? 2 * kLanes<O> : kAccumulators / NV;
 #endif
 template <class T, int NV>
 inline constexpr int kWidth = NV * kLanes<T>;
-// Bytes of a panel that a micro-kernel runs over at once, about the first-level cache; and the
-// rows over which a weight's gradient is summed at a time.
-inline constexpr int64_t kPanelBytes = 16 * 1024, kOuterDepth = 256;
+// Rows over which a weight's gradient is summed at a time.
+inline constexpr int64_t kOuterDepth = 256;
 // Registers of a panel. A wide one gives even a single row enough independent sums to hide the
 // latency of an FMA; a narrow one wastes less at the edges, where rows are many and packed.
 inline constexpr int kWide = 4, kNarrow = 2;
@@ -224,12 +223,14 @@ FASTRNN_INLINE Ahead ahead_of(const O* next, int64_t tiles) {
   return {next, min(kMost, ceil_div(kBytes, tiles))};
 }
 
-// Depth that a panel is cut into, so that a piece stays in the first-level cache for all m rows;
-// the sums are the same.
+// Depth that a panel is cut into, so that a piece stays in a near cache for all m rows; the sums
+// are the same.
 template <class O, int NV>
 FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
   const int64_t bytes = k * kWidth<O, NV> * int64_t{sizeof(O)};
-  return m <= kTileRows<O, NV> ? k : round_up(ceil_div(k, max(1, bytes / kPanelBytes)), kGrain<O>);
+  return m <= kTileRows<O, NV>
+             ? k
+             : round_up(ceil_div(k, max(1, bytes / fastrnn::cpu::panel_bytes)), kGrain<O>);
 }
 
 // out[i, :] = init[i, :] + a[i, 0..k) panel for i in [0, m), out being as wide as the panel.

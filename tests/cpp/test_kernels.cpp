@@ -240,6 +240,8 @@ extern "C" const char* __asan_default_options() {
 }
 
 int main() {
+  fastrnn::cpu::panel_bytes =
+      16 * 1024;  // on every CPU, so that large layers have panels in pieces
 #if defined(FASTRNN_OFFERED_ONLY)
   Tables tables;
 #else

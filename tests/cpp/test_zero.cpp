@@ -199,6 +199,9 @@ void all() {
 }
 
 int main() {
+  using fastrnn::cpu::panel_bytes_of;
+  CHECK(panel_bytes_of(true, 0x19) == 65536, "Zen 4");
+  CHECK(panel_bytes_of(true, 0x1a) == 16384 && panel_bytes_of(false, 0x19) == 16384, "others");
   pieces();
   all<float>();
   all<double>();
