@@ -116,6 +116,17 @@ def parts_of(state: Any) -> tuple[Tensor, ...]:
     return tuple(parts)
 
 
+def check_states(mode: str, own: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+    """ValueError if states cannot take the place of a module's own."""
+    if len(own) != len(given):
+        raise ValueError(f"the state of {mode} has {len(own)} parts")
+    for to, tensor in zip(own, given, strict=True):
+        if to.shape != tensor.shape:
+            raise ValueError(f"expected a state {tuple(to.shape)}, got {tuple(tensor.shape)}")
+        if not torch.can_cast(tensor.dtype, to.dtype):
+            raise ValueError(f"expected a state of {to.dtype}, got {tensor.dtype}")
+
+
 def rows_of(given: Any, N: int) -> Tensor | slice:
     """Some of N rows, as an index of a tensor on the CPU.
 

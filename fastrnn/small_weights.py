@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .arguments import check_kind, is_among
+from .dispatch import cpu
 from .modules import RNNBase
 from .recurrent import Recurrent
 
@@ -33,6 +34,7 @@ def formats(
 
     Raises:
         ValueError: weights or activations do not exist, or are not for this module.
+        RuntimeError: no kernels are built.
     """
     if activations is not None and not is_among(activations, ["int8"]):
         raise ValueError(f"activations must be None or 'int8', got {activations!r}")
@@ -56,6 +58,11 @@ def formats(
         return None
     if isinstance(module, Recurrent):
         raise ValueError(f"small weights are for LSTM, GRU and RNN, not for {module.cell.name}")
+    dtype = module._flat_weights[0].dtype
+    if dtype is torch.float64:
+        raise ValueError(f"small weights are for a module in torch.float32, got {dtype}")
+    if cpu.not_built:
+        raise RuntimeError(f"small weights need the compiled kernels: {cpu.not_built}")
     return found
 
 

@@ -99,10 +99,6 @@ class Streamer:
             raise ValueError(f"Streamer runs on the CPU in {dtypes}, the module is {own}")
         self._weights, self._activations = weights, activations
         self._formats = small_weights.formats(module, weights, activations)
-        if self._formats and _WIDE[weight.dtype] != torch.float32:
-            raise ValueError(f"small weights are for a module in torch.float32, got {weight.dtype}")
-        if self._formats and cpu.not_built:
-            raise RuntimeError(f"small weights need the compiled kernels: {cpu.not_built}")
         self._module, self._dtype = module, weight.dtype
         self._input_shape = (batch_size, module.input_size)
         width = module.proj_size or module.hidden_size
@@ -296,13 +292,7 @@ class Streamer:
         checks.check_outside_transforms()
         own = self._module._joined(self._h, self._c)
         own, given = map(checks.parts_of, (own, state))
-        if len(own) != len(given):
-            raise ValueError(f"the state of {self._module.mode} has {len(own)} parts")
-        for to, tensor in zip(own, given, strict=True):
-            if to.shape != tensor.shape:
-                raise ValueError(f"expected a state {tuple(to.shape)}, got {tuple(tensor.shape)}")
-            if not torch.can_cast(tensor.dtype, to.dtype):
-                raise ValueError(f"expected a state of {to.dtype}, got {tensor.dtype}")
+        checks.check_states(self._module.mode, own, given)
         with torch.no_grad():
             copies = [torch.empty_like(to).copy_(new) for to, new in zip(own, given, strict=True)]
             for to, copy in zip(own, copies, strict=True):

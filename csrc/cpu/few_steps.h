@@ -2,6 +2,7 @@
 // read as they lie, each row of a weight in a dot product of its own.
 #pragma once
 
+#include "cpu/ends.h"
 #include "cpu/schedule.h"
 
 // With 32 registers GCC 12 left the sums in memory where `dots` was inlined into a step. With 16 a

@@ -5,7 +5,7 @@
 // such an intrinsic function for a pair, of x86 or of ARM.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/ends.h"
 
 namespace FASTRNN_NAMESPACE {
 

@@ -10,6 +10,7 @@
 
 #include <limits>
 
+#include "cpu/ends.h"
 #include "cpu/small_formats.h"
 #if defined(FASTRNN_DOT_TILES)
 #include "cpu/small_tiles.h"

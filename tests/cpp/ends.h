@@ -7,7 +7,7 @@
 
 #include <cstring>
 
-#include "cpu/vec.h"
+#include "cpu/ends.h"
 
 namespace FASTRNN_NAMESPACE {
 

@@ -40,8 +40,7 @@ def _attached(t, other, detach_every):
 @triton.jit
 def _clip(x, limit):
     """x clamped to [-limit, limit]; a NaN stays, as in torch."""
-    x = tl.where(x > limit, limit, x)
-    return tl.where(x < -limit, -limit, x)
+    return tl.where(x < -limit, -limit, tl.where(x > limit, limit, x))
 
 
 @triton.jit

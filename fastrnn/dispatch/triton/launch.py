@@ -11,7 +11,7 @@ from ...call import Sizes
 from ...table import Cell
 from .. import choice, gpu
 from ..gpu import graphs
-from ..gpu.layer import Tensors
+from ..gpu.loops import Tensors
 from . import INTERPRETED, NAME, PROGRAMS, printed
 from .backward import backward as backward_kernel
 from .cells import STEPS, Steps
