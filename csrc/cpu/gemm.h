@@ -17,6 +17,7 @@
 
 #include "cpu/memory.h"
 #include "cpu/operands.h"
+#include "cpu/split.h"
 #if defined(FASTRNN_TILES)
 #include "cpu/parts.h"
 #elif defined(FASTRNN_LANES)

@@ -24,17 +24,6 @@ bool has_halves() {
 }
 #endif
 
-int64_t panel_bytes_here() {
-#if defined(__GNUC__) && defined(__x86_64__)
-  unsigned a, b, c, d;
-  __builtin_cpu_init();
-  if (__get_cpuid(1, &a, &b, &c, &d))
-    return panel_bytes_of(__builtin_cpu_is("amd"),
-                          static_cast<int>((a >> 8 & 0xf) + (a >> 20 & 0xff)));
-#endif
-  return panel_bytes_of(false, 0);
-}
-
 struct Offered {
   std::vector<const Kernels*> list;
   std::atomic<const Kernels*> current;
@@ -73,8 +62,6 @@ Offered& offered() {
 }
 
 }  // namespace
-
-int64_t panel_bytes = panel_bytes_here();
 
 int isa_count() { return static_cast<int>(offered().list.size()); }
 const char* isa_name(int i) { return offered().list[i]->name; }

@@ -64,9 +64,6 @@ const Kernels& kernels();  // of the current one
 // with the same bits.
 const Kernels& kernels_for_halves(int64_t rows);
 
-// See split.h; of this CPU. Tests alone change it.
-extern int64_t panel_bytes;
-
 // Which layers of float have their products made of parts, where the current one has such kernels.
 enum class InParts { kNever, kWhereFaster, kAlways };
 InParts in_parts();

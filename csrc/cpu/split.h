@@ -1,9 +1,14 @@
-// How the loop over time of one direction is shared by threads: by batch rows, which never meet, by
-// units, whose threads meet at every step but read only their own part of the weights, or, where
-// there are more threads than one of the two can use, by both. A pure function of sizes.
+// Choices between ways that give the same result: pure functions of sizes and of a CPU's constants.
+// The first is how the loop over time of one direction is shared by threads: by batch rows, which
+// never meet, by units, whose threads meet at every step but read only their own part of the
+// weights, or, where there are more threads than one of the two can use, by both.
 #pragma once
 
 #include <cstdint>
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 namespace fastrnn::cpu {
 
@@ -76,6 +81,18 @@ inline bool byte_tiles_pay(int64_t rows, bool wide) {
 inline int64_t panel_bytes_of(bool amd, int family) {
   return amd && family == 0x19 ? 64 * 1024 : 16 * 1024;
 }
+inline int64_t panel_bytes_here() {
+#if defined(__GNUC__) && defined(__x86_64__)
+  unsigned a, b, c, d;
+  __builtin_cpu_init();
+  if (__get_cpuid(1, &a, &b, &c, &d)) {
+    const unsigned family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
+    return panel_bytes_of(__builtin_cpu_is("amd"), static_cast<int>(family));
+  }
+#endif
+  return panel_bytes_of(false, 0);
+}
+inline int64_t panel_bytes = panel_bytes_here();  // tests alone change it
 
 // Nanoseconds from which on a thread that is late costs more than the weights of a slice that moves
 // to another core.
