@@ -16,7 +16,7 @@ from .call import Call
 from .dispatch import Backend, reference
 from .dispatch.cpu import op
 from .results import Cotangents, Gradients, Needs, Results, Saved
-from .torch_private import apply_outside_transforms, dispatch_modes, in_vmap
+from .torch_private import apply_outside_transforms, dispatch_modes, in_vmap, is_functional
 
 _NO_DATA = torch.empty(0, device="cpu")
 
@@ -24,14 +24,15 @@ _NO_DATA = torch.empty(0, device="cpu")
 def _witnesses(given: tuple[Tensor | None, ...]) -> list[Tensor]:
     """For each result a tensor that shares its version, and not its memory, which backward frees.
 
-    Under a mode that sees every op it does share the memory.
+    Under a mode that sees every op, or where functionalization does, it shares the memory.
     """
     witnesses = []
     for result in given:
         if result is None:
             continue
         witness = result.detach()
-        if type(witness) is Tensor and not (witness.is_meta or dispatch_modes()):
+        stands_for_another = witness.is_meta or is_functional(witness) or dispatch_modes()
+        if type(witness) is Tensor and not stands_for_another:
             witness.data = _NO_DATA
         witnesses.append(witness)
     return witnesses

@@ -70,6 +70,16 @@ def _to_ours(cls: type) -> type:
     return Meta(cls.__name__, (cls,), members)
 
 
+# Methods of torch.nn.RNNBase that its forward calls, and ours not in every call.
+_OF_TORCH = (
+    "check_input",
+    "check_hidden_size",
+    "check_forward_args",
+    "get_expected_hidden_size",
+    "permute_hidden",
+)
+
+
 def _overridden(cls: type) -> str | None:
     """A method that a call of ours is made of and that `cls`, derived from torch's, overrides.
 
@@ -80,7 +90,7 @@ def _overridden(cls: type) -> str | None:
     own = {name for base in derived for name in vars(base)}
     if all(map(_calls_super, (vars(base).get("forward") for base in derived))):
         own -= {"forward"}
-    call = {"__call__"}
+    call = {"__call__", *_OF_TORCH}
     for base in _OURS[torchs].__mro__:
         if base.__module__ in (rnn_base.__name__, modules.__name__, cells.__name__):
             call |= {name for name in vars(base) if not name.startswith("__")}

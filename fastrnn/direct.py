@@ -29,6 +29,7 @@ def open_to(input: Tensor) -> bool:
         type(input) is Tensor
         and input.is_cpu
         and input.dtype in _DTYPES
+        and input.layout is torch.strided
         and not input.is_nested
         and cpu.direct is not None
         and unseen()
@@ -53,13 +54,12 @@ def stack(
     """
     if not open_to(input):
         return None
-    own = module.__dict__  # a Module looks longer for its attributes
-    layers = own["num_layers"]
-    if layers > 1 and own["training"] and own["dropout"]:
+    layers, batch_first = module.num_layers, module.batch_first
+    if layers > 1 and module.training and module.dropout:
         return None
-    cell, hidden, projection = own["mode"].lower(), own["hidden_size"], own["proj_size"]
-    directions, width = 2 if own["bidirectional"] else 1, projection or hidden
-    transposed = own["batch_first"] and batch_sizes is None
+    cell, hidden, projection = module.mode.lower(), module.hidden_size, module.proj_size
+    directions, width = 2 if module.bidirectional else 1, projection or hidden
+    transposed = batch_first and batch_sizes is None
     if transposed:
         input = input.transpose(0, 1)
     if not input.is_contiguous():
@@ -74,7 +74,7 @@ def stack(
             asked.limits()  # which have nothing to limit, but may be wrong
         reset, lengths = asked.reset, asked.lengths
         if reset is not None:
-            if type(reset) is not Tensor or reset.dim() != 2:
+            if type(reset) is not Tensor or reset.dim() != 2 or reset.layout is not torch.strided:
                 return None
             reset = reset.t() if transposed else reset
             if not reset.is_contiguous():
@@ -96,7 +96,7 @@ def stack(
         if kept:
             c_n = new_empty(planes, batch, kept * hidden)
     else:
-        names = weight_names(own["bias"], projection > 0)
+        names = weight_names(module.bias, projection > 0)
         if cell == "lstm":
             if hx is not None:
                 if len(hx) != 2:
@@ -118,14 +118,15 @@ def stack(
             ys = (y.new_empty(y.shape), *ys)
         for _ in range(layers):
             saved += room_to_save(*form)
-    call = input, batch_sizes, h0, c0, own["_flat_weights_names"], cell, names, reset, lengths
+    weights = module._flat_weights_names
+    call = input, batch_sizes, h0, c0, weights, cell, names, reset, lengths
     dtypes = None
     if is_any_autocast_enabled() and autocast.is_on(input):
         like = Call(input, batch_sizes, h_n, c_n, (), cell, names)
         dtypes = autocast.returned_of_few_rows(like, step=False)
         if dtypes is None or states:
             return None
-    if not cpu.direct.run(call, directions, own["_parameters"], ys, h_n, c_n, saved):
+    if not cpu.direct.run(call, directions, module._parameters, ys, h_n, c_n, saved):
         return None
     if dtypes is not None:
         y, h_n, c_n = _cast(dtypes, y, h_n, c_n)
@@ -134,7 +135,7 @@ def stack(
     if not states:
         return output, state
     results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]
-    of = states_of(cell_named(cell), directions, own["batch_first"], asked.return_gates, results)
+    of = states_of(cell_named(cell), directions, batch_first, asked.return_gates, results)
     return output, state, of
 
 
@@ -152,15 +153,17 @@ def step(
     h = input.new_empty(input.shape[0], module.hidden_size)
     c = torch.empty_like(h) if cell == "lstm" else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
-    names = _CELL_WEIGHTS if module.bias else _CELL_WEIGHTS[:2]
-    form = weight_names(module.bias, False)
+    parameters = module._parameters
+    bare = parameters.get("bias_ih", ()) is parameters.get("bias_hh", ()) is None
+    names = _CELL_WEIGHTS[:2] if bare else _CELL_WEIGHTS
+    form = weight_names(not bare, False)
     call = input, None, h0, c0, names, cell, form, None, None
     dtypes = None
     if is_any_autocast_enabled() and autocast.is_on(input):
         dtypes = autocast.returned_of_few_rows(Call(input, None, h, c, (), cell, form), step=True)
         if dtypes is None:
             return None
-    if not cpu.direct.run(call, 1, module._parameters, (h,), h, c, ()):
+    if not cpu.direct.run(call, 1, parameters, (h,), h, c, ()):
         return None
     if dtypes is not None:
         _, h, c = _cast(dtypes, None, h, c)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import autocast
-from .arguments import number_of
+from .arguments import kind_of, number_of
 from .call import Stack
 from .checks import check_alike, check_lengths
 from .results import Results
@@ -89,7 +89,7 @@ class Asked(NamedTuple):
         reset, lengths = mask_of(reset, input), lengths_of(lengths)
         if reset is not None:
             if stack.directions == 2:
-                raise ValueError("reset needs a network of one direction: one is bidirectional")
+                raise ValueError("reset needs a network of one direction, not a bidirectional one")
             if reset.dtype != torch.bool:
                 raise ValueError(f"reset: expected bool, got {reset.dtype}")
             _check_size("reset", reset, tuple(input.shape[:2]))
@@ -185,8 +185,10 @@ def _read(name: str, given, device: torch.device | str) -> Tensor:
     try:
         return torch.tensor(given, device=device)
     except (TypeError, ValueError, RuntimeError) as error:  # as torch says what holds no numbers
-        kind = type(given).__name__
-        raise TypeError(f"{name} must be a tensor, a list or an array, got {kind}") from error
+        kind = kind_of(given)
+        raise TypeError(
+            f"{name} must be a tensor, or a list or an array of numbers, got {kind}"
+        ) from error
 
 
 def lengths_of(given) -> Tensor | None:

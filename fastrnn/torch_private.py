@@ -39,6 +39,11 @@ are_transforms_active: Callable[[], bool] = _private(
     "_are_functorch_transforms_active", _taken_to_be_so
 )
 
+# Whether a tensor stands for another that functionalization writes to.
+is_functional: Callable[[torch.Tensor], bool] = _private(
+    "_is_functional_tensor", lambda _: True, torch
+)
+
 _functorch = _private("_functorch", None)
 # What tells which transforms are active, and what `vmap` made of a tensor.
 _of_transforms = (

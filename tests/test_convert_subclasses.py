@@ -67,6 +67,11 @@ class Unchecked(nn.LSTM):
         pass
 
 
+class UncheckedState(nn.GRU):
+    def check_forward_args(self, input, hidden, batch_sizes):
+        pass
+
+
 class Derived(fastrnn.LSTM):
     pass
 
@@ -75,15 +80,19 @@ def test_subclasses_that_compute_themselves_are_left_and_listed():
     model = nn.ModuleDict({"a": Doubled(4, 3), "b": Unchecked(4, 3), "c": nn.LSTM(4, 3)})
     model["d"] = nn.GRU(4, 3)
     model["d"].forward = lambda x: x
+    model["e"] = UncheckedState(4, 3)
     with pytest.warns(UserWarning) as caught:
         fastrnn.convert(model)
     (warning,) = caught
     assert warning.filename == __file__
     for text in ("a (Doubled overrides forward)", "b (Unchecked overrides check_input)",
-                 "d (GRU overrides forward)"):  # fmt: skip
+                 "d (GRU overrides forward)",
+                 "e (UncheckedState overrides check_forward_args)"):  # fmt: skip
         assert text in str(warning.message)
     assert "c (" not in str(warning.message)
-    assert list(map(type, model.values())) == [Doubled, Unchecked, fastrnn.LSTM, nn.GRU]
+    assert list(map(type, model.values())) == [
+        Doubled, Unchecked, fastrnn.LSTM, nn.GRU, UncheckedState,
+    ]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fastrnn.convert(model, lambda name, _: name == "c")

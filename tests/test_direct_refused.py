@@ -144,6 +144,42 @@ def test_negated_views_take_the_long_way(taken):
     assert taken == [False, True]
 
 
+class BatchFirst(fastrnn.GRU):
+    batch_first = property(lambda self: True, lambda self, value: None)
+
+
+def test_attributes_of_a_class_count():
+    """As those of a module do, which stand in its dict."""
+    module, x = BatchFirst(5, 7), torch.randn(6, 3, 5)
+    with torch.no_grad():
+        short = module(x)
+    for a, e in zip(short, module(x), strict=True):
+        assert a.shape == e.shape and torch.allclose(a, e, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("without", ["bias", "bias_ih", "bias_hh"])
+def test_a_cell_has_the_biases_that_are_there(name, without):
+    """Whatever its attribute `bias` says since it was made."""
+    cell, x = getattr(fastrnn, name)(5, 7), torch.randn(3, 5)
+    setattr(cell, without, False if without == "bias" else None)
+    with torch.no_grad():
+        short = tree_leaves(cell(x))
+    for a, e in zip(short, tree_leaves(cell(x)), strict=True):
+        assert torch.allclose(a, e, atol=1e-6)
+
+
+@everything
+@pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr"])
+def test_sparse_input_is_refused_alike(name, layout):
+    is_cell = name in CELLS
+    module, x = getattr(fastrnn, name)(5, 7), torch.randn(3, 5) if is_cell else torch.randn(2, 3, 5)
+    x = getattr(x, layout)()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="must be a dense"):
+            module(x)
+
+
 def test_dropout_takes_the_long_way_in_training(taken):
     module = fastrnn.LSTM(5, 7, 2, dropout=0.5)
     x = torch.randn(2, 3, 5)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 import fastrnn
 from fastrnn import torch_private
 
@@ -24,6 +26,7 @@ NAMES = [
     "torch._C._SetExcludeDispatchKeyGuard",
     "torch.autograd.forward_ad._current_level",
     "torch.autograd.profiler._is_profiler_enabled",
+    "torch._is_functional_tensor",
 ]
 
 
@@ -74,6 +77,18 @@ def test_they_stand_in_one_module():
     }
     quoted = {word for word in quoted if word.isidentifier() and word.startswith("_")}
     assert quoted == {name.rsplit(".", 1)[1] for name in NAMES}
+
+
+def test_a_layer_takes_a_functional_tensor():
+    """Whose results have no memory of their own to let go of."""
+    gru, x = fastrnn.GRU(5, 7), torch.randn(6, 3, 5)
+    wanted, wrapped = gru(x)[0], torch._to_functional_tensor(x)
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        output = gru(wrapped)[0]
+    finally:
+        torch._disable_functionalization()
+    assert torch.allclose(torch._from_functional_tensor(output), wanted, atol=1e-6)
 
 
 def test_this_torch_has_them():
