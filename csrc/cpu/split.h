@@ -1,4 +1,4 @@
-// Choices between ways that give the same result: pure functions of sizes and of a CPU's constants.
+// Choices between ways to compute the same: pure functions of sizes and of a CPU's constants.
 // The first is how the loop over time of one direction is shared by threads: by batch rows, which
 // never meet, by units, whose threads meet at every step but read only their own part of the
 // weights, or, where there are more threads than one of the two can use, by both.
