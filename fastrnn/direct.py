@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import autocast, dispatch
 from .call import Call
-from .dispatch import cpu
+from .dispatch import cpu, gpu
 from .features import Asked, states_of
 from .results import Results, room_to_save
 from .table import cell_named, weight_names
@@ -27,7 +27,7 @@ def open_to(input: Tensor) -> bool:
     """Whether a call with this input, which records no gradients, may go to the kernels at once."""
     return (
         type(input) is Tensor
-        and input.is_cpu
+        and not gpu.on_gpu(input)
         and input.dtype in _DTYPES
         and input.layout is torch.strided
         and not input.is_nested

@@ -78,8 +78,9 @@ inline bool byte_tiles_pay(int64_t rows, bool wide) {
 // rows of the left matrix, which suits a core that begins two FMAs of 64 bytes in a cycle. A Zen 4,
 // of AMD's family 19h, begins one. Its second-level cache keeps up with that, and longer pieces
 // store their sums less often.
+inline constexpr int64_t kPanelBytes = 16 * 1024, kPanelBytesOfZen4 = 64 * 1024;
 inline int64_t panel_bytes_of(bool amd, int family) {
-  return amd && family == 0x19 ? 64 * 1024 : 16 * 1024;
+  return amd && family == 0x19 ? kPanelBytesOfZen4 : kPanelBytes;
 }
 inline int64_t panel_bytes_here() {
 #if defined(__GNUC__) && defined(__x86_64__)
