@@ -26,7 +26,7 @@
 #   TORCH          what pip installs as torch; it may carry pip's options, to choose a CPU build say
 #   FASTRNN_BUILD  auto, none, cpu or cuda (see setup.py)
 #   SECONDS        of make stress, 300
-#   CLANG          of make clang, and of the hot loops of make arm: the newest clang++ in /usr/bin
+#   CLANG          of make clang, and of the hot loops of make arm: the newest clang++-N in /usr/bin, from 16 on
 #   ARM_CXX, QEMU  of make arm
 # `make gpu` sets nothing up: it takes PYTHON with the torch that it has, and needs no network. It
 # builds nothing with SKIP_BUILD=1, and the tests may import what lies as wheels in the folder WHEELS.
@@ -196,7 +196,7 @@ define AROUND
 	cp -r tests pyproject.toml $(1)/
 endef
 
-CLANG ?= $(lastword $(sort $(wildcard /usr/bin/clang++ /usr/bin/clang++-[0-9][0-9])))
+CLANG ?= $(lastword $(sort $(wildcard /usr/bin/clang++-1[6-9] /usr/bin/clang++-[2-9][0-9])))
 CLANG_TESTS := test_layer test_ragged test_direct
 clang: $(INSTALLED)
 	rm -rf build/clang/lib
