@@ -30,12 +30,13 @@ def check_kind(name: str, given: Any, kind: type | tuple[type, ...], what: str) 
 
 def integer_of(name: str, given: Any) -> int:
     """An argument that is an integer; TypeError if it is none."""
+    kind = type(given).__name__
+    if isinstance(given, bool):
+        raise TypeError(f"{name} must be an integer, got {kind}")
     try:
-        if not isinstance(given, bool):
-            return operator.index(given)
-    except (TypeError, RuntimeError):  # of an object, of a tensor
-        pass
-    raise TypeError(f"{name} must be an integer, got {type(given).__name__}")
+        return operator.index(given)
+    except (TypeError, RuntimeError) as error:  # of an object, of a tensor
+        raise TypeError(f"{name} must be an integer, got {kind}") from error
 
 
 def count_of(name: str, given: Any, least: int = 1) -> int:
@@ -69,8 +70,8 @@ def check_flag(name: str, given: Any) -> None:
     """TypeError if it is neither true nor false, as a tensor or an array of several numbers."""
     try:
         bool(given)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name} must be True or False, got {type(given).__name__}") from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be True or False, got {type(given).__name__}") from error
 
 
 def is_among(given: Any, names: Iterable[str]) -> bool:

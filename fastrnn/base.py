@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import direct, stack
 from .arguments import check_state
 from .call import Call, Stack
-from .checks import check_packed
+from .checks import check_dense, check_packed
 from .features import Asked, mask_of
 from .interop import tracing
 from .table import weight_names
@@ -80,8 +80,7 @@ class RNNBase(torch.nn.RNNBase):
     def _check_form(self, input: Tensor) -> None:
         if input.is_nested:
             raise RuntimeError("a nested tensor is not taken: give a PackedSequence, or lengths")
-        if input.layout is not torch.strided:
-            raise RuntimeError(f"input must be a dense tensor, got {input.layout}")
+        check_dense("input", input)
         if input.dim() not in (2, 3):
             tensor = " tensor" if self.mode.startswith("RNN") else ""
             raise ValueError(
@@ -247,8 +246,8 @@ class RNNBase(torch.nn.RNNBase):
             raise ValueError("step needs a network of one direction: this one is bidirectional")
         try:
             rank = input.dim()
-        except AttributeError:
-            raise TypeError(f"input must be a tensor, got {type(input).__name__}") from None
+        except AttributeError as error:
+            raise TypeError(f"input must be a tensor, got {type(input).__name__}") from error
         if rank != 2:
             raise ValueError(f"step: Expected input to be 2D, got {rank}D instead")
         reset = mask_of(reset, input)

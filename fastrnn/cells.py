@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.types import Device
 
 from . import direct, dispatch, functional
+from .checks import check_dense
 from .interop import AsTorch, tracing
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
@@ -18,19 +19,20 @@ class _CellBase(torch.nn.RNNCellBase):
     def _step(self, name: str, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
         """The states after one step of `cell`; zeros if None. `name` is the class in messages."""
         rank = input.dim()
-        if input.is_nested or input.layout is not torch.strided:
-            kind = "nested" if input.is_nested else input.layout
-            raise RuntimeError(f"{name}: input must be a dense tensor, got {kind}")
         if rank not in (1, 2):
+            check_dense(f"{name}: input", input)
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {rank}D instead")
         if states is not None:
             self._check_state_ranks(name, states, rank)
         if rank == 1:
+            check_dense(f"{name}: input", input)
             input = input.unsqueeze(0)
             states = states and tuple(state.unsqueeze(0) for state in states)
         results = None
         if not torch.is_grad_enabled():
             results = direct.step(self, cell, input, states)
+        if results is None:
+            check_dense(f"{name}: input", input)
         if results is None and tracing.recording():
             hx = states if states is None or cell == "lstm" else states[0]
             results = tracing.as_torch(self, input, hx)

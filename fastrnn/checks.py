@@ -55,11 +55,16 @@ def check_packed(batch_sizes: Tensor, reset: Tensor | None, lengths: Tensor | No
         )
 
 
+def check_dense(name: str, tensor: Tensor) -> None:
+    """RuntimeError if a tensor is sparse or nested."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else tensor.layout
+        raise RuntimeError(f"{name} must be a dense tensor, got {kind}")
+
+
 def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:
     """RuntimeError if the tensors are not dense, or not of the input's dtype and device."""
-    if input.layout is not torch.strided or input.is_nested:
-        kind = "nested" if input.is_nested else input.layout
-        raise RuntimeError(f"input must be a dense tensor, got {kind}")
+    check_dense("input", input)
     for tensor in tensors:
         if tensor.layout is not torch.strided:
             raise RuntimeError(f"hx and weights must be dense tensors, got {tensor.layout}")

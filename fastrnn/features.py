@@ -15,7 +15,7 @@ from torch import Tensor
 from . import autocast
 from .arguments import kind_of, number_of
 from .call import Stack
-from .checks import check_alike, check_lengths
+from .checks import check_alike, check_dense, check_lengths
 from .results import Results
 from .table import Cell
 from .trees import map_tensors
@@ -87,6 +87,9 @@ class Asked(NamedTuple):
             )
         detach_every, grad_clip = self.limits()
         reset, lengths = mask_of(reset, input), lengths_of(lengths)
+        for name, mask in (("reset", reset), ("lengths", lengths)):
+            if mask is not None:
+                check_dense(name, mask)
         if reset is not None:
             if stack.directions == 2:
                 raise ValueError("reset needs a network of one direction, not a bidirectional one")

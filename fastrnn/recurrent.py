@@ -177,8 +177,8 @@ class Recurrent(RNNBase):
         rank = 3 if batched else 2
         try:
             ranks = [each.dim() for each in self._each(hx)]
-        except AttributeError:
-            raise TypeError(f"hx must hold tensors, got {kind_of(hx)}") from None
+        except AttributeError as error:
+            raise TypeError(f"hx must hold tensors, got {kind_of(hx)}") from error
         for name, found in zip(self.cell.states, ranks, strict=True):
             if found != rank:
                 kind = "batched" if batched else "unbatched"

@@ -180,6 +180,15 @@ def test_sparse_input_is_refused_alike(name, layout):
             module(x)
 
 
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", ["reset", "lengths"])
+def test_sparse_features_are_refused_alike(name, grad):
+    gru, x = fastrnn.GRU(5, 7), torch.randn(6, 3, 5)
+    given = {"reset": torch.zeros(6, 3, dtype=torch.bool), "lengths": torch.tensor([6, 2, 1])}
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=f"{name} must be a dense"):
+        gru(x, **{name: given[name].to_sparse()})
+
+
 def test_dropout_takes_the_long_way_in_training(taken):
     module = fastrnn.LSTM(5, 7, 2, dropout=0.5)
     x = torch.randn(2, 3, 5)
