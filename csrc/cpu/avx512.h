@@ -17,8 +17,8 @@
 #define FASTRNN_LOAD_PART_2(p, n) _mm256_maskz_loadu_epi16(FASTRNN_FIRST(16, n), p)
 #define FASTRNN_LOAD_PART_4(p, n) _mm512_maskz_loadu_ps(FASTRNN_FIRST(16, n), p)
 #define FASTRNN_LOAD_PART_8(p, n) _mm512_maskz_loadu_pd(FASTRNN_FIRST(8, n), p)
-#define FASTRNN_STORE_PART_2(p, v, n) \
-  _mm256_mask_storeu_epi16(p, FASTRNN_FIRST(16, n), _mm256_loadu_si256((const __m256i*)(v)))
+#define FASTRNN_STORE_PART_2(p, from, n) \
+  _mm256_mask_storeu_epi16(p, FASTRNN_FIRST(16, n), _mm256_loadu_si256((const __m256i*)(from)))
 #define FASTRNN_STORE_PART_4(p, v, n) _mm512_mask_storeu_ps(p, FASTRNN_FIRST(16, n), (__m512)(v))
 #define FASTRNN_STORE_PART_8(p, v, n) _mm512_mask_storeu_pd(p, FASTRNN_FIRST(8, n), (__m512d)(v))
 #define FASTRNN_CVTPH(p) _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))

@@ -9,19 +9,7 @@ namespace FASTRNN_NAMESPACE {
 
 // Of sums there are two: of both parts of activations of 16 bits, of two tiles of rows, or of two
 // registers of columns. That makes four registers in use (tiles.h).
-class ByteTilesInUse {
-  const bool in_use_;
-
- public:
-  explicit ByteTilesInUse(bool in_use) : in_use_(in_use) {
-    if (in_use_) tile_configure<4>();
-  }
-  ~ByteTilesInUse() {
-    if (in_use_) tile_release();
-  }
-  ByteTilesInUse(const ByteTilesInUse&) = delete;
-  ByteTilesInUse& operator=(const ByteTilesInUse&) = delete;
-};
+using ByteTilesInUse = TilesInUse<4>;
 
 // Sums of rows of activations, `Tiles` tiles of them, and NV registers of columns.
 template <class F, int Tiles, int NV>

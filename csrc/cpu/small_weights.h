@@ -9,6 +9,7 @@
 #pragma once
 
 #include <limits>
+#include <optional>
 
 #include "cpu/ends.h"
 #include "cpu/small_formats.h"
@@ -72,7 +73,8 @@ class SmallMatrix {
   void multiply(int64_t rows, bool up) {
     const int64_t panels = ceil_div(registers_, kPanel);
 #if defined(FASTRNN_DOT_TILES)
-    const ByteTilesInUse in_use(tiles_ && fastrnn::cpu::byte_tiles_pay(rows, wide_));
+    std::optional<ByteTilesInUse> in_use;
+    if (tiles_ && fastrnn::cpu::byte_tiles_pay(rows, wide_)) in_use.emplace();
 #endif
     format([&](auto f) {
       for (int64_t p = 0; p < panels; ++p)

@@ -54,3 +54,10 @@ void ends() {
 }
 
 }  // namespace FASTRNN_NAMESPACE
+
+void every_end() {
+  using namespace FASTRNN_NAMESPACE;
+  ends<float>();
+  ends<double>();
+  ends<fastrnn::Bf16>();
+}

@@ -18,13 +18,6 @@ int main() {
 #endif
 #define FASTRNN_NAMESPACE ends_of_avx512
 #include "ends.h"
-
-void every_end() {
-  using namespace FASTRNN_NAMESPACE;
-  ends<float>();
-  ends<double>();
-  ends<fastrnn::Bf16>();
-}
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif
