@@ -179,7 +179,7 @@ def test_an_interrupt_keeps_the_rows_that_are_done(tmp_path):
     )  # fmt: skip
     first = process.stdout.readline()
     if "no kernels" in first:
-        pytest.skip("there are no kernels to time")
+        pytest.skip("no compiled kernels, without which bench times nothing")
     os.killpg(process.pid, signal.SIGINT)
     text, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors

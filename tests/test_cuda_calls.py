@@ -49,7 +49,7 @@ def test_rows_do_not_depend_on_their_batch(dtype, monkeypatch):
 def test_any_order_of_threads():
     """What other blocks and threads do first changes no bit."""
     if ON_GPU:
-        pytest.skip("a GPU chooses its own order")
+        pytest.skip("only the emulation runs threads in a given order")
     case = Case("lstm_proj", T=3, N=18, H=17, dtype=torch.bfloat16)
     first, *others = in_several_orders(arguments(case))
     assert all(torch.equal(a, b) for run in others for a, b in zip(run, first, strict=True))
@@ -58,7 +58,7 @@ def test_any_order_of_threads():
 def test_graphs_and_streams():
     """A loop that repeats is replayed; a user may capture the call in a graph of their own."""
     if not ON_GPU:
-        pytest.skip("there is no GPU")
+        pytest.skip("no GPU, and the emulation has no graphs and streams")
     args = on_device(arguments(Case("lstm", N=33, dtype=torch.bfloat16)))
     wanted = layer_inference(*args)
     for _ in range(3):
@@ -139,7 +139,7 @@ def test_wrong_backward_calls_raise():
 def test_what_may_repeat_is_launched_by_who_keeps_graphs():
     """Once a call and on the stream that this one says; what is one launch is launched at once."""
     if ON_GPU:
-        pytest.skip("the emulation is told who does")
+        pytest.skip("only the emulation records its launches")
     call = Call(*arguments(Case("lstm_proj", T=3, N=2, H=40, dtype=torch.bfloat16)))
     wanted, keys = launch.run(call, True).filled(), []
 

@@ -15,7 +15,7 @@ from fastrnn.call import Call
 from fastrnn.dispatch.gpu import graphs
 
 if KERNELS is None:
-    pytest.skip("needs the compiled kernels", allow_module_level=True)
+    pytest.skip("no compiled kernels, which hold choose.h", allow_module_level=True)
 
 A100, A10, H100 = (108, 8), (72, 8), (132, 9)
 SHARED = {A100: 163 << 10, A10: 99 << 10, H100: 227 << 10}  # bytes that a block can have

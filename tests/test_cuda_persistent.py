@@ -113,7 +113,7 @@ def choose(H, N, how="bfloat16", D=1, backward=False, cell="lstm"):
 def test_groups():
     """What a layer is given: one block, a cluster, or blocks that all run at once, or nothing."""
     if ON_GPU:
-        pytest.skip("other GPUs run other numbers of clusters; the emulation those of an H200")
+        pytest.skip("the numbers are of an H200, as the emulation has them")
     sizes = itertools.product([1, 33, 128, 129, 256, 500, 512, 700, 1024, 1025], [1, 8, 64, 300])
     for (H, N), how, D, back in itertools.product(sizes, HOW, (1, 2), (False, True)):
         units, rows, ring = choose(H, N, how, D, back)
@@ -140,7 +140,7 @@ def test_groups():
 def test_only_who_asks_gets_it(cell, monkeypatch):
     """No GPU has run these kernels, so nothing chooses them by itself."""
     if ON_GPU:
-        pytest.skip("the emulation says which kernels ran")
+        pytest.skip("only the emulation records which kernels ran")
     args = arguments(Case(cell, T=3, N=5, H=40, dtype=torch.bfloat16))
     emulation().launched()
     wanted = layer_inference(*args)
