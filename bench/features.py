@@ -1,6 +1,7 @@
-"""What fastrnn has an argument for, and how it is done with torch.nn today; and a loss that reads
-the last output alone, which both take."""
+"""What fastrnn has an argument for, and how it is done with torch.nn today; and two jobs that both
+can do: a loop over cells, and a loss that reads the last output alone."""
 
+import importlib
 from collections.abc import Callable
 from functools import partial
 
@@ -31,6 +32,33 @@ def using(library: str, run: Callable) -> Prepare:
 
 
 ours, theirs = partial(using, "fastrnn"), partial(using, "torch.nn")
+
+
+def over_cells(library: str, every_c: bool, problem: Problem) -> Call:
+    """A loop over time around the module of one step. With `every_c` an LSTM's results have c after
+    each step."""
+    spec, x = problem.spec, problem.input
+    kind = getattr(importlib.import_module(library), f"{spec.cell}Cell")
+    cell = kind(spec.case.input_size, spec.case.hidden_size, dtype=x.dtype, device=x.device)
+    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in problem.weights.items()})
+
+    def run(x: Tensor):
+        state, found = None, []
+        for step in x.unbind():
+            state = cell(step, state)
+            found.append(state)
+        if spec.cell != "LSTM":
+            return torch.stack(found), state[None]
+        h, c = zip(*found, strict=True)
+        between = (torch.stack(c),) if every_c else ()
+        return torch.stack(h), *between, h[-1][None], c[-1][None]
+
+    return caller(problem, run, {f"{name}_l0": w for name, w in cell.named_parameters()})
+
+
+# --- Loop: a cell for every time step ---------------------------------------------------------
+
+LOOP = tuple(Contender(name, partial(over_cells, name, False)) for name in ("fastrnn", "torch.nn"))
 
 
 # --- Last: a loss that reads the last output alone --------------------------------------------
@@ -129,22 +157,7 @@ def states(module, problem: Problem, x: Tensor):
     return output, found.c[0].flatten(2), state
 
 
-def cells(problem: Problem) -> Call:
-    """The only way in torch.nn: an LSTMCell for every time step."""
-    case, x = problem.spec.case, problem.input
-    cell = torch.nn.LSTMCell(case.input_size, case.hidden_size, dtype=x.dtype, device=x.device)
-    cell.load_state_dict({name.removesuffix("_l0"): w for name, w in problem.weights.items()})
-
-    def run(x: Tensor):
-        h = c = x.new_zeros(x.shape[1], case.hidden_size)
-        outputs, found = [], []
-        for step in x.unbind():
-            h, c = cell(step, (h, c))
-            outputs.append(h)
-            found.append(c)
-        return torch.stack(outputs), torch.stack(found), h[None], c[None]
-
-    return caller(problem, run, {f"{name}_l0": w for name, w in cell.named_parameters()})
-
-
-STATES = (Contender("fastrnn", ours(states)), Contender("torch.nn LSTMCell loop", cells))
+STATES = (
+    Contender("fastrnn", ours(states)),
+    Contender("torch.nn LSTMCell loop", partial(over_cells, "torch.nn", True)),
+)

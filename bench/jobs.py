@@ -10,8 +10,9 @@ import torch
 
 from bench.cases import STEPS, Spec
 from bench.contenders import BASELINE, OURS, Contender, compiled, graph, in_float32, module_of
-from bench.features import LAST, LENGTHS, RESET, STATES
+from bench.features import LAST, LENGTHS, LOOP, RESET, STATES
 from bench.functions import FUNCTION
+from bench.gradients import FUNC_GRAD, LOSS_AND_PENALTY, PENALTY, PER_SAMPLE
 from bench.packing import PACKED, PADDED
 from bench.peers import LIBRARIES, RUNTIMES, SMALL_RUNTIMES, STEP_RUNTIMES
 from bench.published import OF_ZOO
@@ -89,7 +90,12 @@ JOBS: dict[str, tuple[Contender, ...]] = {
         PADDED,
         *(forced(backend, PACKED[0]) for backend in ("triton", "cuda", "cudnn")),
     ),
+    "loop": LOOP,
     "last": LAST,
+    "penalty": PENALTY,
+    "loss and penalty": LOSS_AND_PENALTY,
+    "func.grad": FUNC_GRAD,
+    "per sample": PER_SAMPLE,
     "reset": RESET,
     "lengths": LENGTHS,
     "states": STATES,

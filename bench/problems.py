@@ -24,17 +24,19 @@ class Problem:
 
     def names(self) -> list[str]:
         """The results that a call has to give: with gradients in training, of the input and of
-        every parameter in the order of `weights`. Of a stream, one call gives `output` alone."""
+        every parameter in the order of `weights`. A stream gives the output alone, and samples give
+        gradients alone, with the sample as their first dimension."""
         spec = self.spec
+        gradients = ["gradient of " + name for name in ("input", *self.weights)]
         if spec.case.streams:
             return ["output"]
+        if spec.case.job == "per sample":
+            return gradients
         names = ["h_n"] if spec.cell in STEPS else ["output", "h_n"]
         names += ["c_n"] if "LSTM" in spec.cell else []
         if spec.case.job == "states":
             names.insert(1, "states")
-        if spec.mode == "training":
-            names += ["gradient of " + name for name in ("input", *self.weights)]
-        return names
+        return names + (gradients if spec.mode == "training" else [])
 
     def to(self, device: str, dtype: torch.dtype) -> "Problem":
         return replace(

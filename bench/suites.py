@@ -68,6 +68,34 @@ OF_ZOO = (
     ),
 )  # fmt: skip
 
+# Calls in which an earlier fastrnn was slower than torch.nn or another library. More of these are
+# in other suites: `stream` and `rl` of CPU, `stream-proj` of VARIANTS, and the cells of `overhead`.
+chunk = partial(Case, N=1, layers=1, user="who gets a stream in chunks", modes=("inference",))
+tiny = partial(Case, T=50, N=1024, layers=1, user="who fits thousands of short series")
+loop = partial(Case, layers=1, user="whose decoder feeds on its own output", job="loop")
+twice = partial(Case, layers=1, user="who bounds the slope of a critic or a model of physics")
+func = partial(Case, layers=1, user="who writes in the style of JAX", job="func.grad")
+each = partial(Case, layers=1, user="who trains with differential privacy", job="per sample")
+CORNERS = (
+    *(chunk(f"chunk-{T}", T, input_size=80, hidden_size=512) for T in (2, 4, 16)),
+    chunk("chunk-2-wide", 2, input_size=1024, hidden_size=1024),
+    *(tiny(f"tiny-{H}", input_size=H, hidden_size=H, modes=("training",)) for H in (1, 2, 4)),
+    loop("loop-small", 50, 1, 8, 8, modes=("training",)),
+    loop("loop", 20, 32, 64, 128, modes=("training",)),
+    Case("wide", 20, 256, 300, 512, 1, "a tagger of large batches with vectors of words"),
+    *(
+        make(f"{name}{size}", *sizes, modes=("training",))
+        for name, make in (
+            ("penalty", partial(twice, job="penalty")),
+            ("loss-penalty", partial(twice, job="loss and penalty")),
+            ("func", func),
+            ("samples", each),
+        )
+        for size, sizes in (("-small", (16, 16, 8, 16)), ("", (50, 32, 64, 128)))
+    ),
+    twice("loss-penalty-wide", 50, 32, 128, 256, job="loss and penalty", modes=("training",)),
+)
+
 LAST = tuple(
     Case(f"last-{T}", T, 32, 64, 128, 1, user, job="last")
     for T, user in (
@@ -183,6 +211,9 @@ SUITES = {
     "last-step": Suite(
         "training with a loss on the last output", LAST, (1, None), modes=("training",)
     ),
+    "corners": Suite(
+        "short chunks, tiny layers, loops over cells, and gradients of other kinds", CORNERS
+    ),
     "stream": Suite(
         "the latency of one time step, also with small weights",
         STREAM,
@@ -222,5 +253,5 @@ def select(
         for mode in modes or suite.modes
         for cell in cells or suite.cells
         for case in suite.cases
-        if any(word in case.name for word in words) and case.has(cell)
+        if any(word in case.name for word in words) and case.has(cell) and mode in case.modes
     ]

@@ -202,6 +202,21 @@ def test_every_job_has_ours_first_and_a_baseline():
         assert all(find(job, one.name) is one for one in some)
 
 
+def test_a_case_may_have_modes_of_its_own():
+    modes: dict[str, list[str]] = {}
+    for spec in select(SUITES["corners"], cores=2, cells=("GRU",)):
+        modes.setdefault(spec.case.name, []).append(spec.mode)
+    assert modes["wide"] == ["inference", "training"]
+    assert modes["chunk-2"] == ["inference"]
+    assert modes["penalty"] == modes["samples"] == ["training"]
+
+
+def test_a_penalty_needs_six_times_the_products_of_inference():
+    for job, times in (("penalty", 6), ("loss and penalty", 6), ("func.grad", 3), ("layer", 3)):
+        spec = Spec(replace(TINY, job=job), "GRU", "training")
+        assert spec.flops() == times * replace(spec, mode="inference", case=TINY).flops()
+
+
 # --- Floors -----------------------------------------------------------------------------------
 
 

@@ -140,27 +140,34 @@ def test_gradients_that_are_zero_are_right_where_they_have_to_be():
 
 # --- Features and streams ---------------------------------------------------------------------
 
+BOTH = ("inference", "training")
 FEATURES = [
-    (contender, job, cell)
-    for job, cells in {
-        "last": CELLS,
-        "reset": CELLS,
-        "lengths": CELLS,
-        "states": ("LSTM",),
-    }.items()
+    (contender, job, cell, mode)
+    for job, cells, modes in (
+        ("last", CELLS, BOTH),
+        ("reset", CELLS, BOTH),
+        ("lengths", CELLS, BOTH),
+        ("states", ("LSTM",), BOTH),
+        ("loop", CELLS, BOTH),
+        ("penalty", CELLS, ("training",)),
+        ("loss and penalty", CELLS, ("training",)),
+        ("func.grad", CELLS, ("training",)),
+        ("per sample", CELLS, ("training",)),
+    )
     for contender in JOBS[job]
     for cell in cells
+    for mode in modes
+    if contender.takes(Spec(TINY, cell, mode))
 ]
 
 
-@pytest.mark.parametrize("mode", ["inference", "training"])
 @pytest.mark.parametrize(
-    "contender, job, cell",
+    "contender, job, cell, mode",
     FEATURES,
-    ids=[f"{one.name}-{job}-{cell}" for one, job, cell in FEATURES],
+    ids=[f"{one.name}-{job}-{cell}-{mode}" for one, job, cell, mode in FEATURES],
 )
 def test_features_and_work_arounds_agree(contender, job, cell, mode):
-    layers = 1 if job == "states" else 2
+    layers = 1 if job in ("states", "loop") else 2
     case = Case("feature", 70, 3, 4, 5, layers, "nobody", job == "lengths", job)
     problem = make_problem(Spec(case, cell, mode))
     assert problem.reset is None or 1 < problem.reset.sum() < 60
