@@ -105,8 +105,9 @@ def matrix_rate(dtype: str, size: int = 8192) -> float:
     return 2 * size**3 / min(sample(lambda: torch.mm(a, a), 1) for _ in range(10))
 
 
-def copy_rate(size: int = 1 << 30) -> float:
+def copy_rate() -> float:
     """Bytes a second, read and written, of a copy in the memory of the GPU."""
+    size = 1 << 30
     data = torch.empty(size, dtype=torch.int8, device="cuda")
     other = torch.empty_like(data)
     return 2 * size / min(sample(lambda: other.copy_(data), 1) for _ in range(10))

@@ -207,12 +207,12 @@ def run_all(stages: Iterable[Stage], out: Path) -> int:
     return failed
 
 
-def tail(log: Path, count: int = 5) -> list[str]:
-    """The last lines of a log that say something."""
+def tail(log: Path) -> list[str]:
+    """The last five lines of a log that say something."""
     if not log.exists():
         return []
     lines = [line.rstrip()[:200] for line in log.read_text(errors="replace").splitlines()]
-    return [line for line in lines if line][-count:]
+    return [line for line in lines if line][-5:]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -44,7 +44,6 @@ def load(folder: Path) -> None:
     command = [
         "c++",
         *flags,
-        "-Icsrc",
         *paths,
         *SOURCES,
         *libraries,

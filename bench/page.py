@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import plans, plots, readme
 from bench.cases import shape
-from bench.charts import Chart, charts
+from bench.charts import charts
 from bench.facts import Facts
 from bench.report import EVEN, noise, number
 from bench.results import OK, Record, Row
@@ -137,7 +137,7 @@ def section(machine: int, facts: Facts, records: list[Record]) -> str:
     for suite in suites(records):
         rows = [row for row, _ in records if row.suite == suite]
         parts.append(f'<h3 id="m{machine}-{suite}">{suite}: {escape(SUITES[suite].about)}</h3>')
-        parts += [f"<figure>{figure(chart)}</figure>" for chart in found if chart.suite == suite]
+        parts += [f"<figure>{plots.svg(chart)}</figure>" for chart in found if chart.suite == suite]
         parts.append(table(f"t{machine}-{suite}", rows))
     return "\n".join(parts)
 
@@ -179,8 +179,3 @@ def cell(name: str, value: float | None) -> str:
         kind = " noisy"
     shown = str(value) if name == "threads" else f"{value:.0f}" if "%" in name else number(value)
     return f'<td class="number{kind}" data-value="{value:.6g}">{shown}</td>'
-
-
-def figure(chart: Chart) -> str:
-    """One plot as SVG, whose texts are texts."""
-    return plots.svg(chart)

@@ -105,20 +105,18 @@ LAST = tuple(
     )
 )
 
-STREAM = (
+STEPS_ALONE = (
     Case("keyword", 1, 1, 40, 64, 1, "a wake word on a microcontroller-sized network"),
     Case("silero-step", 1, 1, 128, 128, 1, "voice activity detection, a window a call"),
     Case("front-end", 1, 1, 128, 256, 1, "a speech front end, 100 frames a second"),
     Case("denoise-step", 1, 1, 128, 256, 3, "noise suppression during a call: three layers"),
     Case("controller", 1, 1, 32, 512, 1, "a robot's policy in a loop of a kilohertz"),
 )
-
-
 STREAM = (
-    *(replace(case, job="step") for case in STREAM),
+    *(replace(case, job="step") for case in STEPS_ALONE),
     *(
         replace(case, name=f"{case.name}-small", job="small step")
-        for case in STREAM
+        for case in STEPS_ALONE
         if case.hidden_size >= 256
     ),
 )

@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import results
+from bench.cases import GATES
 from bench.facts import Facts
 from bench.results import Row
+from bench.timing import geometric_mean
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 COUNTS = (4, 8, 16, 32)
 
 # What the machine has besides the rates in its facts.
@@ -108,11 +109,6 @@ def predictions(records: Iterable[tuple[Row, Facts]]) -> list[Prediction]:
     return found
 
 
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 def table(found: list[Prediction]) -> str:
     """Markdown: a line for each case, cell and mode, and how far off the model is."""
     heads = ["case", "T, N, I, H", "2, measured", "2", *map(str, COUNTS), "16: rows x units"]
@@ -132,7 +128,8 @@ def table(found: list[Prediction]) -> str:
     off = [one.modelled[2] / one.measured for one in found if one.measured]
     if off:
         far = max(off, key=lambda ratio: abs(math.log(ratio)))
-        mean_off, most = mean(max(ratio, 1 / ratio) for ratio in off), max(far, 1 / far)
+        mean_off = geometric_mean([max(ratio, 1 / ratio) for ratio in off])
+        most = max(far, 1 / far)
         off_by = f"At two threads the model is off by a factor of {mean_off:.2f} in the mean"
         lines += ["", f"{off_by}, {most:.2f} at most."]
     return "\n".join(lines)
@@ -168,7 +165,9 @@ def constants_table(found: dict[str, list[float]]) -> str:
     lines = ["| constant | mean | worst | steps that change |", "|---|---|---|---|"]
     for name, ratios in found.items():
         changed = sum(ratio != 1 for ratio in ratios) / len(ratios)
-        lines.append(f"| {name} | {mean(ratios):.3f} | {max(ratios):.2f} | {changed:.0%} |")
+        lines.append(
+            f"| {name} | {geometric_mean(ratios):.3f} | {max(ratios):.2f} | {changed:.0%} |"
+        )
     return "\n".join(lines)
 
 

@@ -67,7 +67,7 @@ struct View {
   bool same_device(const View& other) const {
     return device_type == other.device_type && device_index == other.device_index;
   }
-  // The memory of plane i of the first dimension's pieces of `planes`.
+  // Planes [first, first + count) of the first dimension.
   View planes(int64_t first, int64_t count, int64_t itemsize) const {
     View part = *this;
     const int64_t plane = size[0] > 0 ? numel() / size[0] : 0;
@@ -321,7 +321,8 @@ inline void Call::check_weights() const {
     } else if (which == names.w_hr) {
       check("w_hr", w, {size.state, size.hidden});
     } else if (which >= names.count - names.params) {
-      form(w);
+      FASTRNN_CHECK(form(w) == form(given.weights[which]),
+                    "a parameter must have the same shape in both directions");
       check_type("a parameter", w);
     } else {
       check("bias", w, {which == names.b_ih ? from_x : from_h});

@@ -9,18 +9,16 @@
 //   kGates   G, planes of the weights, in torch's order
 //   kSaved   S, planes that forward leaves for backward in `saved`
 //   kKeepsC  whether a unit keeps a second state c from step to step
-//   kKeepsH  whether a unit keeps h: forward reads h_{t-1} beside u, and backward returns a
-//   gradient
-//            of it
+//   kKeepsH  whether a unit keeps h: forward reads h_{t-1}, and backward h_prev
 //   kSplit   whether the gradients of x and u differ
 //
 // forward   x[g]  input part of the pre-activation, W_ih x_t + b_ih
 //           u[g]  hidden part, W_hh h_{t-1} + b_hh; apart from x because a GRU scales it alone
 //           h     in: h_{t-1}, out: h_t           c   in: c_{t-1}, out: c_t
-// backward  h_prev, h, c_prev, c  states as forward saw and left them
+// backward  h_prev, h, c_prev, c  states as forward saw and left them; h only if S is 0
 //           dh    gradient of h_t, complete       dc  in: gradient of c_t from later steps,
 //           dx[g], du[g]  gradients of x and u        out: gradient of c_{t-1}
-//           returns the part of the gradient of h_{t-1} that does not go through W_hh
+//           returns, if kKeepsH, what of the gradient of h_{t-1} does not go through W_hh
 // Derivatives are written in terms of outputs: sigmoid' = y (1 - y), tanh' = 1 - y^2.
 #pragma once
 

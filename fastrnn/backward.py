@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import dispatch
-from .asked import BEFORE, OF_CALL, OF_GRADIENTS, OF_SAVED, Asked, flat, over_time, tensors_of
 from .call import Call
 from .dispatch import Backend, cpu, reference
 from .dispatch.reference import twice
+from .request import BEFORE, OF_CALL, OF_GRADIENTS, OF_SAVED, Request, flat, over_time, tensors_of
 from .results import Cotangents, Gradients, Needs, Saved
 from .samples import Tensors, apart, as_rows, each, save, size_of, spread
 from .torch_private import (
@@ -48,30 +48,30 @@ def gradients(
     is_stale: Callable[[], bool] | None,
 ) -> Gradients:
     """The gradients that are needed, in eager mode, where they may be derived again."""
-    asked = Asked(call, needs)
-    asked.is_derived, asked.backend, asked.is_stale = True, backend, is_stale
+    request = Request(call, needs)
+    request.is_derived, request.backend, request.is_stale = True, backend, is_stale
     given = *came[:3], *over_time(call, saved), *tensors_of(call)
-    found = Backward.gradients(Backward.apply, asked, *given)
+    found = Backward.gradients(Backward.apply, request, *given)
     input, h0, c0, _, _, *weights = found
     return Gradients(input, h0, c0, weights)
 
 
 class Backward(Function):
-    """(asked, gradients of output, h_n and c_n, what was saved, *tensors of a call) -> gradients of
-    the input, of h0 and c0, and of the weights, as far as they are needed. With `asked.of_rows`
-    those of the weights are (N, ...), one for each row. The planes that were saved are (D, T, N,
-    ...) in transforms, and otherwise (D, rows, ...)."""
+    """(request, gradients of output, h_n and c_n, what was saved, *tensors of a call) -> gradients
+    of the input, of h0 and c0, and of the weights, as far as they are needed. With
+    `request.of_rows` those of the weights are (N, ...), one for each row. The planes that were
+    saved are (D, T, N, ...) in transforms, and otherwise (D, rows, ...)."""
 
     @staticmethod
-    def gradients(how: Callable, asked, *tensors) -> list[Tensor | None]:
+    def gradients(how: Callable, request, *tensors) -> list[Tensor | None]:
         """The gradients of every tensor of the call, by `apply` or by `definition`."""
-        return spread(how(asked, *tensors), asked.makes(len(tensors) - BEFORE))
+        return spread(how(request, *tensors), request.makes(len(tensors) - BEFORE))
 
     @staticmethod
-    def needed(asked, found: Gradients) -> tuple[Tensor, ...]:
+    def needed(request, found: Gradients) -> tuple[Tensor, ...]:
         """Of all gradients those that are needed."""
-        input, state, weights = asked.needs
-        states = (found.h0, found.c0) if asked.has[1] else (found.h0,)
+        input, state, weights = request.needs
+        states = (found.h0, found.c0) if request.has[1] else (found.h0,)
         return (
             *((found.input,) if input else ()),
             *(states if state else ()),
@@ -79,67 +79,67 @@ class Backward(Function):
         )
 
     @staticmethod
-    def forward(asked, *tensors):
-        call, cotangents, saved = asked.parts(tensors)
-        if asked.is_derived:
-            asked.derivation = _derivation(call, cotangents, saved)
-            return Backward.needed(asked, _first(asked.derivation, asked.needs))
-        given = call, cotangents, flat(call, saved), asked.needs
-        way = dispatch.way(asked.backend, call)
-        if not asked.of_rows:
-            return Backward.needed(asked, way.run_backward(*given))
+    def forward(request, *tensors):
+        call, cotangents, saved = request.parts(tensors)
+        if request.is_derived:
+            request.derivation = _derivation(call, cotangents, saved)
+            return Backward.needed(request, _first(request.derivation, request.needs))
+        given = call, cotangents, flat(call, saved), request.needs
+        way = dispatch.way(request.backend, call)
+        if not request.of_rows:
+            return Backward.needed(request, way.run_backward(*given))
         found = cpu.run_backward_of_rows(*given) if way is cpu else None
         if found is None:
-            return _row_by_row(Backward.forward, asked, tensors)
-        return Backward.needed(asked, found)
+            return _row_by_row(Backward.forward, request, tensors)
+        return Backward.needed(request, found)
 
     @staticmethod
-    def definition(asked, *tensors):
+    def definition(request, *tensors):
         """The same through the reference, which can be derived."""
-        call, cotangents, _ = asked.parts(tensors)
-        return Backward.needed(asked, reference.differentiable_gradients(call, cotangents))
+        call, cotangents, _ = request.parts(tensors)
+        return Backward.needed(request, reference.differentiable_gradients(call, cotangents))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.asked, *tensors = inputs
+        ctx.request, *tensors = inputs
         save(ctx, tensors)
 
     @staticmethod
     def backward(ctx, *grads):
-        tensors, asked = spread(ctx.saved_tensors, ctx.there), ctx.asked
+        tensors, request = spread(ctx.saved_tensors, ctx.there), ctx.request
         results = [None] * len(tensors)
         wanted = [k for k, need in enumerate(ctx.needs_input_grad[1:]) if need]
         if all(grad is None for grad in grads):
             return None, *results
-        call = asked.call(tensors[BEFORE:])
-        directions = spread(grads, asked.makes(len(tensors) - BEFORE))
-        plain = twice.takes(call) and not (asked.of_rows or in_forward_ad())
+        call = request.call(tensors[BEFORE:])
+        directions = spread(grads, request.makes(len(tensors) - BEFORE))
+        plain = twice.takes(call) and not (request.of_rows or in_forward_ad())
         plain = plain and (are_transforms_backwards() if are_transforms_active() else not in_vmap())
         how = Twice.apply if plain else Twice.definition
         if not plain:
-            asked.derivation = None  # of no use, and a graph that is freed must not keep it
-        found = how(_Derived(asked, wanted, len(directions)), *directions, *tensors)
+            request.derivation = None  # of no use, and a graph that is freed must not keep it
+        found = how(_Derived(request, wanted, len(directions)), *directions, *tensors)
         for k, gradient in zip(wanted, found, strict=True):
             results[k] = gradient
         return None, *results
 
     @staticmethod
-    def vmap(info, in_dims, asked, *tensors):
+    def vmap(info, in_dims, request, *tensors):
         _, *dims = in_dims
-        needs, h0 = asked.needs, tensors[BEFORE + 1]
+        needs, h0 = request.needs, tensors[BEFORE + 1]
         saved, *of_weights = dims[len(OF_GRADIENTS)], *dims[BEFORE + len(OF_CALL) :]
         one_call = info.batch_size > 0 and saved is not None
         one_call = one_call and of_weights == [None] * len(of_weights)
         size = info.batch_size, size_of(h0, dims[BEFORE + 1], 1)
         if needs.weights:  # of samples of one row, each for the first time
-            one_call = one_call and not asked.of_rows and size[1] == 1
+            one_call = one_call and not request.of_rows and size[1] == 1
         if not one_call:
-            return each(Backward, info.batch_size, dims, asked, tensors)
+            return each(Backward, info.batch_size, dims, request, tensors)
         at = OF_GRADIENTS + OF_SAVED + OF_CALL
         rows = as_rows(tensors, dims, at, info.batch_size)
-        asked = Asked(asked.call(tensors[BEFORE:]), needs, of_rows=needs.weights)
-        found = Backward.apply(asked, *rows)
-        count = _count_before_weights(asked)
+        request = Request(request.call(tensors[BEFORE:]), needs, of_rows=needs.weights)
+        found = Backward.apply(request, *rows)
+        count = _count_before_weights(request)
         return (*apart(found[:count], (1,) * count, size), *found[count:]), (
             *(1,) * count,
             *(0,) * (len(found) - count),
@@ -150,8 +150,8 @@ class _Derived:
     """What is no tensor in the derivative of a backward: what that was asked for, of which of its
     tensors a gradient is wanted, and for how many of the call's tensors there are directions."""
 
-    def __init__(self, asked: Asked, wanted: list[int], count: int) -> None:
-        self.asked, self.wanted, self.count = asked, wanted, count
+    def __init__(self, request: Request, wanted: list[int], count: int) -> None:
+        self.request, self.wanted, self.count = request, wanted, count
 
 
 class Twice(Function):
@@ -162,12 +162,12 @@ class Twice(Function):
 
     @staticmethod
     def forward(derived, *tensors):
-        asked, directions = derived.asked, tensors[: derived.count]
+        request, directions = derived.request, tensors[: derived.count]
         input, h0, c0, _, _, *weights = directions
-        call, came, saved = asked.parts(tensors[derived.count :])
-        derivation, asked.derivation = asked.derivation, None  # as there
-        if asked.is_stale is not None and asked.is_stale():
-            results = dispatch.way(asked.backend, call).run(call, save=True)
+        call, came, saved = request.parts(tensors[derived.count :])
+        derivation, request.derivation = request.derivation, None  # as there
+        if request.is_stale is not None and request.is_stale():
+            results = dispatch.way(request.backend, call).run(call, save=True)
             saved, derivation = over_time(call, Saved(results.output, *results[3:])), None
         if derivation is None:
             derivation = _derivation(call, came, saved)
@@ -180,16 +180,16 @@ class Twice(Function):
     def definition(derived, *tensors):
         """The same through the reference, which can be derived, but None for zeros. It knows
         nothing of what was saved."""
-        asked, again = derived.asked, torch.is_grad_enabled()
+        request, again = derived.request, torch.is_grad_enabled()
         directions, tensors = tensors[: derived.count], list(tensors[derived.count :])
         with torch.enable_grad():
             for k in derived.wanted:  # an alias: one tensor may have been made of another
                 tensors[k] = tensors[k].view_as(tensors[k])
-            if asked.of_rows:
-                found = _row_by_row(Backward.definition, asked, tensors)
+            if request.of_rows:
+                found = _row_by_row(Backward.definition, request, tensors)
             else:
-                found = Backward.definition(asked, *tensors)
-        made = asked.makes(derived.count)
+                found = Backward.definition(request, *tensors)
+        made = request.makes(derived.count)
         came = [grad for grad, own in zip(directions, made, strict=True) if own]
         inputs = [tensors[k] for k in derived.wanted]
         return _derived(found, inputs, came, again)
@@ -226,16 +226,16 @@ def _derived(
     return torch.autograd.grad(own, inputs, came, create_graph=again, allow_unused=True)
 
 
-def _count_before_weights(asked: Asked) -> int:
+def _count_before_weights(request: Request) -> int:
     """How many gradients a backward gives before those of the weights."""
-    return asked.needs.input + asked.needs.state * (2 if asked.has[1] else 1)
+    return request.needs.input + request.needs.state * (2 if request.has[1] else 1)
 
 
-def _row_by_row(function: Callable, asked: Asked, tensors: Tensors) -> tuple[Tensor, ...]:
-    """What a backward with `asked.of_rows` gives, by a call of `function` for each row."""
+def _row_by_row(function: Callable, request: Request, tensors: Tensors) -> tuple[Tensor, ...]:
+    """What a backward with `request.of_rows` gives, by a call of `function` for each row."""
     at = OF_GRADIENTS + OF_SAVED + OF_CALL
     at += (None,) * (len(tensors) - len(at))
-    alone = Asked(asked.call(tensors[BEFORE:]), asked.needs)
+    alone = Request(request.call(tensors[BEFORE:]), request.needs)
     results = []
     for k in range(tensors[BEFORE + 1].size(1)):
         row = [
@@ -243,6 +243,6 @@ def _row_by_row(function: Callable, asked: Asked, tensors: Tensors) -> tuple[Ten
             for t, where in zip(tensors, at, strict=True)
         ]
         results.append(function(alone, *row))
-    count = _count_before_weights(asked)
+    count = _count_before_weights(request)
     joined = [*map(torch.stack, zip(*results, strict=True))]
     return *(t.squeeze(2).movedim(0, 1) for t in joined[:count]), *joined[count:]

@@ -52,11 +52,12 @@ class RNNBase(torch.nn.RNNBase):
         return self.torch_class is not None and tracing.are_own_affair(self._weights())
 
     def _weights(self) -> list[Tensor]:
-        """The weights of all layers, which are up to date. A compiled graph reads the parameters:
-        if it wrote to the module's list, the list might afterwards hold what a transform of
-        `torch.func` had put in the place of the parameters."""
+        """The weights of all layers, which are up to date; another thread may replace those of the
+        module meanwhile. A compiled graph reads the parameters: if it wrote to the module's list,
+        the list might afterwards hold what a transform of `torch.func` had put in the place of the
+        parameters."""
         if not torch.compiler.is_compiling():
-            return self._flat_weights
+            return list(self._flat_weights)
         weights = [getattr(self, name) for name in self._flat_weights_names]
         for name, weight in zip(self._flat_weights_names, weights, strict=True):
             if weight is None:
@@ -251,7 +252,7 @@ class RNNBase(torch.nn.RNNBase):
         if rank != 2:
             raise ValueError(f"step: Expected input to be 2D, got {rank}D instead")
         reset = mask_of(reset, input)
-        if reset is not None and reset.dim() != 1:
+        if reset is not None and reset.shape != input.shape[:1]:
             raise RuntimeError(f"Expected reset size {(len(input),)}, got {tuple(reset.shape)}")
         time = 1 if self.batch_first else 0
         reset = None if reset is None else reset.unsqueeze(time)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.types import Device
 
 from . import direct, dispatch, functional
+from .arguments import kind_of
 from .checks import check_dense
 from .interop import AsTorch, tracing
 
@@ -77,22 +78,26 @@ class _CellBase(torch.nn.RNNCellBase):
 
     def _check_state_ranks(self, name: str, states: tuple[Tensor, ...], rank: int) -> None:
         """ValueError for ranks that no input has, RuntimeError if not that of this input, TypeError
-        for a tensor in place of a pair."""
+        for what is no tensor, or a tensor in place of a pair."""
         if isinstance(states, Tensor) and rank == 2:
             raise TypeError(f"{name}: hx must be a pair of tensors (h, c), got one tensor")
-        for k, state in enumerate(states):
-            if state.dim() not in (1, 2):
-                hx = f"hx[{k}]" if name == "LSTMCell" else "hidden"
-                raise ValueError(
-                    f"{name}: Expected {hx} to be 1D or 2D, got {state.dim()}D instead"
-                )
-        if name == "LSTMCell" and len(states) != 2:
+        pair = name == "LSTMCell"
+        try:
+            ranks = [state.dim() for state in states]
+        except AttributeError as error:
+            wanted = "a pair of tensors (h, c)" if pair else "a tensor"
+            given = kind_of(states if pair else states[0])
+            raise TypeError(f"{name}: hx must be {wanted}, got {given}") from error
+        for k, found in enumerate(ranks):
+            if found not in (1, 2):
+                hx = f"hx[{k}]" if pair else "hidden"
+                raise ValueError(f"{name}: Expected {hx} to be 1D or 2D, got {found}D instead")
+        if pair and len(states) != 2:
             raise RuntimeError("lstm_cell expects two hidden states")
-        for k, state in enumerate(states):
-            if state.dim() != rank:
+        for k, found in enumerate(ranks):
+            if found != rank:
                 raise RuntimeError(
-                    f"{name}: For {rank}D input, hidden{k} should also be {rank}D, "
-                    f"got {state.dim()}D"
+                    f"{name}: For {rank}D input, hidden{k} should also be {rank}D, got {found}D"
                 )
 
     def _check_state_sizes(self, k: int, state: Tensor, batch: int) -> None:
@@ -166,7 +171,7 @@ class RNNCell(AsTorch, _CellBase):
         if torch.is_grad_enabled() and input.dim() == 2 and not input.is_nested:
             weights, _ = self._weights()
             h = input.new_zeros(input.size(0), self.hidden_size) if hx is None else hx
-            if dispatch.is_torch_step(input, h, weights):
+            if isinstance(h, Tensor) and dispatch.is_torch_step(input, h, weights):
                 return getattr(torch, f"{cell}_cell")(input, h, *weights)
         return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
 

@@ -62,16 +62,17 @@ def check_dense(name: str, tensor: Tensor) -> None:
         raise RuntimeError(f"{name} must be a dense tensor, got {kind}")
 
 
-def check_alike(input: Tensor, tensors: Sequence[Tensor]) -> None:
+def check_alike(
+    input: Tensor, tensors: Sequence[Tensor], names: str = "input, hx and weights"
+) -> None:
     """RuntimeError if the tensors are not dense, or not of the input's dtype and device."""
     check_dense("input", input)
     for tensor in tensors:
         if tensor.layout is not torch.strided:
-            raise RuntimeError(f"hx and weights must be dense tensors, got {tensor.layout}")
+            raise RuntimeError(f"{names} must be dense tensors, got {tensor.layout}")
         if tensor.dtype != input.dtype:
             raise RuntimeError(
-                f"input, hx and weights must have the same dtype, but got "
-                f"{input.dtype} and {tensor.dtype}"
+                f"{names} must have the same dtype, but got {input.dtype} and {tensor.dtype}"
             )
         if tensor.device != input.device:
             raise two_devices(input, tensor)

@@ -163,6 +163,8 @@ def convert(module: Module, filter: Filter | None = None) -> Module:
         if filter is not None and not filter(name, child):
             continue
         method = "forward" if "forward" in vars(child) else _overridden(cls)
+        if method == "forward" and method not in vars(child):
+            method = "forward without super().forward"
         if method:
             left.append(f"{name or 'the module'} ({cls.__name__} overrides {method})")
         else:

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import autocast
 from .arguments import kind_of, number_of
 from .call import Stack
-from .checks import check_alike, check_dense, check_lengths
+from .checks import check_alike, check_dense, check_lengths, two_devices
 from .results import Results
 from .table import Cell
 from .trees import map_tensors
@@ -134,7 +134,7 @@ class Asked(NamedTuple):
                     f"Expected reset_state size {shapes[0]} or {shapes[1]}, got {tuple(new.shape)}"
                 )
         if not autocast.is_on(call.input):
-            check_alike(call.input, given)
+            check_alike(call.input, given, "input and reset_state")
         return given
 
     def limits(self) -> tuple[int, float]:
@@ -211,6 +211,8 @@ def _on_device_of(input: Tensor, lengths: Tensor, T: int) -> Tensor:
     """lengths as the ops take them. Those that leave the CPU are checked: the ops then do not."""
     if lengths.device == input.device:
         return lengths.to(torch.int64)
+    if lengths.is_meta:
+        raise two_devices(input, lengths)
     check_lengths(lengths, T)
     # A copy from pinned memory reads it later, when the caller may have written to it again. But a
     # graph of the caller's is to read that memory, in each replay.

@@ -32,14 +32,14 @@ def size_of(tensor: Tensor, dim: int | None, at: int) -> int:
     return tensor.size(at + 1 if dim is not None and dim <= at else at)
 
 
-def each(function: type[Function], batch: int, dims: Sequence, asked, tensors: Tensors):
+def each(function: type[Function], batch: int, dims: Sequence, request, tensors: Tensors):
     """What `vmap` of a function gives, by a call for each."""
     if batch == 0:  # of one that is made up, for the shapes
         one = [
             t if d is None else t.new_zeros((*t.shape[:d], 1, *t.shape[d + 1 :]))
             for t, d in zip(tensors, dims, strict=True)
         ]
-        stacked, at = each(function, 1, dims, asked, one)
+        stacked, at = each(function, 1, dims, request, one)
         return tuple(t[:0] for t in stacked), at
     members = [
         (t,) * batch if d is None else t.unbind(d) for t, d in zip(tensors, dims, strict=True)
@@ -47,14 +47,14 @@ def each(function: type[Function], batch: int, dims: Sequence, asked, tensors: T
     recorded = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     plain = not (recorded or are_transforms_active())
     call = function.forward if plain else function.apply
-    results = [call(asked, *member) for member in zip(*members, strict=True)]
+    results = [call(request, *member) for member in zip(*members, strict=True)]
     stacked = tuple(map(torch.stack, zip(*results, strict=True)))
     return stacked, (0,) * len(stacked)
 
 
 def as_rows(tensors: Tensors, dims: Sequence, at: Sequence[int], batch: int) -> list:
-    """The tensors with the samples of `vmap` among their rows; `at` is the dimension of the rows.
-    The tensors beyond `at` have no samples, and stay."""
+    """The tensors with the samples of `vmap` folded into their batch rows: dimension `at[k]` of
+    tensor k. The tensors after these, the weights, stay as they are."""
     rows = []
     for tensor, dim, where in zip(tensors, dims, at, strict=False):
         if tensor is not None:

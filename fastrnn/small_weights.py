@@ -76,7 +76,9 @@ def packed(name: str, weight: Tensor, format: str | None) -> Packed:
         return _CODES[None], weight, None
     largest = _LARGEST[format]
     if not bool((weight.abs() <= largest).all()):
-        raise ValueError(f"{name} has numbers beyond {largest:g}, or NaN: {format} cannot hold it")
+        raise ValueError(
+            f"{name} has NaN, infinity or a number beyond {largest:g}, which {format!r} refuses"
+        )
     if format != "int8":
         return _CODES[format], weight.to(getattr(torch, format)), None
     most = weight.abs().amax(1) if weight.size(1) else weight.new_zeros(weight.size(0))

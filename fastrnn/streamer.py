@@ -161,12 +161,17 @@ class Streamer:
                     f"{weight.dtype} on {weight.device}"
                 )
         weights = [w.detach().resolve_neg().to(self._h.dtype).contiguous() for w in weights]
-        count = len(weights) // module.num_layers
+        count, inputs = len(weights) // module.num_layers, len(self._inputs.planes)
         for k in range(module.num_layers):
             x = self._h.new_empty(batch, width if k else module.input_size)
             c = None if self._c is None else self._c[k : k + 1]
             own = weights[k * count : (k + 1) * count]
-            Call(x, rows, self._h[k : k + 1], c, own, module.mode.lower(), names).sizes()
+            call = Call(x, rows, self._h[k : k + 1], c, own, module.mode.lower(), names)
+            call.check_weights(x.size(1), f"_l{k}")
+            call.sizes()
+            for name, weight in zip(names.split()[: count - inputs], own, strict=False):
+                if name.startswith("p_"):  # which a call may take from its rows, a stream may not
+                    checks.check_shape(f"{name[2:]}_l{k}", weight, (module.hidden_size,))
         small = small_weights.all_packed(module._flat_weights_names, weights, self._formats)
         weights = [numbers for _, numbers, _ in small] or weights
         self._stack = cpu.stream_class()(
@@ -179,7 +184,7 @@ class Streamer:
             width,
             width // (weights[1].size(-1) or width),  # heads
             names,
-            len(self._inputs.planes),
+            inputs,
             [weight.data_ptr() for weight in weights],
             self._h.data_ptr(),
             0 if self._c is None else self._c.data_ptr(),
@@ -203,6 +208,8 @@ class Streamer:
                 self._refuse(x.shape, x.dtype, x.device)
             if half := self._dtype.itemsize == 2:
                 x, inputs = x.float(), map_tensors(Tensor.float, inputs)
+            if x.layout is not torch.strided:
+                checks.check_dense("x", x)
             if x.is_neg() or not x.is_contiguous():
                 x = x.resolve_neg().contiguous()
             address = checks.address_of(x)

@@ -38,6 +38,22 @@ def test_bits_depend_on_no_other_row_and_on_nothing_saved(isa: str, cell: str, d
         assert torch.equal(saved, whole[:, :rows])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_a_row_depend_on_no_other(isa: str, cell: str, dtype: torch.dtype):
+    """Of two directions: the number of rows decides which of them comes first to a step."""
+    module = getattr(fastrnn, cell)(I, H, bidirectional=True).to(dtype)
+    x = torch.randn(T, 64, I).to(dtype)
+
+    def gradient(x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_()
+        return torch.autograd.grad(module(x)[0].float().sin().sum(), x)[0]
+
+    whole = gradient(x)
+    for rows in (2, 13, 40):
+        assert torch.equal(gradient(x[:, :rows]), whole[:, :rows])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cell", CELLS)
 def test_sets_that_multiply_and_add_at_once_agree(cell: str, dtype: torch.dtype):

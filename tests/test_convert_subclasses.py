@@ -85,7 +85,8 @@ def test_subclasses_that_compute_themselves_are_left_and_listed():
         fastrnn.convert(model)
     (warning,) = caught
     assert warning.filename == __file__
-    for text in ("a (Doubled overrides forward)", "b (Unchecked overrides check_input)",
+    for text in ("a (Doubled overrides forward without super().forward)",
+                 "b (Unchecked overrides check_input)",
                  "d (GRU overrides forward)",
                  "e (UncheckedState overrides check_forward_args)"):  # fmt: skip
         assert text in str(warning.message)

@@ -44,6 +44,48 @@ def test_weights_that_are_none(name, grad, good):
                 setattr(module, key, weight)
 
 
+@pytest.mark.parametrize("T, N", [(7, 3), (200, 16)])
+def test_a_parameter_that_only_one_direction_has_for_each_row(T, N):
+    """The kernels are told the form once, and wrote past the end of the other one."""
+    layer = fastrnn.Recurrent(fastrnn.zoo.IndRNN, 3, 8, bidirectional=True)
+    whole = {"u_l0": layer.u_l0, "u_l0_reverse": layer.u_l0_reverse}
+    for name, weight in whole.items():
+        for shape in ((T, N, 8), (T, N, 1)):
+            setattr(layer, name, nn.Parameter(torch.rand(shape)))
+            for grad in (True, False):
+                with torch.set_grad_enabled(grad):
+                    refused(lambda: layer(torch.randn(T, N, 3)), RuntimeError, match="must have")
+        setattr(layer, name, weight)
+    layer(torch.randn(T, N, 3))[0].sum().backward()
+
+
+REPLACED = """
+import sys, threading, time, torch, fastrnn
+sys.setswitchinterval(1e-6)
+torch.set_num_threads(1)
+module, x, stop = fastrnn.LSTM(4, 6), torch.randn(2, 3, 4), time.monotonic() + 4
+
+def call(grad):
+    while time.monotonic() < stop:
+        with torch.set_grad_enabled(grad):
+            assert module(x)[0].isfinite().all()
+
+threads = [threading.Thread(target=call, args=(grad,)) for grad in (False, False, True)]
+for thread in threads:
+    thread.start()
+while time.monotonic() < stop:
+    for name in ("weight_ih_l0", "bias_hh_l0"):
+        setattr(module, name, torch.nn.Parameter(getattr(module, name).detach().clone()))
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_weights_that_another_thread_replaces():
+    """A call keeps those that it began with."""
+    subprocess.run([sys.executable, "-c", REPLACED], check=True, timeout=120)
+
+
 @BOTH
 @everything
 def test_weights_of_other_dtypes_and_shapes(name, grad, good):

@@ -36,6 +36,30 @@ def test_state_dict_goes_both_ways(name):
     assert_same_results(ours(x), theirs(x))
 
 
+@pytest.fixture
+def swapping():
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    yield
+    torch.__future__.set_swap_module_params_on_conversion(swaps)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@everything
+def test_parameters_are_swapped_after_a_call(swapping, name, grad):
+    """PyTorch refuses that where a weak reference to one is left."""
+    ours, theirs = pair(name, 4, 3)
+    x = example(name)
+    with torch.set_grad_enabled(grad):
+        ours(x), theirs(x)
+    assert_same_results(ours.double()(x.double()), theirs.double()(x.double()))
+    for ours_p, theirs_p in zip(ours.parameters(), theirs.parameters(), strict=True):
+        with torch.no_grad():
+            torch.utils.swap_tensors(ours_p, torch.nn.Parameter(2 * theirs_p))
+            theirs_p.mul_(2)
+    assert_same_results(ours(x.double()), theirs(x.double()))
+
+
 @everything
 def test_copies(name):
     ours, theirs = pair(name, 4, 3)

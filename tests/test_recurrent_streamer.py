@@ -50,6 +50,15 @@ def test_steps_are_those_of_a_call(name, dtype, batch_first):
             assert_matches(a, e)
 
 
+def test_a_learned_parameter_has_no_rows():
+    """The kernels would read past its end."""
+    layer = Recurrent(zoo.IndRNN, 4, 64)
+    Streamer(layer, 2)
+    layer.u_l0 = torch.nn.Parameter(torch.full((2, 1), 0.25))
+    with pytest.raises(RuntimeError, match=r"u_l0 must have shape \(64,\), got \(2, 1\)"):
+        Streamer(layer, 2)
+
+
 def test_inputs_broadcast():
     """Everything that broadcasts to (N, H), as numbers, masks, and arrays."""
     module = Recurrent(CELLS["decaying_lstm"], 4, 6)

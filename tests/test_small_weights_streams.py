@@ -66,7 +66,7 @@ def test_refresh_rounds_again(weights):
     assert not torch.equal(stream(x), before)
     with torch.no_grad():
         module.weight_hh_l0[2, 3] = float("nan")
-    with pytest.raises(ValueError, match="weight_hh_l0 has numbers beyond .* or NaN"):
+    with pytest.raises(ValueError, match="weight_hh_l0 has NaN, infinity or a number beyond"):
         stream.refresh()
 
 
@@ -120,7 +120,7 @@ def test_modules_and_numbers_that_do_not_fit():
         Streamer(copy.deepcopy(module).double(), weights="float16")
     with torch.no_grad():
         module.weight_hh_l1[2, 3] = -65520
-    with pytest.raises(ValueError, match="weight_hh_l1 has numbers beyond 65504, or NaN: float16"):
+    with pytest.raises(ValueError, match="weight_hh_l1 has NaN, .* beyond 65504, which .float16"):
         Streamer(module, weights="float16")
     assert_steps(module, 2, "bfloat16")
     with torch.no_grad():

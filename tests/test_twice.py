@@ -11,10 +11,10 @@ from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fastrnn
-from fastrnn.asked import over_time
 from fastrnn.call import Call
 from fastrnn.dispatch import reference
 from fastrnn.dispatch.reference import direction, twice
+from fastrnn.request import over_time
 from fastrnn.results import Cotangents, Gradients, Needs, Saved
 from fastrnn.table import CELLS, weight_names, weight_shapes
 

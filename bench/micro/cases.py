@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bench.cases import Case, Spec
-from bench.suites import GPU, STREAM
+from bench.suites import GPU, STEPS_ALONE
 
 MODES = ("inference", "training", "forward")
 ORDER = (
@@ -12,7 +12,7 @@ ORDER = (
     *("silero", "cliff", "odd"),
 )
 SHAPES = tuple(next(case for case in GPU if case.name == name) for name in ORDER)
-ONE_STEP = replace(next(case for case in STREAM if case.name == "silero-step"), job="layer")
+ONE_STEP = next(case for case in STEPS_ALONE if case.name == "silero-step")
 # Of the first two.
 VARIANTS = {
     "packed": {"job": "packed"},

@@ -5,6 +5,7 @@
 // gradients.h makes of it.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -28,7 +29,14 @@ class BackwardPass : Base {
   using typename Base::V;
   using typename Base::Worker;
 
-  const T grad_clip_;
+  // Not below the least normal number: smaller ones are zeros here, and zero is no limit.
+  static T limit_of(double grad_clip) {
+    constexpr T kLeast = std::numeric_limits<T>::min();
+    const T limit = static_cast<T>(grad_clip);
+    return !(grad_clip > 0) ? 0 : limit < kLeast ? kLeast : limit;
+  }
+
+  const T grad_clip_;  // 0 for none
   // A team of threads, and the steps that are live in its block of rows.
   struct BlockTeam {
     fastrnn::cpu::Team team;
@@ -42,7 +50,7 @@ class BackwardPass : Base {
 
  public:
   BackwardPass(const fastrnn::Backward<Stored>& backward, const Parallel& threads)
-      : Base(backward, threads), grad_clip_(static_cast<T>(backward.grad_clip)) {
+      : Base(backward, threads), grad_clip_(limit_of(backward.grad_clip)) {
     for (int64_t i = 0; i < D * split.rows && split.units > 1; ++i)
       teams_.push_back(std::make_unique<BlockTeam>(split, s.steps));
   }

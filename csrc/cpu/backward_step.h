@@ -44,7 +44,7 @@ struct BackwardStep : Gradients<Stored> {
       const Lane<T> lane(at, H);
       V saved[S > 0 ? S : 1], dx[G], du[G], h_prev{}, h{}, c_prev{}, c{}, dc{};
       for (int i = 0; i < S; ++i) saved[i] = lane.load_from(this->gates(d, own) + i * H);
-      if constexpr (Cell::kSplit) h_prev = lane.load_from(previous_h(d, row));
+      if constexpr (Cell::kKeepsH) h_prev = lane.load_from(previous_h(d, row));
       if constexpr (S == 0) h = lane.load_from(f.y + this->at_y(d, own));
       if constexpr (Cell::kKeepsC) {
         c_prev = lane.load_from(previous_c(d, row));
@@ -54,7 +54,7 @@ struct BackwardStep : Gradients<Stored> {
       }
       const V dh = s.projected ? load<V>(w.d_m + n * ld_cell + at) : this->take(d_h, d, own, lane);
       const V past = Cell::backward(saved, h_prev, h, c_prev, c, dh, dc, dx, du);
-      if constexpr (Cell::kSplit) store<V>(d_h + at, past + V{});  // no zero has a sign
+      if constexpr (Cell::kKeepsH) store<V>(d_h + at, past + V{});  // no zero has a sign
       if constexpr (Cell::kKeepsC) store<V>(w.d_c + n * ld_cell + at, dc);
       for (int g = 0; g < G; ++g) {
         seen.add(dx[g]);

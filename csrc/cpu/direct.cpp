@@ -8,7 +8,6 @@
 
 #include <memory>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "call.h"
@@ -195,9 +194,8 @@ class Direct {
       py::handle weight = item(field(kWeights), i);
       if (!parameters.is_none()) weight = PyDict_GetItemWithError(parameters.ptr(), weight.ptr());
       if (!weight) throw Misfit();
-      inputs.weights.push_back(read(weight));
-      if (!known_plain(weight, inputs.weights.back().data)) throw Misfit();
       inputs.owners.push_back(py::reinterpret_borrow<py::object>(weight));
+      inputs.weights.push_back(plain(weight));
     }
     Given given{.cell = text(field(kCell)), .names = WeightNames(text(field(kNames)))};
     given.input = plain(field(kInput));
@@ -259,18 +257,6 @@ class Direct {
     const View v = read(object);
     if (negated(object)) throw Misfit();
     return v;
-  }
-  // Whether a weight is such: asked once of each while it keeps its place, since asking all of them
-  // would take 2 % of the shortest call.
-  bool known_plain(py::handle weight, const void* data) const {
-    const auto known = plain_.find(weight.ptr());
-    if (known != plain_.end() && known->second.data == data &&
-        PyWeakref_GetObject(known->second.reference.ptr()) == weight.ptr())
-      return true;
-    if (negated(weight)) return false;
-    if (plain_.size() == kRemembered) plain_.clear();
-    plain_[weight.ptr()] = {py::weakref(weight), data};
-    return true;
   }
   // Whether the kernels can give weight gradients of each row.
   static bool rows_apart(const Call& call) {
@@ -349,15 +335,8 @@ class Direct {
     return v;
   }
 
-  struct Place {
-    py::object reference;  // a weak one: another object may come to the same address
-    const void* data;
-  };
-  static constexpr size_t kRemembered = 4096;
-
   py::type types_[2];
   py::object is_neg_;
-  mutable std::unordered_map<PyObject*, Place> plain_;  // under the GIL
   const ExchangeApi* api_;
 };
 

@@ -26,8 +26,14 @@ class ForwardPass : Base {
   using typename Base::Worker;
   static constexpr int kGated = Base::kLd / kLanes<T>;
 
+  // A type of this instruction set: the linker would merge the destructors of a vector of others.
+  struct BlockTeam {
+    fastrnn::cpu::Team team;
+
+    explicit BlockTeam(const fastrnn::cpu::Split& split) : team(split.units, split.slices) {}
+  };
   // Of each direction and block of rows; none where threads share no units.
-  std::vector<std::unique_ptr<fastrnn::cpu::Team>> teams_;
+  std::vector<std::unique_ptr<BlockTeam>> teams_;
 
  public:
   using Base::pack;
@@ -35,7 +41,7 @@ class ForwardPass : Base {
   ForwardPass(const fastrnn::Forward<Stored>& forward, const Parallel& threads)
       : Base(forward, threads) {
     for (int64_t i = 0; i < D * split.rows && split.units > 1; ++i)
-      teams_.push_back(std::make_unique<fastrnn::cpu::Team>(split.units, split.slices));
+      teams_.push_back(std::make_unique<BlockTeam>(split));
   }
 
   void operator()() {
@@ -142,7 +148,7 @@ class ForwardPass : Base {
     const int64_t d = index % D;
     const Range batch = this->block(index / D);
     if (batch.count() == 0) return;
-    fastrnn::cpu::Team& team = *teams_[index];
+    fastrnn::cpu::Team& team = teams_[index]->team;
     const Buffer<O> gathered(gathered_size(batch));
     Worker worker(*this);
     int64_t phases = 0;

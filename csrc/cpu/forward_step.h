@@ -28,8 +28,9 @@ struct ForwardStep
   // Panels between which a step can be cut.
   int64_t cut() const { return 1; }
 
-  // Registers of units, of several rows or, without, of several parts of one: the row n and the
-  // units of the first, and where its x and u have the first gate. What follows is a distance on.
+  // Some registers of units. With kRows register i is that of row n + i, at the same units.
+  // Without, it is of row n, at `column` + i kLanes. x and u point at gate 0 of the first register;
+  // those of the next are x_step and u_step numbers on.
   template <bool kRows>
   struct Units {
     int64_t n, column;

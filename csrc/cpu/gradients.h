@@ -126,8 +126,8 @@ class Gradients : protected Schedule<Stored> {
     });
   }
 
-  // Notes whether a step is live, and returns it, given that all derivatives of some of its rows
-  // are zero or not.
+  // Marks a step as live, unless all its derivatives are zero and all factors that they meet are
+  // finite. `zero`: whether those of the rows in `batch` are all zero. Returns whether it is live.
   bool note_live(int64_t d, int64_t step, Range batch, bool zero) {
     const auto finite_factors = [&] {
       const int64_t first = row(d, step) + batch.first, rows = active(d, step, batch);
@@ -144,13 +144,15 @@ class Gradients : protected Schedule<Stored> {
   }
 
   // The chunk's rows, counted from its first, from the first live step to the last. They begin at a
-  // multiple of kGrain, so that each sum takes the same rows together as over the whole chunk.
+  // multiple of kGrain, so that each sum takes the same rows together as over the whole chunk; but
+  // at a step where sums go from step to step.
   Range live_rows(int64_t d, Range steps) const {
     const int64_t first = rows_of(d, steps).first;
     direction_[d].live.trim(steps.first, steps.last);
     if (steps.count() == 0) return {0, 0};
     const Range live = rows_of(d, steps);
-    return {(live.first - first) / kGrain<O> * kGrain<O>, live.last - first};
+    const int64_t grain = b_.of_rows ? 1 : kGrain<O>;
+    return {(live.first - first) / grain * grain, live.last - first};
   }
 
   // The complete gradient of h_t: from later steps, of which nothing is left, and of y.
@@ -161,9 +163,17 @@ class Gradients : protected Schedule<Stored> {
     return dh;
   }
 
+  static V rounded(V v) {
+    if constexpr (!kRounds) return v;
+    Stored lane[kLanes<T>];
+    store<V>(lane, v);
+    return load<V>(lane);
+  }
+
   // dx (+)= d_x W_ih for one thread's share of a chunk's rows. The other direction meets the rows
   // at the other end of time first: where it has been, its part is there already, rounded if it is
-  // Stored as another type.
+  // Stored as another type. The own part is then rounded, too: which of the two comes first depends
+  // on the number of rows, on which no row may depend.
   void input_gradient(int64_t task, int64_t d, Range steps) {
     const Range all = rows_of(d, steps), live = live_rows(d, steps);
     const auto visited = [&](int64_t row) {
@@ -198,7 +208,7 @@ class Gradients : protected Schedule<Stored> {
             const Lane<T> lane(p * kWidth<T, kWide> + v * kLanes<T>, I);
             if (lane.valid == 0) break;
             V sum = load<V>(partial + r * kWidth<T, kWide> + v * kLanes<T>);
-            if (add) sum += lane.load_from(b_.dx + to * I);
+            if (add) sum = rounded(sum) + lane.load_from(b_.dx + to * I);
             lane.store_to(b_.dx + to * I, sum);
           }
         }
@@ -268,7 +278,11 @@ class Gradients : protected Schedule<Stored> {
     if (GW > 0) product(gates_w, GW, P, d_w(0), ld, v, out.w_hh + GU * P);
     if (out.b_ih) {
       column_sum(gates_x, GX, d_x, out.b_ih);
-      column_sum(gates_u, GU, d_u, out.b_hh);
+      if (w.d_u)
+        column_sum(gates_u, GU, d_u, out.b_hh);
+      else if (steps.first == 0)  // all chunks are done: the same sums
+        copy(out.b_hh + first * GU + gates_x.first, out.b_ih + first * GX + gates_x.first,
+             gates_x.count());
       if (GW > 0) column_sum(gates_w, GW, d_w, out.b_hh + GU);
     }
     if (s.projected) product(states, P, H, w.d_y + left * ld_y_, stride * ld_y_, m, out.w_hr);

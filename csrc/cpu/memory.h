@@ -5,10 +5,11 @@
 
 namespace fastrnn::cpu {
 
-// Uninitialised memory, aligned to a cache line, to be given back by any thread, which says how
-// much that was; null for no bytes. Large pieces wait for the next call, of whichever thread, since
-// Linux clears every page that it hands out: up to 6 % of the time of a layer with large weights.
-// Throws std::runtime_error where there is none, in the words of torch, which callers look for.
+// Uninitialised memory, aligned to a cache line; null for no bytes. Any thread may give it back,
+// and says how many bytes these were. Large pieces wait for the next call, of whichever thread,
+// since Linux clears every page that it hands out: up to 6 % of the time of a layer with large
+// weights. Throws std::runtime_error where there is none, in the words of torch, which callers look
+// for.
 void* take_memory(size_t bytes);
 void give_memory_back(void* memory, size_t bytes) noexcept;
 

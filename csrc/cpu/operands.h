@@ -90,6 +90,13 @@ FASTRNN_INLINE Operands<O> broadcast(const O* p) {
 FASTRNN_FN Operands<Bf16> pairs(const Bf16* first, const Bf16* second) {
   return load_bits<Vec<float>>(first) | (load_bits<Vec<float>>(second) << 16);
 }
+// The same of the first `count` lanes, the others zero. Where `second` is null so are its numbers.
+inline FASTRNN_NOINLINE Operands<Bf16> pairs(const Bf16* first, const Bf16* second, int64_t count) {
+  Bf16 lane[2][kLanes<float>] = {};
+  if (count > 0) memcpy(lane[0], first, count * sizeof(Bf16));
+  if (count > 0 && second) memcpy(lane[1], second, count * sizeof(Bf16));
+  return pairs(lane[0], lane[1]);
+}
 
 // sum += a b in every lane; of a pair the second product comes first, as x86's instruction has it.
 // Products of Bf16 are exact, but the instruction takes numbers below 2^-126 for zero.

@@ -62,17 +62,21 @@ void pack_right(int64_t depth, int64_t n, RowsB&& b, O* right, int64_t most) {
       const std::remove_pointer_t<decltype(b(0))>* row[kStep];
       for (int t = 0; t < kStep; ++t) row[t] = b(min(i + t, depth - 1));
       for (int64_t p = 0; p < panels; ++p) {
-        O* out = right + (p * most + i) * kLd;
-        const int64_t valid = min(kLd, n - p * kLd);
-        if (valid == kLd && i + kStep <= depth) {
+        O* const out = right + (p * most + i) * kLd;
+        if ((p + 1) * kLd <= n && i + kStep <= depth) {
           FASTRNN_UNROLL
           for (int v = 0; v < NV; ++v)
             store_operands<O>(out + v * kLane * kStep, from_columns<O>(row, p * kLd + v * kLane));
-        } else {
-          for (int64_t l = 0; l < kLd; ++l)
-            for (int t = 0; t < kStep; ++t)
-              out[l * kStep + t] =
-                  l < valid && i + t < depth ? as_operand<O>(row[t] + p * kLd + l) : O{};
+          continue;
+        }
+        for (int v = 0; v < NV; ++v) {
+          const Lane<Compute<O>> lane(p * kLd + v * kLane, i < depth ? n : 0);
+          Operands<O> part;
+          if constexpr (kStep == 1)
+            part = lane.load_from(row[0]);
+          else
+            part = pairs(row[0] + lane.at, i + 1 < depth ? row[1] + lane.at : nullptr, lane.valid);
+          store_operands<O>(out + v * kLane * kStep, part);
         }
       }
     }
@@ -158,17 +162,19 @@ void column_sums(int64_t k, Range range, Rows&& a, T* sum, bool add) {
   constexpr int kRegisters = 4;
   constexpr int64_t kColumns = kRegisters * kLanes<T>;
   for (int64_t i = range.first; i < range.last; i += kColumns) {
-    T lanes[kColumns] = {};
     const int64_t columns = min(kColumns, range.last - i);
+    V acc[kRegisters] = {};
     if (columns == kColumns) {
-      V acc[kRegisters] = {};
       for (int64_t row = 0; row < k; ++row)
         for (int v = 0; v < kRegisters; ++v) acc[v] += load<V>(a(row) + i + v * kLanes<T>);
-      memcpy(lanes, acc, sizeof(acc));
     } else {
-      for (int64_t row = 0; row < k; ++row)
-        for (int64_t l = 0; l < columns; ++l) lanes[l] += load<T>(a(row) + i + l);
+      for (int v = 0; v * kLanes<T> < columns; ++v) {
+        const Lane<T> lane(i + v * kLanes<T>, range.last);
+        for (int64_t row = 0; row < k; ++row) acc[v] += lane.load_from(a(row));
+      }
     }
+    T lanes[kColumns];
+    memcpy(lanes, acc, sizeof(acc));
     for (int64_t l = 0; l < columns; ++l) sum[i + l] = lanes[l] + (add ? sum[i + l] : T(0));
   }
 }

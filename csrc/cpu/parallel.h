@@ -9,11 +9,7 @@
 namespace fastrnn::cpu {
 
 inline Parallel parallel() {
-  if (forked_from_threads()) {
-    return {1, [](int64_t n, void (*body)(int64_t, void*), void* context) {
-              for (int64_t i = 0; i < n; ++i) body(i, context);
-            }};
-  }
+  if (forked_from_threads()) return {1, nullptr};
   return {torch::stable::get_num_threads(),
           [](int64_t n, void (*body)(int64_t, void*), void* context) {
             used_threads = true;

@@ -122,7 +122,8 @@ struct Kept {
 
 std::mutex mutex;
 std::map<std::string, std::unique_ptr<Kept>, std::less<>>& programs() {
-  static std::map<std::string, std::unique_ptr<Kept>, std::less<>> all;
+  // Never destroyed: threads may go on while the process ends.
+  static auto& all = *new std::map<std::string, std::unique_ptr<Kept>, std::less<>>;
   return all;
 }
 

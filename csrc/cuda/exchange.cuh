@@ -48,13 +48,6 @@ FASTRNN_DEVICE void be_patient(uint64_t& began) {
     __trap();
 }
 
-FASTRNN_DEVICE int cluster_rank() {
-  uint32_t rank = 0;
-#if __CUDA_ARCH__ >= 900
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-  return static_cast<int>(rank);
-}
 // All threads of the cluster arrive before any goes on (cluster).
 FASTRNN_DEVICE void cluster_barrier() {
   FASTRNN_SM90(

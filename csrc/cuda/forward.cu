@@ -1,18 +1,6 @@
-#include <cstring>
-
 #include "cuda/launch.cuh"
 
 namespace fastrnn::cuda {
-
-int find_cell(const char* name) {
-  int at = 0;
-#define FASTRNN_CASE(Cell, text)               \
-  if (std::strcmp(name, text) == 0) return at; \
-  ++at;
-  FASTRNN_CELLS(FASTRNN_CASE)
-#undef FASTRNN_CASE
-  return -1;
-}
 
 void launch_step(const Loop& loop, const Forward& forward, int64_t i, Part part, bool overlaps,
                  void* stream) {

@@ -22,9 +22,6 @@ void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, s
                size_t rows, void* stream);
 void zero_bytes(void* to, size_t bytes, void* stream);
 
-// The position of a cell in the list in cells.h, or -1.
-int find_cell(const char* name);
-
 // Launches the part of step i on `stream`, a cudaStream_t of the current device. `overlaps`: the
 // launch before on that stream was one of the same loop, and this one may begin before its end. In
 // the library schedule `sums` must have been made. Throws std::runtime_error if CUDA refuses, and

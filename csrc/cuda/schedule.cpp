@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "cuda/run.h"
+#include "layer.h"
 
 namespace py = pybind11;
 
@@ -107,8 +108,9 @@ void bind_schedules(py::module_& m) {
       "cuda_groups",
       [](const std::string& cell, int gates, const std::string& dtype, int64_t hidden,
          int64_t batch, int64_t directions, bool backward, int units, int64_t rows) {
-        const int position = find_cell(cell.c_str());
-        if (position < 0) throw std::invalid_argument("fastrnn: no cell " + cell);
+        CellInfo info;
+        const int position = find_cell(cell.c_str(), info);
+        if (position < 0 || info.program) throw std::invalid_argument("fastrnn: no cell " + cell);
         for (int k = 0; k < kDtypes; ++k) {
           if (dtype != kDtypeNames[k]) continue;
           const GroupsOf given{

@@ -55,8 +55,8 @@ def as_torch(module: nn.Module, input, hx, asked: dict | None = None):
     features = [key for key, value in (asked or {}).items() if not _off(value)]
     if features:
         raise RuntimeError(
-            f"{', '.join(sorted(features))}: torch.jit.trace, export to ONNX, input that is no "
-            f"tensor and expanded weights get what torch.nn.{name} can do, and this it cannot"
+            f"torch.nn.{name} computes a call under torch.jit.trace, export to ONNX or expanded "
+            f"weights, or whose input is no tensor, and it has no {', '.join(sorted(features))}"
         )
     return module.torch_class.forward(module, input, hx)
 

@@ -45,8 +45,6 @@ inline void end_round(Arrivals& a) {
 
 }  // namespace emulate
 
-inline int cluster_rank() { return block() % emulate::cluster_size(); }
-
 inline void cluster_barrier(Where where = Where::current()) {
   emulate::Block& block = *emulate::self().block;
   emulate::NamedBarrier& all =

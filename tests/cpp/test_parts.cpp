@@ -251,6 +251,41 @@ void test_few_parts(const char* name, int position, const fastrnn::Kernels& tile
   }
 }
 
+// The weight gradients of each batch row, beside those of FMAs: also where only some steps are
+// live, which begin at no multiple of the depth of a tile.
+template <class Cell>
+void test_each_row(const char* name, int position, const fastrnn::Kernels& tiles) {
+  const fastrnn::Kernels& plain = fastrnn::cpu::kernels();
+  for (const Loss loss : {Loss::kAll, Loss::kLastStep, Loss::kMiddleStep}) {
+    const int64_t P = Cell::kKeepsC ? 21 : 50, N = 20;
+    Shape s{7, N, 37, 50, P, 2, false, Cell::kKeepsC, true};
+    s.loss = loss;
+    const Tensors<double> given = full<Cell>(s);
+    Tensors<float> with[2];  // tiles, and FMAs
+    for (int i = 0; i < 2; ++i) {
+      Tensors<float>& t = with[i] = convert<float>(given);
+      for (int d = 0; d < 2; ++d)
+        for (Array<float>* sums : {&t.dw_ih[d], &t.dw_hh[d], &t.db_ih[d], &t.db_hh[d], &t.dw_hr[d]})
+          sums->assign(sums->size() * N, std::nanf(""));
+      auto call = arguments(s, t, nullptr);
+      call.of_rows = true;
+      run_forward(i ? plain : tiles, position, call.forward, in_turn(1));
+      run_backward(i ? plain : tiles, position, call, in_turn(3));
+    }
+    const auto have = with[0].results(), want = with[1].results();
+    for (size_t i = 0; i < want.size(); ++i) {
+      float error = 0, size = 0;
+      for (size_t k = 0; k < want[i].second->size(); ++k) {
+        const float e = std::abs((*have[i].second)[k] - (*want[i].second)[k]);
+        error = e <= error ? error : e;  // a NaN wins
+        size = std::max(size, std::abs((*want[i].second)[k]));
+      }
+      CHECK(error <= 1e-5f * size, "%s %s of each row, loss %d: error %g of %g", name,
+            want[i].first, int(loss), error, size);
+    }
+  }
+}
+
 // Numbers without parts, one by one, in each place that a product reads.
 template <class Cell>
 void test_redone(const char* name, int position, const fastrnn::Kernels& tiles, int parts) {
@@ -389,6 +424,7 @@ int main() {
 #define X(Cell, name)                                                                          \
   test_layer<emulated::Cell>(name, position, tiles);                                           \
   test_few_parts<emulated::Cell>(name, position, tiles);                                       \
+  test_each_row<emulated::Cell>(name, position, tiles);                                        \
   for (const int parts : {1, 2, 3}) test_redone<emulated::Cell>(name, position, tiles, parts); \
   ++position;
   FASTRNN_CELLS(X)

@@ -102,7 +102,8 @@ def asked(call: Call) -> Call:
 
 
 class _Asking:
-    """`Direct` for calls of which nobody has asked: those without the fields that have defaults."""
+    """`Direct` that adds `parts` to the short tuples of `direct.py`, which end before the fields of
+    a Call that have defaults."""
 
     def __init__(self, kernels: object) -> None:
         self._run, self.run_backward = kernels.run, kernels.run_backward

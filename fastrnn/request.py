@@ -13,13 +13,13 @@ from .results import Cotangents, Needs, Saved
 from .samples import Tensors
 from .torch_private import may_derive
 
-# In which dimension tensors hold the rows of the batch: input, h0, c0, reset and lengths; gradients
+# Which dimension of a tensor is the batch: of input, h0, c0, reset and lengths; gradients
 # of output, h_n and c_n; output, gates, cells and hidden as they are saved.
 OF_CALL, OF_GRADIENTS, OF_SAVED = (1, 1, 1, 1, 0), (1, 1, 1), (1, 2, 2, 2)
 BEFORE = len(OF_GRADIENTS + OF_SAVED)  # what comes before the call in a backward
 
 
-class Asked:
+class Request:
     """What is no tensor in a call, and what of it may have gradients. `vmap` looks into tuples, and
     not into this.
 
