@@ -117,3 +117,23 @@ def test_build_says_what_it_cannot_do(mode: str, compiler: str, code: int, messa
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert result.returncode == code
     assert message in result.stderr
+
+
+def test_instruction_sets_share_no_function():
+    """Of two functions of one name the linker keeps either, for every CPU."""
+    objects = sorted(ROOT.glob("build/temp*/csrc/cpu/isa_*.o"))
+    tool = shutil.which("nm")
+    if tool is None or not objects:
+        pytest.skip("no nm, or no objects of a build")
+    found: dict[str, list[str]] = {}
+    for path in objects:
+        names = subprocess.run(
+            [tool, "--demangle", "--defined-only", path], capture_output=True, text=True, check=True
+        ).stdout
+        for line in names.splitlines():
+            _, kind, name = line.split(maxsplit=2)
+            if kind == "W":
+                found.setdefault(name, []).append(path.name)
+    # What is defined before an instruction set is chosen is compiled for every CPU.
+    shared = [k for k, v in found.items() if len(set(v)) > 1 and "cpu::run_tasks(" not in k]
+    assert found and not shared

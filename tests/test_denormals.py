@@ -127,3 +127,15 @@ def test_every_way_to_call_flushes_and_gives_back(cell):
     with flushing():
         assert all(map(torch.equal, found, outputs()))
         assert not kept_by_torch()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_a_limit_that_is_a_denormal_number_is_one(name, dtype):
+    least = torch.finfo(dtype).tiny
+    module, x = getattr(fastrnn, name)(3, 4, dtype=dtype), torch.randn(5, 2, 3, dtype=dtype)
+    for limit in (least / 2, least):
+        state = torch.ones(1, 2, 4, dtype=dtype, requires_grad=True)
+        hx = (state, torch.zeros(1, 2, 4, dtype=dtype)) if name == "LSTM" else state
+        (found,) = torch.autograd.grad(module(x, hx, grad_clip=limit)[0].sum(), state)
+        assert found.abs().max() <= least
