@@ -55,8 +55,8 @@ def as_torch(module: nn.Module, input, hx, asked: dict | None = None):
     features = [key for key, value in (asked or {}).items() if not _off(value)]
     if features:
         raise RuntimeError(
-            f"{', '.join(sorted(features))} cannot be used here: under torch.jit.trace, in export to "
-            "ONNX, with expanded weights and with input that is no tensor, "
+            f"{', '.join(sorted(features))} cannot be used here: under torch.jit.trace, in export "
+            "to ONNX, with expanded weights and with input that is no tensor, "
             f"torch.nn.{name} computes the call"
         )
     return module.torch_class.forward(module, input, hx)
