@@ -78,7 +78,7 @@ class _CellBase(torch.nn.RNNCellBase):
 
     def _check_state_ranks(self, name: str, states: tuple[Tensor, ...], rank: int) -> None:
         """ValueError for ranks that no input has, RuntimeError if not that of this input, TypeError
-        for what is no tensor, or a tensor in place of a pair."""
+        for a tensor in place of a pair, AttributeError, as of torch.nn, for what is no tensor."""
         if isinstance(states, Tensor) and rank == 2:
             raise TypeError(f"{name}: hx must be a pair of tensors (h, c), got one tensor")
         pair = name == "LSTMCell"
@@ -87,7 +87,7 @@ class _CellBase(torch.nn.RNNCellBase):
         except AttributeError as error:
             wanted = "a pair of tensors (h, c)" if pair else "a tensor"
             given = kind_of(states if pair else states[0])
-            raise TypeError(f"{name}: hx must be {wanted}, got {given}") from error
+            raise AttributeError(f"{name}: hx must be {wanted}, got {given}") from error
         for k, found in enumerate(ranks):
             if found not in (1, 2):
                 hx = f"hx[{k}]" if pair else "hidden"

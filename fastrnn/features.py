@@ -211,7 +211,7 @@ def _on_device_of(input: Tensor, lengths: Tensor, T: int) -> Tensor:
     """lengths as the ops take them. Those that leave the CPU are checked: the ops then do not."""
     if lengths.device == input.device:
         return lengths.to(torch.int64)
-    if lengths.is_meta:
+    if lengths.device.type == "meta":
         raise two_devices(input, lengths)
     check_lengths(lengths, T)
     # A copy from pinned memory reads it later, when the caller may have written to it again. But a

@@ -107,7 +107,7 @@ def test_the_page_has_everything_in_itself(written):
 
 def test_the_page_of_all_saved_rows_is_small_and_begins_with_a_summary(tmp_path, monkeypatch):
     """Plots are left out here: they take long, and 0.3 MB."""
-    monkeypatch.setattr(page, "figure", lambda chart: "")
+    monkeypatch.setattr(page.plots, "svg", lambda chart: "")
     saved, schedules = results.kept(ROOT / "bench" / "results")
     whole = page.write(saved, tmp_path / "index.html", schedules).read_text()
     assert len(whole) < 1_000_000

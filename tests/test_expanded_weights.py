@@ -74,6 +74,8 @@ def test_they_are_the_gradients_of_each_sample(dtype):
 def test_what_only_ours_can_do_raises(name, good):
     module, theirs = pair(name, 4, 3)
     call = call_for_per_sample_grads(module, batch_size=N, batch_first=False)
-    with pytest.raises(RuntimeError, match="return_states: .* expanded weights"):
+    with pytest.raises(
+        RuntimeError, match="return_states cannot be used here: .* expanded weights"
+    ):
         call(example(name), return_states=True)
     good((name, module, theirs))

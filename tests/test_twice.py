@@ -221,11 +221,11 @@ def test_a_freed_graph_keeps_no_coefficients(name):
         for again in retain:
             loss = gradient.square().sum()
             found += torch.autograd.grad(loss, x, retain_graph=again)
-            assert gradient.grad_fn.asked.derivation is None
+            assert gradient.grad_fn.request.derivation is None
     (gradient,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
     every = torch.ones(1, *x.shape)
     torch.autograd.grad(gradient, x, every, is_grads_batched=True)  # by the reference
-    assert gradient.grad_fn.asked.derivation is None
+    assert gradient.grad_fn.request.derivation is None
     assert all(torch.allclose(found[0], other, atol=1e-6) for other in found)
 
 

@@ -424,9 +424,12 @@ int main() {
 #define X(Cell, name)                                                                          \
   test_layer<emulated::Cell>(name, position, tiles);                                           \
   test_few_parts<emulated::Cell>(name, position, tiles);                                       \
-  test_each_row<emulated::Cell>(name, position, tiles);                                        \
   for (const int parts : {1, 2, 3}) test_redone<emulated::Cell>(name, position, tiles, parts); \
   ++position;
+  FASTRNN_CELLS(X)
+#undef X
+  position = 0;
+#define X(Cell, name) test_each_row<emulated::Cell>(name, position++, tiles);
   FASTRNN_CELLS(X)
 #undef X
   test_choice(tiles);
