@@ -191,9 +191,7 @@ class Call(NamedTuple):
         self.check_weights(I)
         for k, weight in enumerate(self.weights):
             if (name := names[k % len(names)]).startswith("p_"):
-                checks.check_param(name, weight, input, H)
-                first = self.weights[k % len(names)]
-                checks.check_shape(name + "_reverse", weight, tuple(first.shape))
+                checks.check_param(name, weight, self.weights[k % len(names)], input, H)
         if self.reset is not None and D == 2:
             raise RuntimeError("reset needs a single direction, got 2")
         if packed:

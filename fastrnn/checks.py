@@ -23,8 +23,10 @@ def wrong_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> RuntimeErr
     return RuntimeError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
 
 
-def check_param(name: str, param: Tensor, input: Tensor, H: int) -> None:
-    """RuntimeError if it is not (H,), and has not the rows of the input and H columns or one."""
+def check_param(name: str, param: Tensor, first: Tensor, input: Tensor, H: int) -> None:
+    """RuntimeError if it is not (H,), and has not the rows of the input and H columns or one; or
+    if `first`, that of the first direction, has another shape."""
+    check_shape(name + "_reverse", param, tuple(first.shape))
     rows = tuple(input.shape[:-1])
     if tuple(param.shape) not in ((H,), (*rows, H), (*rows, 1)):
         raise RuntimeError(

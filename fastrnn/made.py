@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import autocast, table
-from .checks import check_no_tangent, check_outside_transforms, two_devices
+from .checks import check_no_tangent, check_outside_transforms, check_shape, two_devices
 from .dispatch import cpu, triton
 from .dispatch.reference.definition import block_diagonal
 from .programs import Cell
@@ -129,6 +129,14 @@ def parameter_shapes(
     if P:
         shapes["weight_hr"] = (P, H)
     return shapes | dict.fromkeys(cell.params, (H,))
+
+
+def check_learned(names: str, weights: Sequence[Tensor], H: int, suffix: str) -> None:
+    """RuntimeError if a parameter among weights of these names is not (H,): a call may give it for
+    each row, a stream may not. `suffix` ends its name."""
+    for name, weight in zip(names.split(), weights, strict=False):
+        if name.startswith("p_"):
+            check_shape(name[2:] + suffix, weight, (H,))
 
 
 def given(

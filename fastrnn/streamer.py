@@ -12,7 +12,7 @@ from . import arguments, checks, small_weights
 from .call import Call
 from .dispatch import cpu
 from .features import Asked
-from .made import HeldInputs
+from .made import HeldInputs, check_learned
 from .modules import RNNBase
 from .table import cell_named
 from .trees import map_tensors
@@ -22,12 +22,6 @@ Frame = TypeVar("Frame")  # a tensor, or an array of numpy
 
 _WIDE = {torch.float64: torch.float64}  # what a stream computes in, by the dtype of the module
 _WIDE |= dict.fromkeys((torch.float32, torch.bfloat16, torch.float16), torch.float32)
-
-
-def _weights(module: RNNBase) -> list[Tensor]:
-    """The module's weights as they are now, in the order of `torch.nn`; TypeError without one."""
-    module._update_flat_weights()
-    return module._flat_weights
 
 
 class Streamer:
@@ -93,7 +87,8 @@ class Streamer:
         if module.bidirectional:
             raise ValueError("a bidirectional module cannot run one time step at a time")
         batch_size = arguments.count_of("batch_size", batch_size)
-        weight = _weights(module)[0]
+        module._update_flat_weights()
+        weight = module._flat_weights[0]
         if not weight.is_cpu or weight.dtype not in _WIDE:
             dtypes, own = ", ".join(map(str, _WIDE)), f"{weight.dtype} on {weight.device}"
             raise ValueError(f"Streamer runs on the CPU in {dtypes}, the module is {own}")
@@ -150,7 +145,7 @@ class Streamer:
         module = self._module
         batch, width = self._output.shape
         rows = torch.tensor([batch], device="cpu")  # a step is packed input
-        _weights(module)
+        module._update_flat_weights()
         asked = Asked(inputs=self._inputs.planes)
         names, weights = module._named_weights(self._output, rows, asked)
         for weight in module._flat_weights:
@@ -169,9 +164,7 @@ class Streamer:
             call = Call(x, rows, self._h[k : k + 1], c, own, module.mode.lower(), names)
             call.check_weights(x.size(1), f"_l{k}")
             call.sizes()
-            for name, weight in zip(names.split()[: count - inputs], own, strict=False):
-                if name.startswith("p_"):  # which a call may take from its rows, a stream may not
-                    checks.check_shape(f"{name[2:]}_l{k}", weight, (module.hidden_size,))
+            check_learned(names, own[: count - inputs], module.hidden_size, f"_l{k}")
         small = small_weights.all_packed(module._flat_weights_names, weights, self._formats)
         weights = [numbers for _, numbers, _ in small] or weights
         self._stack = cpu.stream_class()(
