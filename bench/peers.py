@@ -3,6 +3,7 @@ ONNX has LSTM, GRU and RNN as nodes, and what an exporter adds around them depen
 """
 
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -133,6 +134,8 @@ def onnxruntime_run(problem: Problem, step: bool, int8: bool = False) -> Callabl
 def openvino_run(problem: Problem, step: bool, int8: bool = False) -> Callable[[dict], list]:
     """The same. Its results are arrays that the next call overwrites, so that a step has to copy
     those it is given back."""
+    # OpenVINO and nncf send messages home, by a fork of this process, but not from such a service.
+    os.environ.setdefault("CI", "true")
     openvino = importlib.import_module("openvino")
     core = openvino.Core()
     model = core.read_model(onnx_model(problem, step).SerializeToString())
