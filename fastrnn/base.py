@@ -252,7 +252,7 @@ class RNNBase(torch.nn.RNNBase):
         if rank != 2:
             raise ValueError(f"step: Expected input to be 2D, got {rank}D instead")
         reset = mask_of(reset, input)
-        if reset is not None and reset.shape != input.shape[:1]:
+        if reset is not None and reset.dim() != 1:
             raise RuntimeError(f"Expected reset size {(len(input),)}, got {tuple(reset.shape)}")
         time = 1 if self.batch_first else 0
         reset = None if reset is None else reset.unsqueeze(time)
@@ -264,6 +264,11 @@ class RNNBase(torch.nn.RNNBase):
         except (AttributeError, TypeError, LookupError):  # as torch says what is no state
             if state is not None:
                 check_state(state, self._state_names())
+            raise
+        except RuntimeError as error:  # whose words are of a reset with a time
+            due, got = input.shape[:1], None if reset is None else reset.squeeze(time).shape
+            if got not in (None, due):
+                raise RuntimeError(f"Expected reset size {(*due,)}, got {(*got,)}") from error
             raise
         return output.squeeze(time), state
 
