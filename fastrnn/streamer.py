@@ -143,11 +143,10 @@ class Streamer:
         """
         checks.check_outside_transforms()
         module = self._module
-        batch, width = self._output.shape
+        (batch, width), planes = self._output.shape, self._inputs.planes
         rows = torch.tensor([batch], device="cpu")  # a step is packed input
         module._update_flat_weights()
-        asked = Asked(inputs=self._inputs.planes)
-        names, weights = module._named_weights(self._output, rows, asked)
+        names, weights = module._named_weights(self._output, rows, Asked(inputs=planes))
         for weight in module._flat_weights:
             checks.check_no_tangent("a weight", weight)
             if weight.dtype != self._dtype or not weight.is_cpu:
@@ -156,7 +155,7 @@ class Streamer:
                     f"{weight.dtype} on {weight.device}"
                 )
         weights = [w.detach().resolve_neg().to(self._h.dtype).contiguous() for w in weights]
-        count, inputs = len(weights) // module.num_layers, len(self._inputs.planes)
+        count, inputs = len(weights) // module.num_layers, len(planes)
         for k in range(module.num_layers):
             x = self._h.new_empty(batch, width if k else module.input_size)
             c = None if self._c is None else self._c[k : k + 1]
@@ -201,10 +200,12 @@ class Streamer:
                 self._refuse(x.shape, x.dtype, x.device)
             if half := self._dtype.itemsize == 2:
                 x, inputs = x.float(), map_tensors(Tensor.float, inputs)
-            if x.layout is not torch.strided:
+            try:
+                if x.is_neg() or not x.is_contiguous():
+                    x = x.resolve_neg().contiguous()
+            except RuntimeError:
                 checks.check_dense("x", x)
-            if x.is_neg() or not x.is_contiguous():
-                x = x.resolve_neg().contiguous()
+                raise
             address = checks.address_of(x)
             if inputs is not None or self._inputs.planes:
                 self._inputs.write(inputs)

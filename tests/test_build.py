@@ -124,7 +124,7 @@ def test_instruction_sets_share_no_function():
     objects = sorted(ROOT.glob("build/temp*/csrc/cpu/isa_*.o"))
     tool = shutil.which("nm")
     if tool is None or not objects:
-        pytest.skip("no nm, or no objects of a build")
+        pytest.skip("no nm, or a package without the objects that its build left")
     found: dict[str, list[str]] = {}
     for path in objects:
         names = subprocess.run(

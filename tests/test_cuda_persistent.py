@@ -113,7 +113,7 @@ def choose(H, N, how="bfloat16", D=1, backward=False, cell="lstm"):
 def test_groups():
     """What a layer is given: one block, a cluster, or blocks that all run at once, or nothing."""
     if ON_GPU:
-        pytest.skip("the numbers are of an H200, as the emulation has them")
+        pytest.skip("the numbers below are those of the H200 that the emulation stands for")
     sizes = itertools.product([1, 33, 128, 129, 256, 500, 512, 700, 1024, 1025], [1, 8, 64, 300])
     for (H, N), how, D, back in itertools.product(sizes, HOW, (1, 2), (False, True)):
         units, rows, ring = choose(H, N, how, D, back)
