@@ -61,7 +61,7 @@ void compare(const char* what, const Shape& s, const Tensors<double>& expected,
     for (size_t k = 0; k < a.size(); ++k) size = std::max(size, std::abs(a[k]));
     for (size_t k = 0; k < a.size(); ++k) {
       const double e = std::abs(number((*have[i].second)[k]) - a[k]);
-      error = e <= error ? error : e;  // a NaN wins
+      error = error >= e || std::isnan(error) ? error : e;  // a NaN stays
     }
     CHECK(error <= tolerance * size, "%s %s T%d N%d I%d H%d P%d D%d%s: error %g", what,
           want[i].first, int(s.T), int(s.N), int(s.I), int(s.H), int(s.P), int(s.D),

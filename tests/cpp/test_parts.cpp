@@ -277,7 +277,7 @@ void test_each_row(const char* name, int position, const fastrnn::Kernels& tiles
       float error = 0, size = 0;
       for (size_t k = 0; k < want[i].second->size(); ++k) {
         const float e = std::abs((*have[i].second)[k] - (*want[i].second)[k]);
-        error = e <= error ? error : e;  // a NaN wins
+        error = error >= e || std::isnan(error) ? error : e;  // a NaN stays
         size = std::max(size, std::abs((*want[i].second)[k]));
       }
       CHECK(error <= 1e-5f * size, "%s %s of each row, loss %d: error %g of %g", name,
