@@ -17,6 +17,33 @@ extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_ba
 
 namespace fastrnn {
 
+// A text that an op is given. Torch's own conversion, to std::string, leaks it (2.13).
+struct Text : std::string {
+  Text(const char* data, size_t length) : std::string(data, length) {}
+};
+
+}  // namespace fastrnn
+
+namespace torch::stable::detail {
+
+template <>
+struct ToImpl<fastrnn::Text> {
+  static fastrnn::Text call(StableIValue value, uint64_t, bool) {
+    const auto handle = to<StringHandle>(value);
+    const char* data;
+    size_t length;
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &data));
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    fastrnn::Text text(data, length);
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return text;
+  }
+};
+
+}  // namespace torch::stable::detail
+
+namespace fastrnn {
+
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import KERNELS
+from kept_bytes import bytes_kept, needs_glibc
+from op_cases import Case, arguments
 from torch_pairs import layers
 
 import fastrnn
@@ -42,6 +44,43 @@ def test_threads_share_one_bound():
     for caller in callers:
         caller.join()
     assert 2**20 < fastrnn.release_memory() <= 64 * 2**20
+
+
+@compiled
+@needs_glibc
+@pytest.mark.parametrize("cell", ["lstm_proj", "gru"])
+def test_no_op_keeps_memory(cell):
+    """Not even of the names that it is given, which torch 2.13 leaks: 128 bytes a call."""
+    given = arguments(Case(cell, T=2, N=2, H=3))
+    ops = torch.ops.fastrnn
+    output, *saved = ops.layer_forward.default(*given)
+    saved = output, *saved[2:]
+    came = output, None, None, None, None
+    assert bytes_kept(lambda: ops.layer_inference.default(*given)) < 16
+    assert bytes_kept(lambda: ops.layer_forward.default(*given)) < 16
+    assert bytes_kept(lambda: ops.layer_backward.default(*came, *saved, *[True] * 3, *given)) < 16
+    wrong = given[0][..., :-1], *given[1:]
+    assert bytes_kept(lambda: refused(ops.layer_inference.default, *wrong)) < 16
+
+
+def refused(function, *arguments) -> None:
+    with pytest.raises(RuntimeError):
+        function(*arguments)
+
+
+@compiled
+@needs_glibc
+@pytest.mark.parametrize("features", [False, True])
+@layers
+def test_no_module_keeps_memory(name, features):
+    module, x = getattr(fastrnn, name)(3, 4, bidirectional=not features), torch.randn(3, 2, 3)
+    asked = {"reset": torch.zeros(3, 2, dtype=torch.bool), "return_states": True}
+
+    def call():
+        return module(x, **asked if features else {})[0]
+
+    assert bytes_kept(torch.no_grad()(call)) < 16
+    assert bytes_kept(lambda: call().sum().backward()) < 16
 
 
 def test_without_kernels_nothing_waits(monkeypatch):

@@ -36,8 +36,8 @@ Outputs forward(const Arguments& a, bool save) {
 
 std::tuple<Tensor, Tensor, Tensor> layer_inference(Tensor input, OptionalTensor batch_sizes,
                                                    Tensor h0, OptionalTensor c0,
-                                                   std::vector<Tensor> weights, std::string cell,
-                                                   std::string names, OptionalTensor reset,
+                                                   std::vector<Tensor> weights, Text cell,
+                                                   Text names, OptionalTensor reset,
                                                    OptionalTensor lengths, int64_t, double,
                                                    int64_t parts) {
   const Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths, false, parts);
@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor, Tensor> layer_inference(Tensor input, OptionalTensor 
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
     Tensor input, OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0,
-    std::vector<Tensor> weights, std::string cell, std::string names, OptionalTensor reset,
+    std::vector<Tensor> weights, Text cell, Text names, OptionalTensor reset,
     OptionalTensor lengths, int64_t, double, int64_t parts) {
   const Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths, false, parts);
   const Outputs out = forward(a, /*save=*/true);
@@ -59,8 +59,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     OptionalTensor grad_cells, OptionalTensor grad_hidden, Tensor output, Tensor gates,
     Tensor cells, Tensor hidden, bool need_input, bool need_state, bool need_weights, Tensor input,
     OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
-    std::string cell, std::string names, OptionalTensor reset, OptionalTensor lengths,
-    int64_t detach_every, double grad_clip, int64_t parts) {
+    Text cell, Text names, OptionalTensor reset, OptionalTensor lengths, int64_t detach_every,
+    double grad_clip, int64_t parts) {
   Arguments a(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths, false, parts);
   const Call& call = a.call;
   const bool c = call.size.cell > 0;

@@ -82,11 +82,11 @@ void run_forward(const Layer& l, const How& how, Forward& s) {
 
 using Forwarded = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-Forwarded forward(OptionalTensor row_lengths, OptionalTensor offsets, bool save, std::string dtype,
-                  std::string schedule, int64_t stream, bool repeats, Tensor input,
+Forwarded forward(OptionalTensor row_lengths, OptionalTensor offsets, bool save, Text dtype,
+                  Text schedule, int64_t stream, bool repeats, Tensor input,
                   OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0,
-                  std::vector<Tensor> weights, std::string cell, std::string names,
-                  OptionalTensor reset, OptionalTensor lengths, int64_t, double, int64_t) {
+                  std::vector<Tensor> weights, Text cell, Text names, OptionalTensor reset,
+                  OptionalTensor lengths, int64_t, double, int64_t) {
   const How how = how_of(dtype, schedule, stream, repeats);
   const Layer l(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths,
                 {row_lengths, offsets, {}, {}}, how.stream);
@@ -298,10 +298,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
     OptionalTensor grad_cells, Tensor output, OptionalTensor gates, OptionalTensor cells,
     OptionalTensor hidden, bool need_input, bool need_state, bool need_weights,
     OptionalTensor row_lengths, OptionalTensor offsets, OptionalTensor earlier, OptionalTensor last,
-    std::string dtype, std::string schedule, int64_t stream, bool repeats, Tensor input,
+    Text dtype, Text schedule, int64_t stream, bool repeats, Tensor input,
     OptionalTensor batch_sizes, Tensor h0, OptionalTensor c0, std::vector<Tensor> weights,
-    std::string cell, std::string names, OptionalTensor reset, OptionalTensor lengths,
-    int64_t detach_every, double grad_clip, int64_t) {
+    Text cell, Text names, OptionalTensor reset, OptionalTensor lengths, int64_t detach_every,
+    double grad_clip, int64_t) {
   const How how = how_of(dtype, schedule, stream, repeats);
   const Layer l(input, batch_sizes, h0, c0, weights, cell, names, reset, lengths,
                 {row_lengths, offsets, earlier, last}, how.stream);
