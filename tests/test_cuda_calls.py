@@ -20,6 +20,7 @@ from cuda_kernels import (
     layer_inference,
     on_device,
 )
+from kept_bytes import bytes_kept, needs_glibc
 from op_cases import Case, arguments, assert_state_in_float32
 from wrong_calls import WRONG
 
@@ -170,6 +171,16 @@ def test_what_may_repeat_is_launched_by_who_keeps_graphs():
     emulation().cuda_replay_by(by)
     forward("stepwise")
     assert len(keys) == 4
+
+
+@needs_glibc
+def test_no_call_keeps_memory():
+    given = arguments(Case("lstm_proj", T=2, N=2, H=3, dtype=torch.float32))
+    call = Call(*on_device(given))
+    results = launch.run(call, True)
+    came, saved = Cotangents(*results[:3], None), Saved(results.output, *results[3:])
+    assert bytes_kept(lambda: launch.run(call, True)) < 16
+    assert bytes_kept(lambda: launch.run_backward(call, came, saved, Needs(*[True] * 3))) < 16
 
 
 def test_an_unknown_precision_raises(monkeypatch):

@@ -20,6 +20,7 @@ from ...checks import check_lengths
 from ...results import Cotangents, Gradients, Needs, Results, Saved
 from .. import gpu
 from ..gpu import graphs, precision
+from ..gpu.gradients import of_h0
 from ..gpu.layer import checked
 from ..gpu.packing import packing
 
@@ -63,7 +64,9 @@ def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs)
     given = (*cotangents[:4], *saved, *needs, lengths, offsets, earlier, last)
     input, h0, c0, weights = _run(_backward, call, *given)
     if needs.state and call.has_features:
-        h0 = _of_features(call, h0, cotangents.h_n)
+        if call.reset is not None:
+            h0.masked_fill_(call.reset[0][:, None], 0)
+        h0 = of_h0(h0, cotangents.h_n, call.lengths, call.grad_clip)
     return Gradients(input, h0, c0, weights)
 
 
@@ -108,14 +111,3 @@ def _last_rows(call: Call, lengths: Tensor | None, offsets: Tensor | None) -> Te
     else:
         offset = offsets[lengths - 1]
     return offset + torch.arange(N, device=offset.device)
-
-
-def _of_features(call: Call, grad: Tensor, grad_h_n: Tensor | None) -> Tensor:
-    """The gradient of h0 where the call asks for more than torch.nn has."""
-    if call.reset is not None:
-        grad = grad.masked_fill_(call.reset[0][:, None], 0)
-    if call.grad_clip:
-        grad = grad.clamp_(-call.grad_clip, call.grad_clip)
-    if call.lengths is not None and grad_h_n is not None:
-        grad = torch.where((call.lengths == 0)[:, None], grad_h_n, grad)
-    return grad

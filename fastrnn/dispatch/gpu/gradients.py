@@ -43,11 +43,19 @@ def state_gradient(
     grad = grads[0].view(D, N, P) if D == 1 else torch.stack(grads)
     if "h" in layer.cell.keeps:
         grad = grad + d_kept[..., : layer.size.H]
+    return of_h0(grad, grad_h_n, layer.lengths, grad_clip).to(du.dtype)
+
+
+def of_h0(
+    grad: Tensor, grad_h_n: Tensor | None, lengths: Tensor | None, grad_clip: float
+) -> Tensor:
+    """The gradient of h0 of what the first steps send back, which it may overwrite. A row without a
+    step hands out its state: what comes for h_n is its gradient, and is not clipped."""
     if grad_clip:
-        grad = grad.clamp(-grad_clip, grad_clip)
-    if layer.lengths is not None and grad_h_n is not None:
-        grad = torch.where((layer.lengths == 0)[:, None], grad_h_n, grad)
-    return grad.to(du.dtype)
+        grad.clamp_(-grad_clip, grad_clip)
+    if lengths is not None and grad_h_n is not None:
+        grad = torch.where((lengths == 0)[:, None], grad_h_n, grad)
+    return grad
 
 
 def weight_gradients(
