@@ -5,19 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import KERNELS, assert_matches
-from torch_pairs import layers, state
+from torch_pairs import compare, exact, layers, state
 
 import fastrnn
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
 STEPS = (1, 2, 4, 5, 8, 9)
-
-
-def exact(module: torch.nn.Module, name: str, *sizes, **options) -> torch.nn.Module:
-    """torch.nn's own, in float64."""
-    theirs = getattr(torch.nn, name)(*sizes, **options).double()
-    theirs.load_state_dict(module.state_dict())
-    return theirs
 
 
 @layers
@@ -37,26 +30,6 @@ def test_results_and_gradients(name, dtype, bidirectional, bias):
                 x = torch.randn(T, N, 11, dtype=dtype)
                 hx = state(name, 2 * (1 + bidirectional), N, P or H, c_width=H, dtype=dtype)
                 compare(ours, theirs, x, hx)
-
-
-def compare(ours, theirs, x, hx) -> None:
-    """Results and the gradients of all that goes in, with gradients and without."""
-    found, wanted = [], []
-    for module, results, cast in ((ours, found, x.dtype), (theirs, wanted, torch.float64)):
-        given = [x, *hx] if isinstance(hx, tuple) else [x, hx]
-        given = [each.detach().to(cast).requires_grad_() for each in given]
-        states = tuple(given[1:]) if isinstance(hx, tuple) else given[1]
-        output, last = module(given[0], states)
-        last = last if isinstance(last, tuple) else (last,)
-        loss = sum(
-            (each.double() * (1 + k)).square().sum() for k, each in enumerate((output, *last))
-        )
-        results += [output, *last, *torch.autograd.grad(loss, [*given, *module.parameters()])]
-        with torch.no_grad():
-            again, _ = module(given[0], states)
-        assert torch.equal(again, output)
-    for a, e in zip(found, wanted, strict=True):
-        assert_matches(a, e)
 
 
 @layers

@@ -6,6 +6,7 @@
 #include "cells.h"
 #include "cpu/forward.h"
 #include "cpu/few_steps.h"
+#include "cpu/few_units.h"
 #include "cpu/backward.h"
 #include "cpu/program_step.h"
 #include "cpu/small_stream.h"
@@ -16,10 +17,16 @@ template <class Cell, class T>
 void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
   if constexpr (!kInParts<Operand<T>>)
     if (FewSteps<Cell, T>::suits(arguments.size)) return FewSteps<Cell, T>(arguments, parallel)();
+  if constexpr (kMayBeFew<T>)
+    if (FewUnits<Cell, T>::suits(arguments))
+      return FewUnits<Cell, T>(arguments, parallel).forward();
   ForwardPass<ForwardStep<Cell, T>, T>(arguments, parallel)();
 }
 template <class Cell, class T>
 void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
+  if constexpr (kMayBeFew<T>)
+    if (FewUnits<Cell, T>::suits(arguments))
+      return FewUnits<Cell, T>(arguments, parallel).backward();
   BackwardPass<BackwardStep<Cell, T>, T>(arguments, parallel)();
 }
 
