@@ -114,10 +114,14 @@ def copy_rate() -> float:
 
 
 def query(name: str) -> str:
-    """A property that nvidia-smi knows, "" where it is not there."""
-    command = ["nvidia-smi", f"--query-gpu={name}", "--format=csv,noheader,nounits"]
+    """A property that nvidia-smi knows, "" where it is not there, or no GPU."""
+    if not torch.cuda.is_available():
+        return ""
+    current = torch.cuda.get_device_properties(torch.cuda.current_device())
+    which = f"--id=GPU-{current.uuid}"  # it counts the GPUs that torch is not shown, too
+    command = ["nvidia-smi", which, f"--query-gpu={name}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
-    return done.stdout.splitlines()[torch.cuda.current_device()].strip()
+    return done.stdout.strip()

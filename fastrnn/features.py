@@ -186,7 +186,8 @@ def _read(name: str, given, device: torch.device | str) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.as_tensor(given, device=device)
     try:
-        return torch.tensor(given, device=device)
+        # From the CPU, for which the copy of a list straight to a GPU would wait.
+        return torch.tensor(given, device="cpu").to(device, non_blocking=True)
     except (TypeError, ValueError, RuntimeError) as error:  # as torch says what holds no numbers
         kind = kind_of(given)
         raise TypeError(

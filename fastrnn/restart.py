@@ -7,6 +7,7 @@ takes. The results are then put back into the places of the parts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -124,7 +125,8 @@ def _cut(starts: Tensor, ends: Tensor, time_first: bool) -> _Parts:
     `time_first`, else in (N, T) order. All on the CPU.
     """
     T, N = starts.shape
-    starts = starts & (torch.arange(T).unsqueeze(1) < ends)
+    arange = functools.partial(torch.arange, device=starts.device)
+    starts = starts & (arange(T).unsqueeze(1) < ends)
     row, start = starts.t().nonzero().unbind(1)
     end = ends[row]
     end[:-1] = torch.where(row[1:] == row[:-1], start[1:], end[:-1])
@@ -133,18 +135,18 @@ def _cut(starts: Tensor, ends: Tensor, time_first: bool) -> _Parts:
     ends_row = torch.ones_like(row, dtype=torch.bool)
     ends_row[:-1] = row[1:] != row[:-1]
     place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    last = torch.zeros(N, dtype=torch.int64)
+    place[order] = arange(len(order))
+    last = order.new_zeros(N)
     last[row[ends_row]] = place[ends_row]
     row, start = row[order], start[order]
     shorter = sizes.bincount(minlength=1).cumsum(0)[:-1]
     batch_sizes = len(order) - shorter
-    step = torch.arange(len(batch_sizes)).repeat_interleave(batch_sizes)
-    part = torch.arange(len(step)) - (batch_sizes.cumsum(0) - batch_sizes)[step]
+    step = arange(len(batch_sizes)).repeat_interleave(batch_sizes)
+    part = arange(len(step)) - (batch_sizes.cumsum(0) - batch_sizes)[step]
     t, n = start[part] + step, row[part]
     rows = t * N + n if time_first else n * T + t
-    places = torch.zeros(T * N, dtype=torch.int64)
-    places[rows] = torch.arange(len(rows))
+    places = order.new_zeros(T * N)
+    places[rows] = arange(len(rows))
     return _Parts(row, start, batch_sizes, rows, places, last)
 
 
@@ -154,7 +156,7 @@ def _in_parts(stack: Stack, layers: Callable[[Stack], Returned]) -> Returned:
     T, N = call.reset.shape
     starts = call.reset.cpu().clone()
     starts[0] = True
-    ends = torch.full((N,), T) if lengths is None else lengths.cpu().clamp(0, T)
+    ends = torch.full((N,), T, device="cpu") if lengths is None else lengths.cpu().clamp(0, T)
     if not ends.any():
         call = call._replace(reset=None)
         return layers(stack._replace(call=call, reset_state=None))

@@ -29,6 +29,8 @@ from fastrnn.dispatch import cuda, gpu, selftest
 from fastrnn.results import Cotangents, Needs, Saved
 from fastrnn.table import CELLS
 
+FEATURES = [(), ("reset",), ("lengths",), ("reset", "lengths", "detach_every", "grad_clip")]
+
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_the_state_is_kept_in_float32(cell):
@@ -171,6 +173,34 @@ def test_what_may_repeat_is_launched_by_who_keeps_graphs():
     emulation().cuda_replay_by(by)
     forward("stepwise")
     assert len(keys) == 4
+
+
+@pytest.mark.parametrize("options", FEATURES, ids=str)
+def test_nothing_reads_a_number_of_the_device(options, monkeypatch):
+    """Which would wait for it, and end a capture. Lengths are checked where they are on a CPU."""
+    monkeypatch.setattr(launch, "check_lengths", lambda *_: None)
+    call = Call(*on_device(arguments(Case("lstm", T=3, N=2, H=3, dtype=torch.float32, D=1))))
+    reset, lengths = torch.zeros(3, 2, dtype=torch.bool), torch.tensor([3, 1])
+    given = {"reset": reset.to(DEVICE), "lengths": lengths.to(DEVICE)}
+    given |= {"detach_every": 2, "grad_clip": 0.5}
+    call = call._replace(**{name: given[name] for name in options})
+    with torch.profiler.profile() as profile:
+        results = launch.run(call, True)
+        came, saved = Cotangents(*results[:3], None), Saved(results.output, *results[3:])
+        launch.run_backward(call, came, saved, Needs(*[True] * 3))
+    assert "aten::_local_scalar_dense" not in {event.key for event in profile.events()}
+
+
+def test_no_rows_ask_for_no_graph():
+    if ON_GPU:
+        pytest.skip("only the emulation records its launches")
+    call = Call(*arguments(Case("lstm", T=3, N=0, H=3, dtype=torch.float32)))
+    asked = []
+    emulation().cuda_replay_by(lambda *replay: asked.append(replay))
+    how = None, None, True, "float32"
+    for schedule in ("stepwise", "library"):
+        torch.ops.fastrnn.cuda_forward.default(*how, schedule, 7, True, *call)
+    assert asked == []
 
 
 @needs_glibc

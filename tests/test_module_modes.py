@@ -93,3 +93,29 @@ def test_reference_backend(name):
     with fastrnn.backend("reference"):
         wanted = module(x)
     assert_same_results(module(x), wanted)
+
+
+@pytest.mark.parametrize("way", ["auto", "reference"])
+def test_a_default_device_changes_no_call(way):
+    """What a call makes for itself is where its tensors are, or on the CPU."""
+    lstm, x = fastrnn.LSTM(3, 4), torch.randn(5, 2, 3)
+    state = torch.randn(1, 2, 4), torch.randn(1, 2, 4)
+    reset, lengths = torch.tensor([[False, True]] * 5), torch.tensor([5, 3])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+
+    def results() -> list[torch.Tensor]:
+        with fastrnn.backend(way):
+            return [
+                lstm(packed)[0].data,
+                lstm(x, reset=reset, reset_state=state)[0],
+                lstm(x, reset=reset, reset_state=state, lengths=lengths)[0],
+                lstm(x, reset=reset.tolist(), lengths=lengths.tolist(), detach_every=2)[0],
+            ]
+
+    wanted = results()
+    torch.set_default_device("meta")
+    try:
+        found = results()
+    finally:
+        torch.set_default_device(None)
+    assert all(map(torch.equal, found, wanted))

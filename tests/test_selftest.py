@@ -84,8 +84,10 @@ def test_what_another_process_may_find_otherwise_is_not_kept(machine, monkeypatc
     assert refused() == (None, [])
 
 
-def test_an_error_of_the_device_is_kept(machine):
-    machine.ends = raises(torch.AcceleratorError("illegal memory access"))
+@pytest.mark.parametrize("kind", [torch.AcceleratorError, RuntimeError])
+def test_an_error_that_the_device_stays_with_is_kept(machine, monkeypatch, kind):
+    machine.ends = raises(kind("illegal memory access"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: machine.ends())
     reason, _ = refused()
     another_process()
     assert refused()[0] == reason and machine.ran == 1

@@ -26,6 +26,7 @@ def machine(monkeypatch, tmp_path):
         return state.ends()
 
     monkeypatch.setenv("FASTRNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(selftest, "_test", test)
     monkeypatch.setattr(selftest, "_verdicts", {})
     monkeypatch.setattr(selftest, "FILE", kept.File("selftest.json"))

@@ -50,6 +50,7 @@ class Runner {
       : how_(how), loop_(loop), groups_(groups), steps_(steps) {}
 
   void operator()() const {
+    if (steps_.size.batch == 0) return;  // else a graph of nothing
     if (groups_.blocks > 0) {
       launch_all(loop_, steps_, groups_, reinterpret_cast<void*>(how_.stream));
       return launched();
@@ -60,6 +61,7 @@ class Runner {
   // step i.
   template <class F>
   void with_products(F products) const {
+    if (steps_.size.batch == 0) return;
     replay(how_, key(), [&](uintptr_t stream) {
       for (int64_t k = 0; k < steps_.size.steps; ++k)
         for (const Part part : parts()) {

@@ -101,7 +101,7 @@ inline void copy_to_rows(const Tensor& to, const Tensor& rows, const Tensor& fro
 inline void zero_where(const Tensor& t, const Tensor& mask) {
   Tensor nothing = make(t, {});
   torch::stable::zero_(nothing);
-  call("aten::masked_fill_", "Tensor", t, mask, nothing);
+  call("aten::where", "self_out", mask, nothing, t, t);  // masked_fill_ would wait for the device
 }
 
 // Products of batches for the steps of a loop, into sums that are float, or double where the

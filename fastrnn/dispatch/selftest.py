@@ -147,7 +147,8 @@ def run(
     _keep(key, {"began": time.time()})  # which stays if the process does not survive the test
     entry = None
     try:
-        verdict = _in_time(functools.partial(_test, kernels, asked, call, clock), PATIENCE)
+        test = functools.partial(_test, kernels, asked, call, clock)
+        verdict = _in_time(test, PATIENCE, asked.device)
         if verdict.reason:
             verdict = verdict._replace(reason=_failed(asked, verdict.reason))
         if verdict.lasting:
@@ -169,7 +170,7 @@ def _keep(key: str, entry: dict | None) -> None:
         FILE.change(change)
 
 
-def _in_time(test: Callable[[], Verdict], seconds: float) -> Verdict:
+def _in_time(test: Callable[[], Verdict], seconds: float, device: torch.device) -> Verdict:
     """What a test finds, in a thread of its own: no mode, autocast or device of the caller's counts
     there."""
     found: list[Verdict] = []
@@ -178,15 +179,22 @@ def _in_time(test: Callable[[], Verdict], seconds: float) -> Verdict:
         try:
             found.append(test())
         except Exception as error:  # whatever it is, it is what the test is about
-            # After an illegal access the whole process is lost to the GPU.
-            lost = isinstance(error, getattr(torch, "AcceleratorError", ()))
             text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            found.append(Verdict(text, lasting=lost))
+            found.append(Verdict(text, lasting=_is_lost(device)))
 
     thread = threading.Thread(target=work, name="fastrnn self-test", daemon=True)
     thread.start()
     thread.join(seconds)
     return found[0] if found else Verdict(f"it took more than {seconds:g} s", lasting=False)
+
+
+def _is_lost(device: torch.device) -> bool:
+    """Whether a GPU refuses the process whatever it asks, as after an illegal access."""
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:  # which of several types it has depends on who made the call that failed
+        return True
+    return False
 
 
 def _test(

@@ -63,7 +63,8 @@ def layers_of(kind: Kind, point: Point, device: torch.device) -> Stack:
     )
     width = T
     if kind.packed:  # lengths from half of the mean to one and a half
-        around = torch.linspace(0.5, -0.5, N) if N > 1 else torch.zeros(1)
+        end = 0.5 if N > 1 else 0.0
+        around = torch.linspace(end, -end, N, device="cpu")
         lengths = (T * (1 + around)).round().long().clamp(min=1)
         width = int(lengths.max())
     x = torch.randn(width, N, kind.inputs or H, device=device, dtype=kind.dtype)

@@ -82,8 +82,10 @@ def _run(op: Callable, call: Call, *given) -> tuple:
             stream = torch.cuda.current_stream().cuda_stream
             repeats = not torch.cuda.is_current_stream_capturing()
             return op(*given, precision(input.dtype), schedule, stream, repeats, *call)
-    except RuntimeError:
+    except RuntimeError as error:
         checked(call)
+        if "out of memory" in str(error):  # of which torch's stable ABI leaves the words
+            raise torch.OutOfMemoryError(str(error)) from error
         raise
 
 

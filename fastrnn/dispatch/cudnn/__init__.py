@@ -68,7 +68,7 @@ def narrows(call: Call, dtype: torch.dtype) -> bool:
 @functools.cache
 def _fused_lstm_has_bfloat16() -> bool:
     """Whether oneDNN has it for this CPU: for others PyTorch raises."""
-    x, weight = torch.zeros(1, 1, 1), torch.zeros(4, 1)
+    x, weight = (torch.zeros(shape, device="cpu") for shape in ((1, 1, 1), (4, 1)))
     options = [weight, weight], False, 1, 0.0, False, False, False
     try:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -66,7 +66,7 @@ class Stream:
     def _at(self, address: int, *shape: int) -> Tensor:
         size = math.prod(shape) * self._dtype.itemsize
         if not size:
-            return torch.empty(shape, dtype=self._dtype)
+            return torch.empty(shape, dtype=self._dtype, device="cpu")
         memory = (ctypes.c_byte * size).from_address(address)
         return torch.frombuffer(memory, dtype=self._dtype).view(shape)
 

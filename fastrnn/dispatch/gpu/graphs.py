@@ -3,7 +3,7 @@
 A chain is known by everything that its launches are given, addresses included, so a replay is the
 same launches on the same memory. The allocator of torch hands the same addresses to a loop that
 repeats itself. The first time a chain runs as it is, which also compiles and loads its kernels; the
-second time it is recorded; from then on it is replayed.
+second time it is recorded; from then on it is replayed. One that cannot be recorded runs as it is.
 
 Any thread may call `repeat`. A graph that is forgotten while it runs is safe: whoever replays it
 holds it until it is launched, and CUDA frees what was launched when it is done.
@@ -24,9 +24,9 @@ SEEN = 1024  # chains without one that are remembered
 
 
 class _Recorded:
-    """A chain's graph, and when it was last asked for."""
+    """A chain's graph, or None where it cannot be recorded, and when it was last asked for."""
 
-    def __init__(self, replay: Callable[[], None], used: int) -> None:
+    def __init__(self, replay: Callable[[], None] | None, used: int) -> None:
         self.replay, self.used = replay, used
 
 
@@ -103,7 +103,10 @@ def repeat(
         with _recording:
             with _lock:
                 found = _graphs.get(chain)
-            replay = found.replay if found else record(run)
+            try:
+                replay = found.replay if found else record(run)
+            except RuntimeError:  # nothing has run yet: it does now, or says itself what is wrong
+                replay = None
             if not found:
                 _remember(chain, replay)
     (replay or run)()
@@ -131,7 +134,7 @@ def _look_up(chain: Hashable) -> tuple[Callable[[], None] | None, bool]:
         return None, len(_graphs) < LIMIT or next(iter(_graphs.values())).used < before
 
 
-def _remember(chain: Hashable, replay: Callable[[], None]) -> None:
+def _remember(chain: Hashable, replay: Callable[[], None] | None) -> None:
     forgotten = []  # destroyed when the lock is free
     with _lock:
         _seen.pop(chain, None)

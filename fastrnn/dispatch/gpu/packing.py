@@ -61,7 +61,7 @@ def _on_gpu(steps: list[int], device: torch.device) -> Packing:
 
 
 def _make(steps: list[int]) -> Packing:
-    sizes, N, rows = torch.tensor(steps), steps[0], sum(steps)
-    lengths = (sizes > torch.arange(N)[:, None]).sum(1)
-    earlier = torch.arange(N, rows) - sizes[:-1].repeat_interleave(sizes[1:])
+    sizes, N, rows = torch.tensor(steps, device="cpu"), steps[0], sum(steps)
+    lengths = (sizes > torch.arange(N, device="cpu")[:, None]).sum(1)
+    earlier = torch.arange(N, rows, device="cpu") - sizes[:-1].repeat_interleave(sizes[1:])
     return Packing(lengths, sizes.cumsum(0) - sizes, earlier)

@@ -22,7 +22,7 @@ class Order:
         steps = torch.arange(T, device=device).unsqueeze(1)
         self.lengths, self.packed, self.index, self.taken = call.lengths, None, None, None
         if call.batch_sizes is not None:
-            taken = torch.arange(N) < call.batch_sizes.unsqueeze(1)
+            taken = torch.arange(N, device="cpu") < call.batch_sizes.unsqueeze(1)
             self.packed = taken.flatten().nonzero().squeeze(1).to(device)
             self.lengths = taken.sum(0).to(device)
         if self.lengths is not None:

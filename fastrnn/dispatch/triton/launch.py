@@ -178,6 +178,8 @@ def launch(
         numbers: its arguments besides, which differ between the two.
         kinds: of the cell's parameters, see `tiles.parameters`.
     """
+    if size.N == 0:
+        return  # else a graph of nothing
     w_hh, projected = tensors["w_hh"], tensors["w_hr"] is not None
     how = precision(w_hh)
     device = device_of(w_hh, cell.step is not None)
