@@ -89,6 +89,7 @@ inline Type type_of(const Tensor& t) {
 inline View view(const Tensor& t) {
   View v;
   v.data = t.data_ptr();
+  FASTRNN_CHECK(v.data || t.numel() == 0, "a tensor has no memory: its storage was freed");
   v.type = type_of(t);
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &v.device_type));
   v.device_index = t.get_device_index();

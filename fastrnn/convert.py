@@ -46,7 +46,6 @@ def _restore(cls: type) -> nn.Module:
     return ours.__new__(ours)
 
 
-@functools.cache
 def _to_ours(cls: type) -> type:
     """The class to put in the place of `cls`, which is one of `torch.nn` or derived from one.
 
@@ -54,6 +53,9 @@ def _to_ours(cls: type) -> type:
     """
     if cls in _OURS:
         return _OURS[cls]
+    made = vars(cls).get("_as_ours")  # made once, and kept as long as the user's class
+    if made is not None and made.converted_from is cls:
+        return made
     names = ("__module__", "__qualname__", "__doc__")
     members = {name: getattr(cls, name) for name in names}
     members |= {"converted_from": cls, "__reduce__": _reduce}
@@ -67,7 +69,8 @@ def _to_ours(cls: type) -> type:
             ours = [base for base in _OURS[torchs].__mro__ if base not in order]
             return order[:at] + ours + order[at:]
 
-    return Meta(cls.__name__, (cls,), members)
+    made = cls._as_ours = Meta(cls.__name__, (cls,), members)
+    return made
 
 
 # Methods of torch.nn.RNNBase that its forward calls, and ours not in every call.

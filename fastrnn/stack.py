@@ -39,7 +39,10 @@ def run_on(backend: dispatch.Backend, stack: Stack, traced: bool = False) -> Ret
     if backend is cudnn and cudnn.takes_whole(stack):
         return *cudnn.run_stack(stack)[:3], None
     if transposed:
-        call = call._replace(input=call.input.transpose(0, 1))
+        input = call.input.transpose(0, 1)
+        if input.is_inference() and torch.is_grad_enabled():
+            input = input.clone()  # which autograd may save
+        call = call._replace(input=input)
         stack = stack._replace(call=call)
     if call.batch_sizes is None and call.input.size(0) == 0:
         raise RuntimeError(NO_STEPS)

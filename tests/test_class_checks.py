@@ -124,6 +124,38 @@ def test_copies_and_pickles(name):
 
 
 @everything
+def test_files_of_whole_modules_load_where_their_class_is_allowed(name):
+    ours, saved, x = getattr(fastrnn, name), io.BytesIO(), example(name)
+    module = ours(4, 3)
+    torch.save(module, saved)
+    saved.seek(0)
+    with torch.serialization.safe_globals([ours]):
+        loaded = torch.load(saved, weights_only=True)
+    assert type(loaded) is ours
+    assert_same_results(loaded(x), module(x))
+
+
+@everything
+def test_a_class_derived_beside_an_abc(name):
+    """As `higher` derives one."""
+
+    class Base(abc.ABC):
+        @abc.abstractmethod
+        def own(self): ...
+
+    module, x = getattr(fastrnn, name)(4, 3), example(name)
+
+    class Derived(module.__class__, Base):
+        def own(self):
+            return 1
+
+    derived = Derived(4, 3)
+    derived.load_state_dict(module.state_dict())
+    assert isinstance(derived, Base) and isinstance(derived, getattr(nn, name))
+    assert_same_results(derived(x), module(x))
+
+
+@everything
 def test_pickles_of_the_first_version(name):
     """They call `copyreg.__newobj__`, as pickle itself does."""
     module, x = getattr(fastrnn, name)(4, 3), example(name)

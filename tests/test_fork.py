@@ -132,3 +132,40 @@ assert started_in_child() == 0
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="threads are not to be seen")
 def test_a_child_of_a_process_without_threads_has_its_own():
     run(THREADS, "GRU")
+
+
+BUSY = """
+import os, sys, threading, time, torch, fastrnn
+from fastrnn.call import Call
+torch.set_num_threads(1)
+sys.setswitchinterval(1e-5)
+layer = fastrnn.Recurrent(fastrnn.zoo.PeepholeLSTM, 1, 1)
+x = zeros = torch.zeros(1, 1, 1)
+names, weights = layer._named_weights(x, None, None)
+call = Call(x, None, zeros, zeros, [w.detach() for w in weights], layer.mode, names)
+
+def run():
+    while True:
+        torch.ops.fastrnn.layer_inference.default(*call)
+
+for _ in range(4):
+    threading.Thread(target=run, daemon=True).start()
+for _ in range(150):
+    pid = os.fork()
+    if pid == 0:
+        with torch.no_grad():
+            layer(x)
+        os._exit(0)
+    end = time.time() + 30
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if time.time() > end:
+            os.kill(pid, 9)
+            os._exit(1)
+        time.sleep(5e-4)
+os._exit(0)
+"""
+
+
+def test_a_fork_beside_threads_that_run_a_cell_of_a_function():
+    """Whose program they look up: the child must not find that locked for ever."""
+    assert subprocess.run([sys.executable, "-c", BUSY]).returncode == 0

@@ -119,3 +119,17 @@ def test_a_default_device_changes_no_call(way):
     finally:
         torch.set_default_device(None)
     assert all(map(torch.equal, found, wanted))
+
+
+@layers
+def test_training_on_what_inference_mode_made(name):
+    """As from a frozen encoder. `torch.nn` takes it with the batch first, which it copies."""
+    ours = getattr(fastrnn, name)(5, 8, batch_first=True)
+    theirs = getattr(torch.nn, name)(5, 8, batch_first=True)
+    theirs.load_state_dict(ours.state_dict())
+    with torch.inference_mode():
+        features = torch.randn(4, 7, 5)
+    for module in (ours, theirs):
+        module(features)[0].sum().backward()
+    for a, e in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert_matches(a.grad, e.grad)

@@ -7,6 +7,10 @@
 #include <mutex>
 #include <stdexcept>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 namespace fastrnn {
 
 namespace {
@@ -121,6 +125,11 @@ struct Kept {
 };
 
 std::mutex mutex;
+#if defined(__unix__) || defined(__APPLE__)
+// A child must not find it locked by a thread that it has not.
+[[maybe_unused]] const int at_fork =
+    pthread_atfork([] { mutex.lock(); }, [] { mutex.unlock(); }, [] { mutex.unlock(); });
+#endif
 std::map<std::string, std::unique_ptr<Kept>, std::less<>>& programs() {
   // Never destroyed: threads may go on while the process ends.
   static auto& all = *new std::map<std::string, std::unique_ptr<Kept>, std::less<>>;

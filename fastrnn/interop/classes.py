@@ -9,10 +9,12 @@ one, or derived from one, is called and derived of the type that it stands for.
 
 from __future__ import annotations
 
+import abc
 import copyreg
 import functools
 import sys
 
+import torch
 from torch import nn
 
 # Who is told the type: what refuses torch's classes, and what derives from `__class__` and sets
@@ -20,8 +22,9 @@ from torch import nn
 _TOLD_THE_TYPE = ("torch._dynamo.", "torch.nn.")
 
 
-class _StandIn(type):
-    """The class of stand-ins. `stands_for` is the type of the modules."""
+class _StandIn(abc.ABCMeta):
+    """The class of stand-ins. `stands_for` is the type of the modules. Somebody may derive from a
+    stand-in and an ABC at once."""
 
     stands_for: type
 
@@ -87,7 +90,11 @@ def _meta(base: type[type]) -> type[_StandIn]:
 
 
 def _new(cls: type, *args):
+    """Names of this module are in the files of users, who say which classes may be loaded."""
     return cls.__new__(cls, *args)
+
+
+torch.serialization.add_safe_globals([_new])
 
 
 def set_class(module: nn.Module, new: type) -> None:

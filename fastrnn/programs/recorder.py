@@ -42,6 +42,11 @@ class Recorder(_Mode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # to keep dynamo out, torch would import it: three seconds
 
+    def forget(self) -> None:
+        """Lets go of all tensors; the graph stays."""
+        self._values.clear()
+        self._alive.clear()
+
     def leaf(self, value: Value) -> Tensor:
         """A new plane that has this value. Its numbers are never looked at."""
         numbers = torch.linspace(0.25, 0.75, self.N * self.H, dtype=self.dtype)

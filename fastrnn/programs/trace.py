@@ -124,31 +124,36 @@ def _record(step: Callable, names: Names, N: int, H: int, dtype: torch.dtype) ->
         for name, value in each.items()
     }
     second = _Second(recorder, [gate.name for gate in names.gates if gate.of_w])
-    with recorder:
-        # A clone is no leaf: a write to it comes to the recorder, which says what is wrong.
-        planes = {key: leaf.clone() for key, leaf in leaves.items()}
-        recorder.read_only = {plane.data_ptr() for plane in planes.values()}
-        g, s, p = (
-            {name: planes[f"{kind[0]}.{name}"] for name in each} for kind, each in values.items()
-        )
-        g |= second.gates
-        returned = step(*map(Planes, values, (g, s, p)))
-    second.check()
-    states = _checked(recorder, returned, names.states)
-    new = [graph.as_number(recorder.value(state)) for state in states]
-    cotangents = [recorder.leaf(graph.input(f"d.{name}")) for name in names.states]
-    gradients: Sequence[Tensor | None] = [None] * len(leaves)
-    result = _Seeded.apply(cotangents, *states)
-    if result.requires_grad:
-        recorder.in_backward = True
+    try:
         with recorder:
-            wanted = [*leaves.values(), second.anchor]
-            *gradients, _ = torch.autograd.grad(result, wanted, allow_unused=True)
-    found = [graph.nothing if d is None else recorder.value(d) for d in gradients]
-    zero = graph.constant(0)
-    by_name = dict(zip(leaves, found, strict=True)) | second.gradients
-    by_name = {name: zero if d is graph.nothing else d for name, d in by_name.items()}
-    return Traced(graph, new, by_name, second.operand)
+            # A clone is no leaf: a write to it comes to the recorder, which says what is wrong.
+            planes = {key: leaf.clone() for key, leaf in leaves.items()}
+            recorder.read_only = {plane.data_ptr() for plane in planes.values()}
+            g, s, p = (
+                {name: planes[f"{kind[0]}.{name}"] for name in each}
+                for kind, each in values.items()
+            )
+            g |= second.gates
+            returned = step(*map(Planes, values, (g, s, p)))
+        second.check()
+        states = _checked(recorder, returned, names.states)
+        new = [graph.as_number(recorder.value(state)) for state in states]
+        cotangents = [recorder.leaf(graph.input(f"d.{name}")) for name in names.states]
+        gradients: Sequence[Tensor | None] = [None] * len(leaves)
+        result = _Seeded.apply(cotangents, *states)
+        if result.requires_grad:
+            recorder.in_backward = True
+            with recorder:
+                wanted = [*leaves.values(), second.anchor]
+                *gradients, _ = torch.autograd.grad(result, wanted, allow_unused=True)
+        found = [graph.nothing if d is None else recorder.value(d) for d in gradients]
+        zero = graph.constant(0)
+        by_name = dict(zip(leaves, found, strict=True)) | second.gradients
+        by_name = {name: zero if d is graph.nothing else d for name, d in by_name.items()}
+        return Traced(graph, new, by_name, second.operand)
+    finally:  # the gradient's function of a leaf of `second` holds both: Python sees no cycle
+        recorder.forget()
+        second.forget()
 
 
 class _Second:
@@ -196,6 +201,11 @@ class _Second:
         for name in self.gates:
             if name not in self._called:
                 raise self._recorder.error(f"the step does not call g.{name}(plane)", here=False)
+
+    def forget(self) -> None:
+        """Lets go of all tensors."""
+        self._leaves.clear()
+        self._d_operand = None
 
     def leaf(self, name: str) -> Tensor:
         """The result of a gate."""
