@@ -40,7 +40,7 @@ def run_on(backend: dispatch.Backend, stack: Stack, traced: bool = False) -> Ret
         return *cudnn.run_stack(stack)[:3], None
     if transposed:
         input = call.input.transpose(0, 1)
-        if input.is_inference() and torch.is_grad_enabled():
+        if not torch.compiler.is_compiling() and input.is_inference() and torch.is_grad_enabled():
             input = input.clone()  # which autograd may save
         call = call._replace(input=input)
         stack = stack._replace(call=call)
