@@ -162,16 +162,17 @@ def rows_of(given: Any, N: int) -> Tensor | slice:
     return rows.long()
 
 
-def address_of(x: Tensor) -> int:
-    """Where the input of a `Streamer` lies; ValueError without memory, RuntimeError as above."""
-    check_no_tangent("x", x)
+def address_of(x: Tensor, name: str = "x") -> int:
+    """Where the input or a weight of a `Streamer` lies. ValueError without memory, as where the
+    storage was freed; RuntimeError as above."""
+    check_no_tangent(name, x)
     try:
         address = x.data_ptr()
     except RuntimeError:
         address = 0
-    if not address:
+    if not address and x.numel():
         check_outside_transforms()
-        raise ValueError(f"x must be a tensor with memory, got {type(x).__name__} without")
+        raise ValueError(f"{name} must be a tensor with memory, got {type(x).__name__} without")
     return address
 
 

@@ -186,13 +186,13 @@ def _read(name: str, given, device: torch.device | str) -> Tensor:
     if torch.compiler.is_compiling():
         return torch.as_tensor(given, device=device)
     try:
-        # From the CPU, for which the copy of a list straight to a GPU would wait.
-        return torch.tensor(given, device="cpu").to(device, non_blocking=True)
+        read = torch.tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:  # as torch says what holds no numbers
         kind = kind_of(given)
         raise TypeError(
             f"{name} must be a tensor, or a list or an array of numbers, got {kind}"
         ) from error
+    return read.to(device, non_blocking=True)  # a list straight to a GPU would wait for it
 
 
 def lengths_of(given) -> Tensor | None:

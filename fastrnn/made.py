@@ -233,9 +233,8 @@ class HeldInputs:
         for name, each in (given(self._name, tuple(self.planes), inputs) or {}).items():
             to = self.planes[name]
             if hasattr(each, "__array_interface__") and not isinstance(each, Real):
-                each = torch.tensor(
-                    each, device="cpu"
-                )  # a copy: of a read-only array torch would warn
+                # A copy: of an array that is read-only torch would warn.
+                each = torch.tensor(each, device="cpu")
             found[name] = each = as_tensor(name, each, to)
             check_no_tangent(f"input {name}", each)
             if each.device != to.device:

@@ -137,8 +137,8 @@ class Streamer:
 
         Raises:
             TypeError: a weight is None.
-            ValueError: a weight is of another dtype or device than the stream, or has a number that
-                its format cannot hold.
+            ValueError: a weight is of another dtype or device than the stream, its storage was freed,
+                or it has a number that its format cannot hold.
             RuntimeError: a weight has another shape.
         """
         checks.check_outside_transforms()
@@ -148,7 +148,7 @@ class Streamer:
         module._update_flat_weights()
         names, weights = module._named_weights(self._output, rows, Asked(inputs=planes))
         for weight in module._flat_weights:
-            checks.check_no_tangent("a weight", weight)
+            checks.address_of(weight, "a weight")
             if weight.dtype != self._dtype or not weight.is_cpu:
                 raise ValueError(
                     f"the stream is {self._dtype} on the CPU, a weight of the module is "

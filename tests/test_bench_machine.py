@@ -2,6 +2,7 @@
 
 import mmap
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,8 +78,28 @@ def test_tf32_is_allowed_where_the_dtype_says_so():
 
 
 def test_a_question_to_a_driver_that_is_not_there(monkeypatch):
+    assert torch.cuda.is_available() or cuda.query("driver_version") == ""
+    shown(monkeypatch)
     monkeypatch.setenv("PATH", "/nowhere")
     assert cuda.query("driver_version") == ""
+
+
+def test_a_question_is_about_the_gpu_that_torch_uses(monkeypatch, tmp_path):
+    """CUDA_VISIBLE_DEVICES hides others from torch, but not from the driver."""
+    shown(monkeypatch)
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text('#!/bin/sh\necho "$1 $2"\n')
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert cuda.query("name") == "--id=GPU-12-ab --query-gpu=name"
+
+
+def shown(monkeypatch) -> None:
+    """Makes it a machine with a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    found = SimpleNamespace(uuid="12-ab")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64", "arm64"])

@@ -197,10 +197,25 @@ def test_no_rows_ask_for_no_graph():
     call = Call(*arguments(Case("lstm", T=3, N=0, H=3, dtype=torch.float32)))
     asked = []
     emulation().cuda_replay_by(lambda *replay: asked.append(replay))
-    how = None, None, True, "float32"
+    ops, none = torch.ops.fastrnn, (None,) * 4
     for schedule in ("stepwise", "library"):
-        torch.ops.fastrnn.cuda_forward.default(*how, schedule, 7, True, *call)
+        how = "float32", schedule, 7, True
+        output, *others = ops.cuda_forward.default(None, None, True, *how, *call)
+        came, saved = (output, *none[1:]), (output, *others[2:])
+        ops.cuda_backward.default(*came, *saved, *[True] * 3, *none, *how, *call)
     assert asked == []
+
+
+def test_memory_that_ran_out_has_an_error_of_its_own(monkeypatch):
+    """Which callers look for, to try a smaller batch. The words are torch's."""
+
+    def full(*_):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    call = Call(*on_device(arguments(Case("lstm", T=3, N=2, H=3, dtype=torch.float32))))
+    monkeypatch.setattr(launch, "_forward", full)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 2.00 GiB"):
+        launch.run(call, True)
 
 
 @needs_glibc

@@ -8,6 +8,7 @@ import torch
 from torch_pairs import assert_same_results, layers
 
 import fastrnn
+from fastrnn import features
 
 RESET = [[False, True, False], [True, False, False], [False, False, False], [False, True, True]]
 LENGTHS = [4, 2, 0]
@@ -96,3 +97,16 @@ def test_in_compiled_code():
     assert_same_results(compiled(x, reset=RESET, lengths=LENGTHS), wanted)
     assert_same_results(compiled(x, reset=np.array(RESET), lengths=np.array(LENGTHS)), wanted)
     assert_same_results(compiled(x, detach_every=2, grad_clip=0.5), module(x))
+
+
+def test_a_list_is_read_on_the_cpu(monkeypatch):
+    """A copy straight to a GPU would wait for what runs there."""
+    where, tensor = [], torch.tensor
+
+    def made(*given, device=None):
+        where.append(str(device))
+        return tensor(*given, device=device)
+
+    monkeypatch.setattr(torch, "tensor", made)
+    assert features.mask_of([True, False], torch.empty(2, device="meta")).is_meta
+    assert where == ["cpu"]

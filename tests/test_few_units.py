@@ -50,6 +50,30 @@ def test_losses_of_a_part(name, of):
 
 
 @layers
+@pytest.mark.parametrize("what", ["x", "h0", "nothing"])
+def test_steps_to_which_nothing_comes(name, what):
+    """Their zeros meet an infinite input or state, if there is one, and are NaN then, as those of
+    `torch.nn` are."""
+    ours, theirs = getattr(fastrnn, name)(3, 4), getattr(torch.nn, name)(3, 4).double()
+    theirs.load_state_dict(ours.state_dict())
+    x, h0 = torch.randn(30, 19, 3), torch.randn(1, 19, 4)
+    if what == "x":
+        x[20, 5, 1] = torch.inf  # after the step of the loss
+    if what == "h0":
+        h0[0, 5, 1] = torch.inf  # before the steps whose gradient fades away
+    found = []
+    for module, cast in ((ours, torch.float32), (theirs, torch.float64)):
+        inputs = [x.to(cast).requires_grad_(), h0.to(cast).requires_grad_()]
+        hx = (inputs[1], torch.zeros(1, 19, 4, dtype=cast)) if name == "LSTM" else inputs[1]
+        loss = module(inputs[0], hx)[0][9].sin().sum()
+        found.append(torch.autograd.grad(loss, [*inputs, *module.parameters()]))
+    assert found[0][0][10:].nan_to_num().abs().max() == 0
+    for a, e in zip(*found, strict=True):
+        assert torch.equal(a.isnan(), e.isnan())
+        assert_matches(a.nan_to_num(), e.nan_to_num())
+
+
+@layers
 def test_frozen_weights_and_input(name):
     """One without the gradients of the other."""
     ours = getattr(fastrnn, name)(3, 4)

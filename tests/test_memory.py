@@ -117,6 +117,18 @@ def test_a_storage_that_was_freed(name, freed):
             module(x)
 
 
+@pytest.mark.parametrize("weights", [None, "int8"])
+def test_a_stream_whose_weights_were_freed(weights):
+    module = fastrnn.GRU(3, 4)
+    stream = fastrnn.Streamer(module, weights=weights)
+    before = stream.step(torch.ones(1, 3)).clone()
+    module.weight_hh_l0.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="a weight must be a tensor with memory"):
+        stream.refresh()
+    stream.reset()
+    assert torch.equal(stream.step(torch.ones(1, 3)), before)  # those that it took before
+
+
 def test_without_kernels_nothing_waits(monkeypatch):
     monkeypatch.setitem(sys.modules, "fastrnn._C", None)
     assert fastrnn.release_memory() == 0

@@ -4,16 +4,17 @@
 // panels, and so its results the same bits.
 #pragma once
 
-#include "cpu/schedule.h"
+#include "cpu/zeros.h"
 
 namespace FASTRNN_NAMESPACE {
 
 inline constexpr int64_t kFewUnits = 8, kFewInputs = 16;
 // Weights of a direction whose gradients, a register each, leave room in a first-level cache.
 inline constexpr int64_t kFewWeights = 400;
-// Whether a register has room for the rows of a layer of that type.
+// Whether a register has room for the rows of a layer of that type, whose products are plain ones.
 template <class Stored>
-inline constexpr bool kMayBeFew = std::is_same_v<Stored, Compute<Stored>> && kLanes<Stored> >= 4;
+inline constexpr bool kMayBeFew =
+    std::is_same_v<Stored, Compute<Stored>> && !kInParts<Operand<Stored>> && kLanes<Stored> >= 4;
 
 template <class Cell, class Stored>
 class FewUnits : Layer<Cell, Stored> {
@@ -27,7 +28,7 @@ class FewUnits : Layer<Cell, Stored> {
   static constexpr int64_t kMost = min(kFewUnits, kLane >= 8 ? kLane / 2 : kLane / 4);
   static constexpr int64_t kPieces = 64;  // of the batch, whoever runs them: sums have one order
 
-  // A unit or an input of the rows of a block, one in each lane.
+  // Batch rows, one for each lane or fewer.
   struct Block {
     int64_t first, rows;
   };
@@ -69,10 +70,12 @@ class FewUnits : Layer<Cell, Stored> {
     const Buffer<T> partial(b_->need_weights ? pieces * D * count() : 0);
     run(parallel, pieces, [&](int64_t i) {
       for (int64_t d = 0; d < D; ++d) {
+        const fastrnn::Weights<const Stored>& w = f.weights[d];
+        const bool may_skip = finite<T>(w.w_ih, G * H * I) && finite<T>(w.w_hh, G * H * H);
         Sums sums;
         for (int64_t k = 0; k < count(); ++k) sums.of[k] = V{};
         const Range all = piece(blocks(), i, pieces, 1);
-        for (int64_t k = all.first; k < all.last; ++k) backward(d, block(k), sums);
+        for (int64_t k = all.first; k < all.last; ++k) backward(d, block(k), may_skip, sums);
         if (b_->need_weights) add_lanes(sums, partial + (i * D + d) * count());
       }
     });
@@ -159,7 +162,33 @@ class FewUnits : Layer<Cell, Stored> {
     if (from) read(v, from, H, H, block.rows);
   }
 
-  void backward(int64_t d, Block block, Sums& sums) {
+  // Whether a step of finite weights sends back nothing: zeros come to it, and what they meet is
+  // finite. The rows of a block lie together in every matrix.
+  bool dead(int64_t d, Block block, int64_t step, const State& derivative) const {
+    NonZero<V> seen;
+    for (int64_t j = 0; j < H; ++j) {
+      seen.add(derivative.h[j]);
+      if constexpr (Cell::kKeepsC) seen.add(derivative.c[j]);
+    }
+    if (seen.any()) return false;
+    const auto [first, rows] = block;
+    const int64_t row = this->row(d, step) + first, width = D * H;
+    if (b_->dy && !zero<T>(b_->dy + row * width, rows * width)) return false;
+    if (!finite<T>(f.x + row * I, rows * I) || !finite<T>(f.y + row * width, rows * width) ||
+        !finite<T>(this->gates(d, row), rows * S * H))
+      return false;
+    const int64_t own = (d * N + first) * H;
+    const int64_t before = step > 0 ? this->row(d, step - 1) + first : 0;
+    if (!(step > 0 ? finite<T>(f.y + before * width, rows * width)
+                   : finite<T>(f.h0 + own, rows * H)))
+      return false;
+    if constexpr (Cell::kKeepsC)
+      return finite<T>(f.cells + this->at_cell(d, row), rows * H) &&
+             finite<T>(step > 0 ? f.cells + this->at_cell(d, before) : f.c0 + own, rows * H);
+    return true;
+  }
+
+  void backward(int64_t d, Block block, bool may_skip, Sums& sums) {
     const auto [first, rows] = block;
     const fastrnn::Weights<const Stored>& w = f.weights[d];
     const int64_t own = (d * N + first) * H;
@@ -176,15 +205,21 @@ class FewUnits : Layer<Cell, Stored> {
       past(v, f.c0, f.cells + this->at_cell(d, step < 0 ? 0 : this->row(d, step) + first), H, step);
     };
     State now{}, before{}, derivative{};
+    int64_t here = -1;  // the step after which the state is `now`
     read_or_zero(derivative.h, b_->dh_n ? b_->dh_n + own : nullptr, block);
-    h_of(now.h, s.steps - 1);
-    if constexpr (Cell::kKeepsC) {
+    if constexpr (Cell::kKeepsC)
       read_or_zero(derivative.c, b_->dc_n ? b_->dc_n + own : nullptr, block);
-      c_of(now.c, s.steps - 1);
-    }
     V x[kFewInputs], saved[S > 0 ? S : 1][kFewUnits], dx[kGates], du[kGates];
     for (int64_t step = s.steps - 1; step >= 0; --step) {
       const int64_t row = this->row(d, step) + first;
+      if (may_skip && dead(d, block, step, derivative)) {
+        if (b_->dx && d == 0) memset(b_->dx + row * I, 0, rows * I * sizeof(T));
+        continue;
+      }
+      if (here != step) {
+        h_of(now.h, step);
+        if constexpr (Cell::kKeepsC) c_of(now.c, step);
+      }
       h_of(before.h, step - 1);
       if constexpr (Cell::kKeepsC) c_of(before.c, step - 1);
       for (int64_t i = 0; i < S; ++i) read(saved[i], this->gates(d, row) + i * H, S * H, H, rows);
@@ -219,10 +254,8 @@ class FewUnits : Layer<Cell, Stored> {
           sum[1] += hidden[at];
         }
       }
-      for (int64_t j = 0; j < H; ++j) {
-        now.h[j] = before.h[j];
-        now.c[j] = before.c[j];
-      }
+      now = before;
+      here = step - 1;
     }
     if (b_->dh0) write(b_->dh0 + own, H, derivative.h, H, rows);
     if (Cell::kKeepsC && b_->dc0) write(b_->dc0 + own, H, derivative.c, H, rows);

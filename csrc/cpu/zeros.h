@@ -21,7 +21,15 @@ class NonZero {
   }
 };
 
-// Whether all of `count` numbers are finite.
+// Whether all of `count` numbers are zero.
+template <class T, class S>
+bool zero(const S* numbers, int64_t count) {
+  NonZero<Vec<T>> seen;
+  for (int64_t at = 0; at < count; at += kLanes<T>) seen.add(Lane<T>(at, count).load_from(numbers));
+  return !seen.any();
+}
+
+// Whether all of them are finite.
 template <class T, class S>
 bool finite(const S* numbers, int64_t count) {
   NonZero<Vec<T>> products;

@@ -31,7 +31,10 @@ def _dense(tensor: Tensor | None) -> Tensor | None:
         return None
     if not tensor.is_contiguous() or tensor.is_neg():
         tensor = tensor.resolve_neg().contiguous()
-    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+    address = tensor.data_ptr()
+    if not address and tensor.numel():
+        raise RuntimeError("a tensor has no memory: its storage was freed")
+    return tensor.clone() if address % 16 else tensor
 
 
 class _Form(NamedTuple):
