@@ -137,8 +137,8 @@ class Streamer:
 
         Raises:
             TypeError: a weight is None.
-            ValueError: a weight is of another dtype or device than the stream, its storage was freed,
-                or it has a number that its format cannot hold.
+            ValueError: a weight is of another dtype or device than the stream, has no memory now,
+                or has a number that its format cannot hold.
             RuntimeError: a weight has another shape.
         """
         checks.check_outside_transforms()
