@@ -16,8 +16,15 @@ from .call import Call
 from .dispatch import Backend, reference
 from .dispatch.cpu import op
 from .results import Cotangents, Gradients, Needs, Results, Saved
-from .torch_private import apply_outside_transforms, dispatch_modes, in_vmap, is_functional
+from .torch_private import (
+    apply_outside_transforms,
+    dispatch_modes,
+    in_vmap,
+    is_functional,
+    is_wanted,
+)
 
+_LARGE = 2**18  # multiplications by W_ih that take as long as a question to the engine
 _NO_DATA = torch.empty(0, device="cpu")
 
 
@@ -77,27 +84,40 @@ def _saved(ctx) -> tuple[Call, Saved]:
 
 
 def _gradients(
-    ctx, backend: Backend, cotangents: Cotangents, needs: Needs
-) -> tuple[Call, Gradients | None]:
-    """The call and its gradients, of the things needed; None if nothing comes in."""
-    call, saved = _saved(ctx)
+    ctx, backend: Backend, call: Call, saved: Saved, cotangents: Cotangents, needs: Needs
+) -> Gradients | None:
+    """The gradients that are needed; None if nothing comes in."""
     output, h_n, c_n, cells, hidden = cotangents
     if call.c0 is None:
         c_n = cells = None
         cotangents = Cotangents(output, h_n, c_n, cells)
     if output is h_n is c_n is cells is hidden is None:
-        return call, None
+        return None
     derived = torch.is_grad_enabled()
     if in_vmap() or (derived and not backward.takes(call, cotangents)):
-        return call, reference.differentiable_gradients(call, cotangents)
+        return reference.differentiable_gradients(call, cotangents)
     way = dispatch.way(backend, call)
     is_stale = _staleness(ctx)
     if is_stale():
         results = way.run(call, save=True)  # the same numbers again
         saved, is_stale = Saved(results.output, *results[3:]), None
     if derived:
-        return call, backward.gradients(backend, call, cotangents, saved, needs, is_stale)
-    return call, way.run_backward(call, cotangents, saved, needs)
+        return backward.gradients(backend, call, cotangents, saved, needs, is_stale)
+    return way.run_backward(call, cotangents, saved, needs)
+
+
+def _wanted(ctx, call: Call, needs: Needs) -> Needs:
+    """Of the gradients that may be needed those that the backward pass wants.
+
+    `torch.autograd.grad(loss, x)` wants none of the weights', which are half of the work.
+    """
+    rows = call.input.numel() // max(1, call.input.size(-1))
+    if rows * call.weights[0].numel() < _LARGE:
+        return needs
+    of_input, *others = [node for node, _ in ctx.next_functions]  # one for each of `call.tensors()`
+    of_weights = others[1 + ctx.has_c :]
+    input = needs.input and is_wanted(of_input)
+    return Needs(input, needs.state, needs.weights and any(map(is_wanted, of_weights)))
 
 
 def _staleness(ctx) -> Callable[[], bool]:
@@ -135,17 +155,18 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
+        call, saved = _saved(ctx)
         need_input, need_h0, *need_rest = ctx.needs_input_grad[3:]
         has_c = ctx.has_c
-        need_state = need_h0 or (has_c and need_rest[0])
-        need_weights = any(need_rest[1:] if has_c else need_rest)
+        of_weights = any(need_rest[1:] if has_c else need_rest)
+        needs = Needs(need_input, need_h0 or (has_c and need_rest[0]), of_weights)
+        need_input, need_state, need_weights = needs = _wanted(ctx, call, needs)
         if ctx.is_step:
             h, c = [grad if grad is None else grad.unsqueeze(0) for grad in grads]
             cotangents = Cotangents(None, h, c, None)
         else:
             cotangents = Cotangents(*grads[:3], *(grads[4:] or (None,)))
-        needs = Needs(need_input, need_state, need_weights)
-        call, found = _gradients(ctx, ctx.backend, cotangents, needs)
+        found = _gradients(ctx, ctx.backend, call, saved, cotangents, needs)
         if found is None:
             return (None,) * len(ctx.needs_input_grad)
         if ctx.is_step:
@@ -178,7 +199,8 @@ def op_backward(ctx, *grads):
     need_input, _, need_h0, need_c0, need_weights, *others = ctx.needs_input_grad
     needs = Needs(need_input, need_h0 or need_c0, any(need_weights))
     cotangents = Cotangents(*grads[:3], *grads[4:])
-    call, found = _gradients(ctx, op, cotangents, needs)
+    call, saved = _saved(ctx)
+    found = _gradients(ctx, op, call, saved, cotangents, needs)
     weights = [None] * len(call.weights)
     if found is None:
         found = Gradients(None, None, None, weights)
