@@ -15,6 +15,7 @@ from . import backward, dispatch
 from .call import Call
 from .dispatch import Backend, reference
 from .dispatch.cpu import op
+from .dispatch.reference.steps import plus
 from .results import Cotangents, Gradients, Needs, Results, Saved
 from .torch_private import (
     apply_outside_transforms,
@@ -45,8 +46,8 @@ def _witnesses(given: tuple[Tensor | None, ...]) -> list[Tensor]:
     return witnesses
 
 
-def _save(ctx, call: Call, results: Results, traced: bool) -> None:
-    """Saves a call and the results that backward reads.
+def _save(ctx, call: Call, results: Results, traced: bool) -> Tensor:
+    """Saves a call and the results that backward reads, and returns the output as it is saved.
 
     The user holds some of these too: the output of a layer, and with `traced` all of them. The user
     may change them in place. So aliases with versions of their own are saved, and witnesses tell
@@ -69,6 +70,7 @@ def _save(ctx, call: Call, results: Results, traced: bool) -> None:
             present.append(optional)
     ctx.save_for_backward(call.input, call.h0, output, *present, *call.weights)
     ctx.set_materialize_grads(False)
+    return output
 
 
 def _saved(ctx) -> tuple[Call, Saved]:
@@ -84,7 +86,12 @@ def _saved(ctx) -> tuple[Call, Saved]:
 
 
 def _gradients(
-    ctx, backend: Backend, call: Call, saved: Saved, cotangents: Cotangents, needs: Needs
+    ctx,
+    backend: Backend,
+    call: Call,
+    saved: Saved,
+    cotangents: Cotangents,
+    needs: Needs,
 ) -> Gradients | None:
     """The gradients that are needed; None if nothing comes in."""
     output, h_n, c_n, cells, hidden = cotangents
@@ -138,18 +145,23 @@ class Layer(torch.autograd.Function):
     Gives the first three results, or all of them with `traced`. The gates have no gradient. hidden
     has one only where it is not the output. For the call of a cell it gives (h', c') without a
     time: to make views of the results afterwards would take longer than the step.
+
+    Where `joins`, the output as it is saved comes fourth, and nobody sees it. A backward under
+    `create_graph=True` is a function of it, so that the derivative of that backward arrives here
+    together with what comes in otherwise. One pass over time is then enough for both.
     """
 
     @staticmethod
     def forward(ctx, backend, traced, call, *tensors):
         whole = call.over_time() if call.is_step else call
         results = dispatch.way(backend, whole).run(whole, save=True)
-        _save(ctx, call, results, traced)
+        output = _save(ctx, call, results, traced)
         ctx.backend, ctx.is_step = backend, call.is_step
         if ctx.is_step:
             return tuple([t if t is None else t.squeeze_(0) for t in results[1:3]])  # no views
+        ctx.joins = not traced and backward.joins(call)
         if not traced:
-            return results[:3]
+            return (*results[:3], output) if ctx.joins else results[:3]
         ctx.mark_non_differentiable(*_constant(call, results))
         return tuple(results)
 
@@ -164,6 +176,8 @@ class Layer(torch.autograd.Function):
         if ctx.is_step:
             h, c = [grad if grad is None else grad.unsqueeze(0) for grad in grads]
             cotangents = Cotangents(None, h, c, None)
+        elif ctx.joins:
+            cotangents = Cotangents(plus(grads[0], grads[3]), *grads[1:3], None)
         else:
             cotangents = Cotangents(*grads[:3], *(grads[4:] or (None,)))
         found = _gradients(ctx, ctx.backend, call, saved, cotangents, needs)
