@@ -194,7 +194,7 @@ class RNNBase(torch.nn.RNNBase):
             self._check_state_rank(hx, batched)
             if not batched:
                 hx = self._unsqueeze_state(hx)
-        results = None if torch.is_grad_enabled() else direct.stack(self, input, hx, None, asked)
+        results = direct.stack(self, input, hx, None, asked)
         if results is None:
             self._check_form(input)
             if self._is_recorded() or self._are_weights_for_torch():
@@ -285,9 +285,7 @@ class RNNBase(torch.nn.RNNBase):
                 self._update_flat_weights()
                 self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
-        results = None
-        if not torch.is_grad_enabled():
-            results = direct.stack(self, input, hx, batch_sizes, asked)
+        results = direct.stack(self, input, hx, batch_sizes, asked)
         if results is None:
             if self._are_weights_for_torch():
                 return tracing.as_torch(self, packed, given, asked and asked._asdict())
