@@ -149,6 +149,7 @@ def device_of(monkeypatch, capability: tuple[int, int], hip: str | None):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for each in (cuda, triton):
         monkeypatch.setattr(each, "_missing", None)
+    monkeypatch.setattr(cuda, "unfit", lambda device: None)
     monkeypatch.setattr(triton, "DEVICE", "cuda")
     monkeypatch.setattr(selftest, "refused", refused)
     monkeypatch.setattr(kept, "machine", lambda device: "a machine on which nothing was measured")

@@ -144,15 +144,16 @@ def test_what_may_repeat_is_launched_by_who_keeps_graphs():
     if ON_GPU:
         pytest.skip("only the emulation records its launches")
     call = Call(*arguments(Case("lstm_proj", T=3, N=2, H=40, dtype=torch.bfloat16)))
-    wanted, keys = launch.run(call, True).filled(), []
+    wanted, keys, counts = launch.run(call, True).filled(), [], []
 
     def forward(schedule, call=call):
         how = None, None, True, "bfloat16", schedule, 7, True
         return torch.ops.fastrnn.cuda_forward.default(*how, *call)
 
-    def by(key, stream, run):
+    def by(key, stream, launches, run):
         assert stream == 7
         keys.append(key)
+        counts.append(launches)
         run(8)
 
     emulation().cuda_replay_by(by)
@@ -160,6 +161,7 @@ def test_what_may_repeat_is_launched_by_who_keeps_graphs():
         for actual, value in zip(forward(schedule), wanted, strict=True):
             assert_matches(actual, value)
     assert len(keys) == 3 and keys[0][:4] == keys[2][:4] != keys[1][:4]
+    assert counts == [6, 12, 6]  # of the cell and of the projection, each step
     plain = Call(*arguments(Case("lstm", T=3, N=2, H=40, dtype=torch.bfloat16)))
     forward("persistent", plain)
     assert len(keys) == 3
@@ -276,6 +278,9 @@ def test_reasons(monkeypatch):
     monkeypatch.setattr(gpu, "capability", lambda _: capability)
     assert "the GPU has compute capability (7, 5), the kernels need (8, 0)" in cuda.obstacle(call)
     capability = (9, 0)
+    monkeypatch.setattr(cuda, "unfit", lambda device: f"no code for {device}")
+    assert cuda.obstacle(call) == "no code for cuda:0"
+    monkeypatch.setattr(cuda, "unfit", lambda device: None)
     assert cuda.obstacle(call) is None
     gpu_tensor.dtype = torch.complex64
     assert cuda.obstacle(call).startswith("dtype is torch.complex64; convert to one of")

@@ -80,6 +80,51 @@ def test_graphs_that_are_not_used_give_way():
     assert set(graphs._graphs) == {("new", k) for k in range(graphs.LIMIT)}
 
 
+def test_graphs_hold_no_more_launches_than_they_may():
+    """Long ones drive out those that were not used since; one alone may not be too long."""
+    done = []
+
+    def repeat(chain, launches):
+        def record(run):
+            done.append(("record", chain))
+            return lambda: done.append(("replay", chain))
+
+        graphs.repeat(chain, lambda: done.append(("run", chain)), record, launches)
+
+    for _ in range(4):
+        repeat("endless", graphs.LONGEST + 1)
+    assert done == [("run", "endless")] * 4 and not graphs._graphs
+    fitting = graphs.HELD // graphs.LONGEST
+    for _ in range(2):
+        for k in range(fitting):
+            repeat(k, graphs.LONGEST)
+    assert list(graphs._graphs) == list(range(fitting))
+    for _ in range(3):  # in turns: each came since the other came last
+        for k in range(fitting + 1):
+            repeat(k, graphs.LONGEST)
+    assert list(graphs._graphs) == list(range(fitting))
+    for _ in range(2):
+        repeat("other", 2)
+    assert list(graphs._graphs) == [*range(1, fitting), "other"]
+    for _ in range(2):
+        repeat("long", graphs.LONGEST)
+    assert list(graphs._graphs) == [*range(2, fitting), "other", "long"]
+    assert sum(each.launches for each in graphs._graphs.values()) <= graphs.HELD
+
+
+def test_what_cannot_be_recorded_drives_out_no_launches():
+    def fail(run):
+        raise RuntimeError("capture")
+
+    for k in range(graphs.HELD // graphs.LONGEST):
+        for _ in range(2):
+            graphs.repeat(k, lambda: None, lambda run: run, graphs.LONGEST)
+    before = list(graphs._graphs)
+    for _ in range(2):
+        graphs.repeat("failing", lambda: None, fail, graphs.LONGEST)
+    assert list(graphs._graphs) == [*before, "failing"]
+
+
 class Chain:
     """A key that lets other threads run while it is hashed: what happens in between is seen."""
 
@@ -211,10 +256,27 @@ class Stream:
         self.gpu.current = self.before
 
 
+class Generator:
+    """As torch's: another that shares its state stands for the state."""
+
+    def __init__(self, state):
+        self.state, self.seeded = state, False
+
+    def graphsafe_get_state(self):
+        return Generator(self.state)
+
+    def graphsafe_set_state(self, other):
+        self.state = other.state
+
+    def seed(self):
+        self.seeded = True
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """Streams and graphs of a GPU that is not there."""
     state = SimpleNamespace(current=Stream(7), own=[], graphs=[], pools=0)
+    state.generator = Generator("the user's")
     Stream.gpu = state
 
     def create(handle, flags):
@@ -229,7 +291,9 @@ def gpu(monkeypatch):
 
         def capture_begin(self, pool, capture_error_mode):
             self.pool, self.stream, self.mode = pool, state.current.cuda_stream, capture_error_mode
-            self.ended = False
+            self.ended, self.numbers = False, state.generator.state
+            if state.refuses:
+                raise RuntimeError("capture")
 
         def capture_end(self):
             self.ended = True
@@ -248,7 +312,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", pool)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: state.current)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    state.driver = driver
+    monkeypatch.setattr(torch.cuda, "default_generators", (state.generator,))
+    monkeypatch.setattr(torch, "Generator", lambda device: Generator(device))
+    state.driver, state.refuses = driver, False
     return state
 
 
@@ -289,3 +355,43 @@ def test_without_a_stream_of_its_own(gpu, monkeypatch):
     ran = []
     graphs.record(lambda: ran.append(gpu.current.cuda_stream))
     assert ran == [50]
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_random_numbers_of_others_go_on_while_a_chain_is_recorded(gpu, monkeypatch, takes):
+    """Torch before 2.13 marks the state of the default generator that is there as a capture
+    begins."""
+    monkeypatch.setattr(graphs, "_TAKES_GENERATORS", takes)
+    seen = []
+    graphs.record(lambda: seen.append(gpu.generator.state))
+    assert seen == ["the user's"] == [gpu.generator.state]
+    assert gpu.graphs[0].numbers == (torch.device("cuda", 0) if takes else "the user's")
+    if takes:
+        (recorder,) = graphs._recorders.values()
+        assert recorder._numbers._own.seeded
+    gpu.refuses = True
+    with pytest.raises(RuntimeError, match="capture"):
+        graphs.record(lambda: None)
+    assert gpu.generator.state == "the user's"
+
+
+@pytest.mark.parametrize(
+    ("version", "takes"), [("2.11.0", True), ("2.12.1+cu130", True), ("2.13.0+cpu", False),
+                           ("2.14.0a0+git1234", False), ("3.0.0", False)],
+)  # fmt: skip
+def test_which_torch_takes_the_default_generator(version, takes):
+    assert graphs._takes_generators(version) is takes
+
+
+def test_streams_have_no_end_of_recorders(gpu):
+    """Those of further streams make no graphs, and run as they are."""
+    ran = []
+    for handle in range(graphs.STREAMS + 5):
+        gpu.current = Stream(handle)
+        for _ in range(3):
+            graphs.repeat(("chain", handle), lambda handle=handle: ran.append(handle))
+    assert len(graphs._recorders) == graphs.STREAMS == len(gpu.own)
+    for handle in range(graphs.STREAMS):
+        assert ran.count(handle) == 2  # as it is and in the recording, then it is replayed
+    for handle in range(graphs.STREAMS, graphs.STREAMS + 5):
+        assert ran.count(handle) == 3

@@ -89,8 +89,11 @@ def _run(op: Callable, call: Call, *given) -> tuple:
         raise
 
 
-def _replay(key: bytes, stream: int, run: Callable[[int], None]) -> None:
-    graphs.repeat((key, stream), lambda: run(torch.cuda.current_stream().cuda_stream))
+def _replay(key: bytes, stream: int, launches: int, run: Callable[[int], None]) -> None:
+    def chain() -> None:
+        run(torch.cuda.current_stream().cuda_stream)
+
+    graphs.repeat((key, stream), chain, launches=launches)
 
 
 if hasattr(_C, "cuda_replay_by"):
