@@ -109,12 +109,13 @@ def test_a_driver_serves_a_major_version_as_a_whole(hopper, driver, serves):
     assert (cuda.unfit(DEVICE) is None) is serves
     assert hopper.asked == [0] * serves
     if not serves:
+        reason = cuda.status()
         assert (
-            cuda.status()
-            == cuda.unfit(DEVICE)
+            cuda.unfit(DEVICE)
+            == reason
             == (
-                "the kernels were compiled with CUDA 13.0 and the NVIDIA driver serves 12.8; install "
-                "a newer driver, or reinstall fastrnn with that toolkit"
+                "the kernels were compiled with CUDA 13.0 and the NVIDIA driver serves 12.8; "
+                "install a newer driver, or reinstall fastrnn with that toolkit"
             )
         )
         with pytest.raises(RuntimeError, match="'cuda' cannot run: .* install a newer driver"):
