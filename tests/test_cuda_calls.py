@@ -208,18 +208,6 @@ def test_no_rows_ask_for_no_graph():
     assert asked == []
 
 
-def test_memory_that_ran_out_has_an_error_of_its_own(monkeypatch):
-    """Which callers look for, to try a smaller batch. The words are torch's."""
-
-    def full(*_):
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    call = Call(*on_device(arguments(Case("lstm", T=3, N=2, H=3, dtype=torch.float32))))
-    monkeypatch.setattr(launch, "_forward", full)
-    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 2.00 GiB"):
-        launch.run(call, True)
-
-
 @needs_glibc
 def test_no_call_keeps_memory():
     given = arguments(Case("lstm_proj", T=2, N=2, H=3, dtype=torch.float32))
