@@ -174,6 +174,22 @@ def test_an_amd_gpu_is_no_hopper(capability, monkeypatch):
             assert compiled is (cuda if hopper and hip is None else cudnn)
 
 
+def test_more_rows_than_kernels_count(monkeypatch):
+    """Which are read at wrong addresses if they are not refused."""
+    lengths = torch.tensor([1])
+    with device_of(monkeypatch, (9, 0), None) as device:
+        for rows, kernels in ((gpu.MOST_ROWS, cuda), (gpu.MOST_ROWS + 1, reference)):
+            input, h0 = (
+                torch.empty(1, rows, 1, device=device),
+                torch.empty(1, rows, 8, device=device),
+            )
+            wide = call("gru", input=input, h0=h0)
+            assert dispatch.choose(wide._replace(lengths=lengths)) is kernels
+            assert dispatch.choose(wide) is cudnn
+        assert f"the batch has {rows}" in triton.obstacle(wide)
+        assert f"the batch has {rows}" in cuda.obstacle(wide)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("steps", [65_535, 65_536, 480_000])
 def test_more_steps_than_cudnn_takes(steps, packed, monkeypatch):

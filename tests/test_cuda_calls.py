@@ -261,7 +261,7 @@ def test_reasons(monkeypatch):
     on_cpu = SimpleNamespace(input=torch.empty(0), kind=CELLS["lstm"])
     assert cuda.obstacle(on_cpu) == "tensors are on cpu; move them and the module to 'cuda'"
     gpu_tensor = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.float32)
-    call = SimpleNamespace(input=gpu_tensor, kind=CELLS["lstm"])
+    call = SimpleNamespace(input=gpu_tensor, kind=CELLS["lstm"], h0=torch.empty(1, 2, 3))
     capability = (7, 5)
     monkeypatch.setattr(gpu, "capability", lambda _: capability)
     assert "the GPU has compute capability (7, 5), the kernels need (8, 0)" in cuda.obstacle(call)

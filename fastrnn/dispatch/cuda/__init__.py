@@ -122,6 +122,8 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
                 f"the GPU has compute capability {capability}, the kernels need {CAPABILITY}; "
                 "use the backend 'cudnn' or 'reference'"
             )
+        if reason := gpu.too_many_rows(call.h0):
+            return reason
     if reason := unfit(input.device):
         return reason
     if input.dtype not in DTYPES:
