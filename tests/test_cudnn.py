@@ -4,7 +4,6 @@ for a GPU's: what is passed and when is the same, cuDNN itself is for tests/test
 from __future__ import annotations
 
 import contextlib
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import cells, everything, layers, pair, state
 
 import fastrnn
-from fastrnn import diagnosis, dispatch, functional, ops, stack
-from fastrnn.call import Call, Stack
+from fastrnn import diagnosis, dispatch, functional, ops
 from fastrnn.dispatch import cpu, cudnn, gpu
-from fastrnn.dispatch.cudnn.weights import are_cast_flat
-from fastrnn.table import weight_names
 
 
 @pytest.fixture(autouse=True)
@@ -285,62 +281,3 @@ def test_dropout_on_mps_is_between_calls(name, autocast, everywhere, monkeypatch
                 assert_close(found, run(ours, x))
         ours.eval()(x)
         assert everywhere == [(cell, 3)]
-
-
-@pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("name", ["LSTM", "LSTM proj", "GRU"])
-def test_weights_that_autocast_casts_lie_as_cudnn_reads_them(name, form, monkeypatch):
-    """In one piece from its beginning on: matrices, then biases, or zeros in their place."""
-    more = {"proj_size": 2} if name == "LSTM proj" else {}
-    module = getattr(fastrnn, name.split()[0])(4, 3, **form, **more)
-    x = torch.randn(5, 2, 4, requires_grad=True)
-    seen = []
-    run_stack = cudnn.run_stack
-
-    def look(stack):
-        seen.append(stack.call.weights)
-        return run_stack(stack)
-
-    monkeypatch.setattr(cudnn, "run_stack", look)
-    monkeypatch.setattr(stack, "_by_cudnn", lambda *_: None)  # as of bfloat16 on CUDA
-
-    def results(flat: bool) -> list[Tensor]:
-        monkeypatch.setattr(stack, "are_cast_flat", lambda *_: flat)
-        with torch.autocast("cpu", torch.bfloat16):
-            return run(module, x)
-
-    assert_same(results(True), results(False))
-    cast, apart = seen
-    assert len({w.untyped_storage().data_ptr() for w in apart}) == len(apart)
-    (buffer,) = {w.untyped_storage().data_ptr() for w in cast}
-    ordered = [w for w in cast if w.dim() == 2] + [w for w in cast if w.dim() == 1]
-    at = 0
-    for weight in ordered:
-        assert weight.data_ptr() == buffer + 2 * at and weight.is_contiguous()
-        at += weight.numel()
-    matrices = sum(w.numel() for w in ordered if w.dim() == 2)
-    rows = sum(p.size(0) for name, p in module.named_parameters() if name.startswith("weight_ih"))
-    assert cast[0].untyped_storage().nbytes() == 2 * (matrices + 2 * rows)
-    if not module.bias:
-        rest = torch.empty(0, dtype=cast[0].dtype).set_(cast[0].untyped_storage())[at:]
-        assert not rest.any()
-
-
-def test_which_weights_are_cast_so(monkeypatch):
-    """Those of a whole stack on an NVIDIA GPU, in float32."""
-    module, x = fastrnn.LSTM(4, 3, num_layers=2), torch.randn(5, 2, 4)
-    h0 = torch.zeros(2, 2, 3)
-    input = SimpleNamespace(is_cuda=True, is_meta=False, is_mps=False)
-    call = Call(input, None, h0, h0, module._flat_weights, "lstm", weight_names(True, False))
-    asked = Stack(call, 2, 1, 0.0, False)
-    assert are_cast_flat(asked, torch.bfloat16)
-    assert not are_cast_flat(asked, torch.float32)
-    assert not are_cast_flat(asked._replace(states=True), torch.bfloat16)
-    assert not are_cast_flat(asked._replace(call=call._replace(input=x)), torch.bfloat16)
-    halves = call._replace(weights=[w.bfloat16() for w in call.weights])
-    assert not are_cast_flat(asked._replace(call=halves), torch.bfloat16)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.version, "hip", "6.4")
-        assert not are_cast_flat(asked, torch.bfloat16)
-    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
-    assert not are_cast_flat(asked, torch.bfloat16)
