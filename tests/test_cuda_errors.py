@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_kernels import ON_GPU, launch, on_device
+from cuda_kernels import ON_GPU, kernels, launch, on_device
 from op_cases import Case, arguments
 
 from fastrnn.call import Call
+
+
+def test_these_kernels_can_run_here():
+    assert kernels().cuda_misfit() is None
+    built, driver = kernels().cuda_versions()
+    assert built >= 12_000 and driver // 1000 >= built // 1000
 
 
 def test_memory_that_ran_out_has_an_error_of_its_own(monkeypatch):
