@@ -281,10 +281,10 @@ class Stack(NamedTuple):
         return [call] if layers == 1 else self._each_of_several()
 
     def _each_of_several(self) -> Iterator[Call]:
-        call, layers, D = self.call, self.layers, self.directions
+        call, layers = self.call, self.layers
         count = len(call.weights) // layers
-        c0s = (None,) * layers if call.c0 is None else call.c0.split(D)
-        for k, (h0, c0) in enumerate(zip(call.h0.split(D), c0s, strict=True)):
+        c0s = (None,) * layers if call.c0 is None else call.c0.chunk(layers)
+        for k, (h0, c0) in enumerate(zip(call.h0.chunk(layers), c0s, strict=True)):
             weights = call.weights[k * count : (k + 1) * count]
             yield call._replace(h0=h0, c0=c0, weights=weights)
 

@@ -38,8 +38,10 @@ def takes(call: Call) -> bool:
 def joins(call: Call) -> bool:
     """Whether `Derivation.partial` takes a call: of a vanilla RNN and several steps, between which
     nothing happens to the states. Cells with gates would send all their planes, and lose by it."""
-    plain = call.reset is None and not (call.detach_every or call.grad_clip)
-    return plain and takes(call) and not call.kind.saved and len(call.input) > 1
+    kind = call.kind
+    if kind.saved or kind.step is not None or call.input.size(0) < 2:
+        return False
+    return call.reset is None and not (call.detach_every or call.grad_clip)
 
 
 class Derivation:
