@@ -218,7 +218,9 @@ def handed_out(results: Results) -> Results:
 
 def _in_float32(call: Call, traced: bool) -> Results:
     """`layer` of a call in half precision, computed in float32; its results are rounded."""
-    wide = call.with_tensors([tensor.float() for tensor in call.tensors()])
-    results = layer(wide, None, traced)
     dtype = call.input.dtype
+    wide = call.with_tensors([tensor.float() for tensor in call.tensors()])
+    if dtype is torch.float16:  # whose 11 bits are two parts, of 8 each
+        wide = wide._replace(parts=2)
+    results = layer(wide, None, traced)
     return Results(*(None if r is None else r.to(dtype) for r in results))

@@ -97,8 +97,8 @@ def allowed() -> int:
 
 
 def asked(call: Call) -> Call:
-    """The call with as many parts as are allowed now."""
-    return call._replace(parts=allowed())
+    """The call with as many parts as it has and are allowed now."""
+    return call._replace(parts=min(call.parts, allowed()))
 
 
 class _Asking:
