@@ -120,8 +120,9 @@ class RNNBase(torch.nn.RNNBase):
         """(output, state) of the stack, and States if asked for."""
         h0, c0 = self._parts(hx)
         names, weights = self._named_weights(input, batch_sizes, asked)
-        call = Call(input, batch_sizes, h0, c0, weights, self.mode.lower(), names)
         directions, dropout = 2 if self.bidirectional else 1, self.dropout if self.training else 0.0
+        count = self.num_layers * directions * (names.count(" ") + 1)  # may be less by now
+        call = Call(input, batch_sizes, h0, c0, weights[:count], self.mode.lower(), names)
         whole = Stack(call, self.num_layers, directions, dropout, self.batch_first)
         whole = whole if asked is None else asked.of(whole)
         if torch.compiler.is_compiling():
@@ -277,7 +278,7 @@ class RNNBase(torch.nn.RNNBase):
             return tracing.as_torch(self, packed, hx, asked and asked._asdict())
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         check_packed(batch_sizes, None, None)
-        given = hx
+        given, results = hx, None
         if hx is not None:
             if torch.compiler.is_compiling():
                 self.check_input(input, batch_sizes)  # the op knows how many rows there are
@@ -285,7 +286,6 @@ class RNNBase(torch.nn.RNNBase):
                 self._update_flat_weights()
                 self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
-        results = None
         if not torch.is_grad_enabled():
             results = direct.stack(self, input, hx, batch_sizes, asked)
         if results is None:
