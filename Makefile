@@ -49,7 +49,7 @@ CPP_STYLED := $(filter-out %.py,$(SOURCES)) $(shell find tests/cpp -name '*.h' -
 INSTALLED := $(VENV)/installed
 BUILT := $(VENV)/built-$(FASTRNN_BUILD)
 EMULATED := build/emulated.so
-CUDA_TESTS := tests/test_cuda.py tests/test_cuda_calls.py tests/test_cuda_persistent.py
+CUDA_TESTS := tests/test_cuda.py tests/test_cuda_calls.py tests/test_cuda_errors.py tests/test_cuda_persistent.py
 
 # GCC's address sanitizer; where there is none, the emulation does without. It must be in the process
 # before Python, and with it the library whose exceptions it watches.

@@ -39,10 +39,10 @@ DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
 BYTES = {"float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 RAGGED = ("lengths", "packed")  # jobs whose rows end at lengths of their own
 STREAMS = ("step", "small step")
-# Of jobs that differentiate a gradient: how many times the products of inference they need. Those
-# are forward and the gradient of the input; of that gradient, what goes on to the next step and the
-# weights; and backward, which is two.
-TWICE = {"penalty": 6, "loss and penalty": 6}
+# Of jobs that make other gradients than training: how many times the products of inference they
+# need. A gradient of the input takes two, forward and back. A penalty on it takes two more: of that
+# gradient, what goes on to the next step, and the weights. Backward takes the last two.
+PRODUCTS = {"input gradient": 2, "penalty": 6, "loss and penalty": 6}
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Spec:
         """Of the matrix products in one call. Training counts three times inference: the backward
         pass has one product for the gradient of what went in and one for that of the weights."""
         forward = 2 * self.case.steps() * sum(self.weights())
-        return float(forward * TWICE.get(self.case.job, 3 if self.backward() else 1))
+        return float(forward * PRODUCTS.get(self.case.job, 3 if self.backward() else 1))
 
     def weights(self) -> tuple[int, int]:
         """Entries of the matrices of all layers: those that read the input, and those that every

@@ -28,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = (
     *("tests/test_gpu.py", "tests/test_gpu_choice.py", "tests/test_gpu_graphs.py"),
-    *("tests/test_cuda.py", "tests/test_cuda_calls.py"),
+    *("tests/test_cuda.py", "tests/test_cuda_calls.py", "tests/test_cuda_errors.py"),
     *("tests/test_triton.py", "tests/test_triton_programs.py"),
     "tests/test_cuda_persistent.py",  # last: kernels whose blocks wait for each other
 )

@@ -17,6 +17,20 @@ def learned(module: torch.nn.Module, problem: Problem) -> dict[str, Tensor]:
     return {name: parameters[name] for name in problem.weights}
 
 
+# --- The gradient of a loss by the input, and by no weight --------------------------------------
+
+
+def of_input(library: str, problem: Problem) -> Call:
+    module, (towards,) = build(library, problem), problem.gradients
+    x = problem.input.detach().requires_grad_()
+
+    def train() -> object:
+        results = module(x)
+        return results, torch.autograd.grad((results[0] * towards).sum(), x)
+
+    return train
+
+
 # --- Penalty: the square of the loss's gradient by the input, alone or beside the loss ---------
 
 
@@ -40,6 +54,7 @@ def both(prepare: Prepare, *args: object) -> tuple[Contender, Contender]:
     return tuple(Contender(one, partial(prepare, one, *args)) for one in ("fastrnn", "torch.nn"))
 
 
+INPUT_GRADIENT = both(of_input)
 PENALTY, LOSS_AND_PENALTY = both(penalised, False), both(penalised, True)
 
 

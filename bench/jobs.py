@@ -12,7 +12,7 @@ from bench.cases import STEPS, Spec
 from bench.contenders import BASELINE, OURS, Contender, compiled, graph, in_float32, module_of
 from bench.features import LAST, LENGTHS, LOOP, RESET, STATES
 from bench.functions import FUNCTION
-from bench.gradients import FUNC_GRAD, LOSS_AND_PENALTY, PENALTY, PER_SAMPLE
+from bench.gradients import FUNC_GRAD, INPUT_GRADIENT, LOSS_AND_PENALTY, PENALTY, PER_SAMPLE
 from bench.packing import PACKED, PADDED
 from bench.peers import LIBRARIES, RUNTIMES, SMALL_RUNTIMES, STEP_RUNTIMES
 from bench.published import OF_ZOO
@@ -92,6 +92,7 @@ JOBS: dict[str, tuple[Contender, ...]] = {
     ),
     "loop": LOOP,
     "last": LAST,
+    "input gradient": INPUT_GRADIENT,
     "penalty": PENALTY,
     "loss and penalty": LOSS_AND_PENALTY,
     "func.grad": FUNC_GRAD,

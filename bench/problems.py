@@ -24,10 +24,11 @@ class Problem:
 
     def names(self) -> list[str]:
         """The results that a call has to give: with gradients in training, of the input and of
-        every parameter in the order of `weights`. A stream gives the output alone, and samples give
-        gradients alone, with the sample as their first dimension."""
+        every parameter in the order of `weights`, or of the input alone. A stream gives the output
+        alone, and samples give gradients alone, with the sample as their first dimension."""
         spec = self.spec
-        gradients = ["gradient of " + name for name in ("input", *self.weights)]
+        derived = ["input", *([] if spec.case.job == "input gradient" else self.weights)]
+        gradients = ["gradient of " + name for name in derived]
         if spec.case.streams:
             return ["output"]
         if spec.case.job == "per sample":

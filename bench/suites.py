@@ -76,6 +76,7 @@ loop = partial(Case, layers=1, user="whose decoder feeds on its own output", job
 twice = partial(Case, layers=1, user="who bounds the slope of a critic or a model of physics")
 func = partial(Case, layers=1, user="who writes in the style of JAX", job="func.grad")
 each = partial(Case, layers=1, user="who trains with differential privacy", job="per sample")
+slope = partial(Case, layers=1, user="who asks which input matters", job="input gradient")
 CORNERS = (
     *(chunk(f"chunk-{T}", T, input_size=80, hidden_size=512) for T in (2, 4, 16)),
     chunk("chunk-2-wide", 2, input_size=1024, hidden_size=1024),
@@ -94,6 +95,8 @@ CORNERS = (
         for size, sizes in (("-small", (16, 16, 8, 16)), ("", (50, 32, 64, 128)))
     ),
     twice("loss-penalty-wide", 50, 32, 128, 256, job="loss and penalty", modes=("training",)),
+    slope("input-gradient", 50, 32, 128, 256, modes=("training",)),
+    slope("input-gradient-wide", 20, 64, 512, 512, modes=("training",)),
 )
 
 LAST = tuple(

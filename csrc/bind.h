@@ -47,23 +47,42 @@ namespace fastrnn {
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The tensor that a call to torch makes, on the device of `like`. What torch says of a failure is
-// kept from others before 2.13; on a CPU there is one reason.
+// What a call to torch gives. Where it fails, torch's own words are thrown; before 2.13 it keeps
+// them from others, and there are only those of TORCH_ERROR_CODE_CHECK.
 template <class F>
-Tensor made(const Tensor& like, F&& call) {
+auto told(F&& call) {
   try {
     return call();
   } catch (const std::runtime_error&) {
     if (torch_exception_get_what_without_backtrace)
       throw std::runtime_error(torch_exception_get_what_without_backtrace());
-    if (like.is_cpu()) throw std::runtime_error("DefaultCPUAllocator: can't allocate memory");
     throw;
+  }
+}
+
+// The tensor that a call to torch makes, of so many bytes if they are known, on the device of
+// `like`. On a CPU there is one reason for a failure.
+template <class F>
+Tensor made(const Tensor& like, F&& call, int64_t bytes = 0) {
+  try {
+    return told(call);
+  } catch (const std::runtime_error& error) {
+    if (torch_exception_get_what_without_backtrace) throw;
+    if (like.is_cpu()) throw std::runtime_error("DefaultCPUAllocator: can't allocate memory");
+    if (bytes == 0) throw;
+    fail(error.what(), ", for ", bytes, " bytes");
   }
 }
 
 // A call through the dispatcher costs more than many a layer of one step: none where none is due.
 inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() ? t : made(t, [&] { return torch::stable::contiguous(t); });
+}
+
+// Bytes of a number of a layer.
+inline int64_t item_size_of(torch::headeronly::ScalarType type) {
+  using torch::headeronly::ScalarType;
+  return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
 }
 
 inline Type type_of(const Tensor& t) {
@@ -108,12 +127,14 @@ inline Tensor empty_like(const Tensor& like, const std::vector<int64_t>& shape,
   AtenTensorHandle handle;
   const auto type = static_cast<int32_t>(dtype.value_or(like.scalar_type()));
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
-  return made(like, [&] {
+  const auto make = [&] {
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()),
                                                     shape.data(), strides.data(), type, device,
                                                     like.get_device_index(), &handle));
     return Tensor(handle);
-  });
+  };
+  const int64_t count = shape.empty() ? 1 : shape[0] * strides[0];
+  return made(like, make, count * item_size_of(dtype.value_or(like.scalar_type())));
 }
 
 // The arguments that all ops share, in the order of the schema in fastrnn/call.py, which are kept

@@ -24,16 +24,19 @@ from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import convert, install, patch, to_torch, uninstall
 from .dispatch import backend, backends, set_backend
 from .features import States
+from .interop.registered import register as _register
 from .memory import release_memory
 from .modules import GRU, LSTM, RNN, RNNBase
 from .programs import Cell, StepError
+from .quantization import quantization_error
 from .recurrent import Recurrent
-from .small_weights import quantization_error
 from .streamer import Streamer
 from .tuning import tune
 from .version import VERSION
 
 __version__ = VERSION
+
+_register()
 
 
 def _set_backend_from_environment() -> None:

@@ -15,9 +15,17 @@ from . import backward, dispatch
 from .call import Call
 from .dispatch import Backend, reference
 from .dispatch.cpu import op
+from .dispatch.reference.steps import plus
 from .results import Cotangents, Gradients, Needs, Results, Saved
-from .torch_private import apply_outside_transforms, dispatch_modes, in_vmap, is_functional
+from .torch_private import (
+    apply_outside_transforms,
+    dispatch_modes,
+    in_vmap,
+    is_functional,
+    is_wanted,
+)
 
+_LARGE = 2**18  # multiplications by W_ih that take as long as a question to the engine
 _NO_DATA = torch.empty(0, device="cpu")
 
 
@@ -38,8 +46,8 @@ def _witnesses(given: tuple[Tensor | None, ...]) -> list[Tensor]:
     return witnesses
 
 
-def _save(ctx, call: Call, results: Results, traced: bool) -> None:
-    """Saves a call and the results that backward reads.
+def _save(ctx, call: Call, results: Results, traced: bool) -> Tensor:
+    """Saves a call and the results that backward reads, and returns the output as it is saved.
 
     The user holds some of these too: the output of a layer, and with `traced` all of them. The user
     may change them in place. So aliases with versions of their own are saved, and witnesses tell
@@ -62,6 +70,7 @@ def _save(ctx, call: Call, results: Results, traced: bool) -> None:
             present.append(optional)
     ctx.save_for_backward(call.input, call.h0, output, *present, *call.weights)
     ctx.set_materialize_grads(False)
+    return output
 
 
 def _saved(ctx) -> tuple[Call, Saved]:
@@ -77,27 +86,45 @@ def _saved(ctx) -> tuple[Call, Saved]:
 
 
 def _gradients(
-    ctx, backend: Backend, cotangents: Cotangents, needs: Needs
-) -> tuple[Call, Gradients | None]:
-    """The call and its gradients, of the things needed; None if nothing comes in."""
-    call, saved = _saved(ctx)
+    ctx,
+    backend: Backend,
+    call: Call,
+    saved: Saved,
+    cotangents: Cotangents,
+    needs: Needs,
+) -> Gradients | None:
+    """The gradients that are needed; None if nothing comes in."""
     output, h_n, c_n, cells, hidden = cotangents
     if call.c0 is None:
         c_n = cells = None
         cotangents = Cotangents(output, h_n, c_n, cells)
     if output is h_n is c_n is cells is hidden is None:
-        return call, None
+        return None
     derived = torch.is_grad_enabled()
     if in_vmap() or (derived and not backward.takes(call, cotangents)):
-        return call, reference.differentiable_gradients(call, cotangents)
+        return reference.differentiable_gradients(call, cotangents)
     way = dispatch.way(backend, call)
     is_stale = _staleness(ctx)
     if is_stale():
         results = way.run(call, save=True)  # the same numbers again
         saved, is_stale = Saved(results.output, *results[3:]), None
     if derived:
-        return call, backward.gradients(backend, call, cotangents, saved, needs, is_stale)
-    return call, way.run_backward(call, cotangents, saved, needs)
+        return backward.gradients(backend, call, cotangents, saved, needs, is_stale)
+    return way.run_backward(call, cotangents, saved, needs)
+
+
+def _wanted(ctx, call: Call, needs: Needs) -> Needs:
+    """Of the gradients that may be needed those that the backward pass wants.
+
+    `torch.autograd.grad(loss, x)` wants none of the weights', which are half of the work.
+    """
+    rows = call.input.numel() // max(1, call.input.size(-1))
+    if rows * call.weights[0].numel() < _LARGE:
+        return needs
+    of_input, *others = [node for node, _ in ctx.next_functions]  # one for each of `call.tensors()`
+    of_weights = others[1 + ctx.has_c :]
+    input = needs.input and is_wanted(of_input)
+    return Needs(input, needs.state, needs.weights and any(map(is_wanted, of_weights)))
 
 
 def _staleness(ctx) -> Callable[[], bool]:
@@ -118,34 +145,42 @@ class Layer(torch.autograd.Function):
     Gives the first three results, or all of them with `traced`. The gates have no gradient. hidden
     has one only where it is not the output. For the call of a cell it gives (h', c') without a
     time: to make views of the results afterwards would take longer than the step.
+
+    Where `joins`, the output as it is saved comes fourth, and nobody sees it. A backward under
+    `create_graph=True` is a function of it, so that the derivative of that backward arrives here
+    together with what comes in otherwise. One pass over time is then enough for both.
     """
 
     @staticmethod
     def forward(ctx, backend, traced, call, *tensors):
         whole = call.over_time() if call.is_step else call
         results = dispatch.way(backend, whole).run(whole, save=True)
-        _save(ctx, call, results, traced)
+        output = _save(ctx, call, results, traced)
         ctx.backend, ctx.is_step = backend, call.is_step
         if ctx.is_step:
             return tuple([t if t is None else t.squeeze_(0) for t in results[1:3]])  # no views
+        ctx.joins = not traced and backward.joins(call)
         if not traced:
-            return results[:3]
+            return (*results[:3], output) if ctx.joins else results[:3]
         ctx.mark_non_differentiable(*_constant(call, results))
         return tuple(results)
 
     @staticmethod
     def backward(ctx, *grads):
+        call, saved = _saved(ctx)
         need_input, need_h0, *need_rest = ctx.needs_input_grad[3:]
         has_c = ctx.has_c
-        need_state = need_h0 or (has_c and need_rest[0])
-        need_weights = any(need_rest[1:] if has_c else need_rest)
+        of_weights = any(need_rest[1:] if has_c else need_rest)
+        needs = Needs(need_input, need_h0 or (has_c and need_rest[0]), of_weights)
+        need_input, need_state, need_weights = needs = _wanted(ctx, call, needs)
         if ctx.is_step:
             h, c = [grad if grad is None else grad.unsqueeze(0) for grad in grads]
             cotangents = Cotangents(None, h, c, None)
+        elif ctx.joins:
+            cotangents = Cotangents(plus(grads[0], grads[3]), *grads[1:3], None)
         else:
             cotangents = Cotangents(*grads[:3], *(grads[4:] or (None,)))
-        needs = Needs(need_input, need_state, need_weights)
-        call, found = _gradients(ctx, ctx.backend, cotangents, needs)
+        found = _gradients(ctx, ctx.backend, call, saved, cotangents, needs)
         if found is None:
             return (None,) * len(ctx.needs_input_grad)
         if ctx.is_step:
@@ -178,7 +213,8 @@ def op_backward(ctx, *grads):
     need_input, _, need_h0, need_c0, need_weights, *others = ctx.needs_input_grad
     needs = Needs(need_input, need_h0 or need_c0, any(need_weights))
     cotangents = Cotangents(*grads[:3], *grads[4:])
-    call, found = _gradients(ctx, op, cotangents, needs)
+    call, saved = _saved(ctx)
+    found = _gradients(ctx, op, call, saved, cotangents, needs)
     weights = [None] * len(call.weights)
     if found is None:
         found = Gradients(None, None, None, weights)

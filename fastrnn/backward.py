@@ -31,12 +31,16 @@ from .torch_private import (
 _derivation = reference.in_float32(twice.Derivation)
 _first = reference.in_float32(twice.Derivation.first)
 _second = reference.in_float32(twice.Derivation.second)
+_partial = reference.in_float32(twice.Derivation.partial)
 
 
 def takes(call: Call, came: Cotangents) -> bool:
     """Whether `gradients` takes a call, and what came for its results."""
     seen = dispatch_modes() or torch.compiler.is_compiling()
     return twice.takes(call) and came.cells is came.hidden is None and not seen
+
+
+joins = twice.joins
 
 
 def gradients(
@@ -118,7 +122,10 @@ class Backward(Function):
         how = Twice.apply if plain else Twice.definition
         if not plain:
             request.derivation = None  # of no use, and a graph that is freed must not keep it
-        found = how(_Derived(request, wanted, len(directions)), *directions, *tensors)
+        derived = _Derived(request, wanted, len(directions))
+        if plain and ctx.needs_input_grad[1 + len(OF_GRADIENTS)] and not torch.is_grad_enabled():
+            how = Twice.partial  # the output leads on to the layer's own backward
+        found = how(derived, *directions, *tensors)
         for k, gradient in zip(wanted, found, strict=True):
             results[k] = gradient
         return None, *results
@@ -162,6 +169,19 @@ class Twice(Function):
 
     @staticmethod
     def forward(derived, *tensors):
+        derivation, directions = Twice._begin(derived, tensors)
+        of_call, of_came = _second(derivation, directions)
+        return Twice._wanted(derived, of_came, (None,) * len(OF_SAVED), of_call)
+
+    @staticmethod
+    def partial(derived, *tensors):
+        """The same where the output that was saved is a tensor like others."""
+        derivation, directions = Twice._begin(derived, tensors)
+        of_call, of_came, output = _partial(derivation, directions)
+        return Twice._wanted(derived, of_came, (output, None, None, None), of_call)
+
+    @staticmethod
+    def _begin(derived, tensors):
         request, directions = derived.request, tensors[: derived.count]
         input, h0, c0, _, _, *weights = directions
         call, came, saved = request.parts(tensors[derived.count :])
@@ -171,9 +191,11 @@ class Twice(Function):
             saved, derivation = over_time(call, Saved(results.output, *results[3:])), None
         if derivation is None:
             derivation = _derivation(call, came, saved)
-        of_call, of_came = _second(derivation, Gradients(input, h0, c0, weights))
-        whole = of_came[:3] + (None,) * len(OF_SAVED)
-        whole += of_call[:3] + (None, None, *of_call.weights)
+        return derivation, Gradients(input, h0, c0, weights)
+
+    @staticmethod
+    def _wanted(derived, of_came, of_saved, of_call):
+        whole = of_came[:3] + of_saved + of_call[:3] + (None, None, *of_call.weights)
         return tuple(whole[k] for k in derived.wanted)
 
     @staticmethod

@@ -195,7 +195,7 @@ class RNNBase(torch.nn.RNNBase):
             self._check_state_rank(hx, batched)
             if not batched:
                 hx = self._unsqueeze_state(hx)
-        results = None if torch.is_grad_enabled() else direct.stack(self, input, hx, None, asked)
+        results = direct.stack(self, input, hx, None, asked)
         if results is None:
             self._check_form(input)
             if self._is_recorded() or self._are_weights_for_torch():
@@ -278,7 +278,7 @@ class RNNBase(torch.nn.RNNBase):
             return tracing.as_torch(self, packed, hx, asked and asked._asdict())
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         check_packed(batch_sizes, None, None)
-        given, results = hx, None
+        given = hx
         if hx is not None:
             if torch.compiler.is_compiling():
                 self.check_input(input, batch_sizes)  # the op knows how many rows there are
@@ -286,8 +286,7 @@ class RNNBase(torch.nn.RNNBase):
                 self._update_flat_weights()
                 self.check_forward_args(input, hx, batch_sizes)
             hx = self.permute_hidden(hx, sorted_indices)
-        if not torch.is_grad_enabled():
-            results = direct.stack(self, input, hx, batch_sizes, asked)
+        results = direct.stack(self, input, hx, batch_sizes, asked)
         if results is None:
             if self._are_weights_for_torch():
                 return tracing.as_torch(self, packed, given, asked and asked._asdict())

@@ -29,9 +29,7 @@ class _CellBase(torch.nn.RNNCellBase):
             check_dense(f"{name}: input", input)
             input = input.unsqueeze(0)
             states = states and tuple(state.unsqueeze(0) for state in states)
-        results = None
-        if not torch.is_grad_enabled():
-            results = direct.step(self, cell, input, states)
+        results = direct.step(self, cell, input, states)
         if results is None:
             check_dense(f"{name}: input", input)
         if results is None and tracing.recording():

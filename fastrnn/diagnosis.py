@@ -12,7 +12,20 @@ import torch
 from torch import Tensor
 
 from . import modules, torch_private
-from .dispatch import BACKENDS, LOOPS, backend, backends, choice, cpu, cudnn, gpu, selftest, tuned
+from .dispatch import (
+    BACKENDS,
+    LOOPS,
+    backend,
+    choice,
+    cpu,
+    cuda,
+    cudnn,
+    gpu,
+    selftest,
+    status,
+    status_on,
+    tuned,
+)
 from .table import CELLS
 from .version import VERSION
 
@@ -27,7 +40,7 @@ _CELLS = {
 
 def facts() -> dict:
     """All that is known, in the types of JSON."""
-    states = backends()
+    states = {name: state_of(name) or "usable" for name in BACKENDS}
     checked = {name: check(name) for name, state in states.items() if state == "usable"}
     ok, verdict = _verdict(checked)
     return {
@@ -45,6 +58,13 @@ def facts() -> dict:
         "ok": ok,
         "verdict": verdict,
     }
+
+
+def state_of(name: str) -> str | None:
+    """Why a backend cannot run here, on the current GPU if it is for GPUs, or None."""
+    if name != cuda.NAME or status(name):
+        return status(name)
+    return status_on(name, torch.device("cuda", torch.cuda.current_device()))
 
 
 def _build() -> dict:
@@ -78,7 +98,7 @@ def served() -> list[tuple[str, str]]:
         on_gpu = f"none: {cudnn.NO_GPU}"
     else:
         major = gpu.nvidia(torch.device("cuda")) if torch.cuda.is_available() else 0
-        can = [b for b in LOOPS if b.status() is None]
+        can = [b for b in LOOPS if state_of(b.NAME) is None]
         usable = [b.NAME for b in can if choice.tried(b.NAME, major, False)]
         first = usable[0] if usable else "reference"
         lacking = first
@@ -91,7 +111,7 @@ def served() -> list[tuple[str, str]]:
                 f"cudnn{f', {first} where measured faster' if measured else ''}",
                 f"what torch.nn lacks: {lacking}",
                 *(
-                    f"not {b.NAME}: {b.status() or 'not yet tried on such a GPU'}"
+                    f"not {b.NAME}: {state_of(b.NAME) or 'not yet tried on such a GPU'}"
                     for b in LOOPS
                     if b.NAME not in usable
                 ),
@@ -125,7 +145,7 @@ def selftests() -> dict[str, str]:
     result."""
     results = {}
     for kernels in LOOPS:
-        if reason := kernels.status():
+        if reason := state_of(kernels.NAME):
             results[kernels.NAME] = f"{CANNOT}: {reason}"
             continue
         device, clock = torch.device("cpu"), lambda: 0.0  # an emulation takes what it takes

@@ -23,6 +23,17 @@ _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
+def _records(module: torch.nn.Module, input: Tensor, hx) -> bool:
+    """Whether autograd may record a call. Of a frozen module it does not, whatever the mode."""
+    if not torch.is_grad_enabled():
+        return False
+    for each in module._parameters.values():
+        if each is not None and each.requires_grad:
+            return True
+    states = hx if isinstance(hx, tuple) else (hx,)
+    return any(getattr(each, "requires_grad", False) for each in (input, *states))
+
+
 def open_to(input: Tensor) -> bool:
     """Whether a call with this input, which records no gradients, may go to the kernels at once."""
     return (
@@ -44,7 +55,7 @@ def stack(
     batch_sizes: Tensor | None = None,
     asked: Asked | None = None,
 ) -> tuple | None:
-    """What `module(input, hx)` returns without gradients, or None if that takes the long way.
+    """What `module(input, hx)` returns, or None if that takes the long way, as with gradients.
 
     Args:
         input: (T, N, input_size), (N, T, input_size) if the module is `batch_first`, or the data
@@ -52,7 +63,7 @@ def stack(
         hx: None, or the initial states in the form that the module takes for such input.
         asked: features of the call, for input that is not packed.
     """
-    if not open_to(input):
+    if _records(module, input, hx) or not open_to(input):
         return None
     layers, batch_first = module.num_layers, module.batch_first
     if layers > 1 and module.training and module.dropout:
@@ -148,7 +159,7 @@ def step(
         input: (N, input_size).
         states: None, or h, and c of an LSTM, each (N, H).
     """
-    if not open_to(input):
+    if _records(module, input, states) or not open_to(input):
         return None
     h = input.new_empty(input.shape[0], module.hidden_size)
     c = torch.empty_like(h) if cell == "lstm" else None

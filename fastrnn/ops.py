@@ -185,7 +185,8 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
     if compiling:
         return op.run(call, save)
     if attached:
-        return Results(*autograd.apply(backend, traced, call, *call.tensors()))
+        results = autograd.apply(backend, traced, call, *call.tensors())
+        return Results(*results) if traced else Results(*results[:3])
     return dispatch.way(backend, call).run(call, save)
 
 

@@ -76,7 +76,7 @@ def over_time(call: Call, saved: Saved) -> Saved:
     """What was saved with planes (D, T, N, ...), as tensors of a Function have them."""
     kept = [t if t is not None and t.dim() > 1 else None for t in saved[1:]]  # an op gives (0,)
     if call.batch_sizes is None:
-        kept = [t if t is None else t.unflatten(1, saved.output.shape[:2]) for t in kept]
+        kept = [t if t is None else t.unflatten(1, call.input.shape[:2]) for t in kept]
     return Saved(saved.output, *kept)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from . import autocast, dispatch, features, ops, restart
 from .call import NO_STEPS, Stack
 from .dispatch import cpu, cudnn, gpu, reference
+from .dispatch.cudnn.weights import are_cast_flat, flat
 from .features import States
 from .restart import Returned
 
@@ -81,9 +82,14 @@ def _under_autocast(stack: Stack, step: bool) -> Returned:
         h, c = autocast.returned_on_cpu(call, compute, step)
         if not (cpu.not_built and _narrows(stack, compute)):
             compute = autocast.computed_on_cpu(call, compute)
-    given = autocast.cast(call, compute)
-    if dispatch.choose(given, stack.layers, stack.traced) is reference:
+    given = autocast.cast(call._replace(weights=()), compute)._replace(weights=call.weights)
+    backend = dispatch.choose(given, stack.layers, stack.traced)
+    if backend is reference:
         given = autocast.cast(call, torch.float32)
+    elif backend is cudnn and are_cast_flat(stack, compute):
+        given = given._replace(weights=flat(stack, compute))
+    else:
+        given = autocast.cast(given, compute)
     with torch.autocast(device, enabled=False):
         results = run(stack._replace(call=given))
     output, h_n, c_n, states = results

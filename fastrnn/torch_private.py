@@ -119,6 +119,22 @@ def in_forward_ad() -> bool:
     return getattr(forward_ad, "_current_level", 0) >= 0
 
 
+_will_execute = _private("_will_engine_execute_node", lambda _: True)
+
+
+def is_wanted(node: torch.autograd.graph.Node | None) -> bool:
+    """Whether the backward pass that runs wants a gradient for a node of autograd's graph.
+
+    Autograd's own nodes know that. A Function is told only which of its tensors require gradients.
+    """
+    if node is None:
+        return False
+    try:
+        return _will_execute(node)
+    except RuntimeError:  # 10 us: a leaf whose gradient the pass returns
+        return True
+
+
 _function_base = _private("_FunctionBase", None)
 _unwrap_if_dead = getattr(_functorch, "unwrap_if_dead", None)
 

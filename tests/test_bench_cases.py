@@ -211,8 +211,9 @@ def test_a_case_may_have_modes_of_its_own():
     assert modes["penalty"] == modes["samples"] == ["training"]
 
 
-def test_a_penalty_needs_six_times_the_products_of_inference():
-    for job, times in (("penalty", 6), ("loss and penalty", 6), ("func.grad", 3), ("layer", 3)):
+def test_the_products_of_a_job_are_those_of_inference_so_many_times():
+    jobs = {"input gradient": 2, "penalty": 6, "loss and penalty": 6, "func.grad": 3, "layer": 3}
+    for job, times in jobs.items():
         spec = Spec(replace(TINY, job=job), "GRU", "training")
         assert spec.flops() == times * replace(spec, mode="inference", case=TINY).flops()
 

@@ -149,6 +149,7 @@ FEATURES = [
         ("lengths", CELLS, BOTH),
         ("states", ("LSTM",), BOTH),
         ("loop", CELLS, BOTH),
+        ("input gradient", CELLS, ("training",)),
         ("penalty", CELLS, ("training",)),
         ("loss and penalty", CELLS, ("training",)),
         ("func.grad", CELLS, ("training",)),

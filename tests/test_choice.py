@@ -149,6 +149,7 @@ def device_of(monkeypatch, capability: tuple[int, int], hip: str | None):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for each in (cuda, triton):
         monkeypatch.setattr(each, "_missing", None)
+    monkeypatch.setattr(cuda, "unfit", lambda device: None)
     monkeypatch.setattr(triton, "DEVICE", "cuda")
     monkeypatch.setattr(selftest, "refused", refused)
     monkeypatch.setattr(kept, "machine", lambda device: "a machine on which nothing was measured")
@@ -171,6 +172,22 @@ def test_an_amd_gpu_is_no_hopper(capability, monkeypatch):
             monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
             compiled = dispatch.choose(gru._replace(lengths=None))
             assert compiled is (cuda if hopper and hip is None else cudnn)
+
+
+def test_more_rows_than_kernels_count(monkeypatch):
+    """Which are read at wrong addresses if they are not refused."""
+    lengths = torch.tensor([1])
+    with device_of(monkeypatch, (9, 0), None) as device:
+        for rows, kernels in ((gpu.MOST_ROWS, cuda), (gpu.MOST_ROWS + 1, reference)):
+            input, h0 = (
+                torch.empty(1, rows, 1, device=device),
+                torch.empty(1, rows, 8, device=device),
+            )
+            wide = call("gru", input=input, h0=h0)
+            assert dispatch.choose(wide._replace(lengths=lengths)) is kernels
+            assert dispatch.choose(wide) is cudnn
+        assert f"the batch has {rows}" in triton.obstacle(wide)
+        assert f"the batch has {rows}" in cuda.obstacle(wide)
 
 
 @pytest.mark.parametrize("packed", [False, True])

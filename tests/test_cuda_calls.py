@@ -144,15 +144,16 @@ def test_what_may_repeat_is_launched_by_who_keeps_graphs():
     if ON_GPU:
         pytest.skip("only the emulation records its launches")
     call = Call(*arguments(Case("lstm_proj", T=3, N=2, H=40, dtype=torch.bfloat16)))
-    wanted, keys = launch.run(call, True).filled(), []
+    wanted, keys, counts = launch.run(call, True).filled(), [], []
 
     def forward(schedule, call=call):
         how = None, None, True, "bfloat16", schedule, 7, True
         return torch.ops.fastrnn.cuda_forward.default(*how, *call)
 
-    def by(key, stream, run):
+    def by(key, stream, launches, run):
         assert stream == 7
         keys.append(key)
+        counts.append(launches)
         run(8)
 
     emulation().cuda_replay_by(by)
@@ -160,6 +161,7 @@ def test_what_may_repeat_is_launched_by_who_keeps_graphs():
         for actual, value in zip(forward(schedule), wanted, strict=True):
             assert_matches(actual, value)
     assert len(keys) == 3 and keys[0][:4] == keys[2][:4] != keys[1][:4]
+    assert counts == [6, 12, 6]  # of the cell and of the projection, each step
     plain = Call(*arguments(Case("lstm", T=3, N=2, H=40, dtype=torch.bfloat16)))
     forward("persistent", plain)
     assert len(keys) == 3
@@ -204,18 +206,6 @@ def test_no_rows_ask_for_no_graph():
         came, saved = (output, *none[1:]), (output, *others[2:])
         ops.cuda_backward.default(*came, *saved, *[True] * 3, *none, *how, *call)
     assert asked == []
-
-
-def test_memory_that_ran_out_has_an_error_of_its_own(monkeypatch):
-    """Which callers look for, to try a smaller batch. The words are torch's."""
-
-    def full(*_):
-        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-
-    call = Call(*on_device(arguments(Case("lstm", T=3, N=2, H=3, dtype=torch.float32))))
-    monkeypatch.setattr(launch, "_forward", full)
-    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 2.00 GiB"):
-        launch.run(call, True)
 
 
 @needs_glibc
@@ -271,11 +261,14 @@ def test_reasons(monkeypatch):
     on_cpu = SimpleNamespace(input=torch.empty(0), kind=CELLS["lstm"])
     assert cuda.obstacle(on_cpu) == "tensors are on cpu; move them and the module to 'cuda'"
     gpu_tensor = SimpleNamespace(is_cuda=True, device="cuda:0", dtype=torch.float32)
-    call = SimpleNamespace(input=gpu_tensor, kind=CELLS["lstm"])
+    call = SimpleNamespace(input=gpu_tensor, kind=CELLS["lstm"], h0=torch.empty(1, 2, 3))
     capability = (7, 5)
     monkeypatch.setattr(gpu, "capability", lambda _: capability)
     assert "the GPU has compute capability (7, 5), the kernels need (8, 0)" in cuda.obstacle(call)
     capability = (9, 0)
+    monkeypatch.setattr(cuda, "unfit", lambda device: f"no code for {device}")
+    assert cuda.obstacle(call) == "no code for cuda:0"
+    monkeypatch.setattr(cuda, "unfit", lambda device: None)
     assert cuda.obstacle(call) is None
     gpu_tensor.dtype = torch.complex64
     assert cuda.obstacle(call).startswith("dtype is torch.complex64; convert to one of")

@@ -98,10 +98,15 @@ def test_a_chain_is_one_of_its_stream(monkeypatch):
     launch = importlib.import_module("fastrnn.dispatch.cuda.launch")
     entered(monkeypatch)
     chains, streams = [], []
-    monkeypatch.setattr(graphs, "repeat", lambda key, chain: (chains.append(key), chain()))
+
+    def repeat(key, chain, launches):
+        chains.append((*key, launches))
+        chain()
+
+    monkeypatch.setattr(graphs, "repeat", repeat)
     for stream in (10, 12, 10):
-        launch._replay(b"key", stream, streams.append)
-    assert chains == [(b"key", 10), (b"key", 12), (b"key", 10)]
+        launch._replay(b"key", stream, 7, streams.append)
+    assert chains == [(b"key", 10, 7), (b"key", 12, 7), (b"key", 10, 7)]
     assert streams == [10] * 3  # the one that is current when the chain runs
 
 

@@ -66,12 +66,3 @@ def test_links_in_the_repository_lead_somewhere():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) < 200
-
-
-def test_files_of_code_are_short():
-    """As CONTRIBUTING.md has it: one that is longer usually holds two ideas."""
-    most = {".py": 300, ".h": 400, ".cpp": 400, ".cu": 400, ".cuh": 400}
-    folders = [ROOT / name for name in ("fastrnn", "bench", "tools", "csrc")]
-    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in most]
-    long = [path for path in files if len(path.read_text().splitlines()) > most[path.suffix]]
-    assert len(files) > 100 and not long

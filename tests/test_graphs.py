@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import random
 import sys
 import threading
 import time
 from collections import Counter, OrderedDict
-from types import SimpleNamespace
 
 import pytest
-import torch
 
 from fastrnn.dispatch.gpu import graphs
 
@@ -20,7 +17,6 @@ from fastrnn.dispatch.gpu import graphs
 def nothing_known(monkeypatch):
     monkeypatch.setattr(graphs, "_graphs", OrderedDict())
     monkeypatch.setattr(graphs, "_seen", OrderedDict())
-    monkeypatch.setattr(graphs, "_recorders", {})
 
 
 def test_graphs_replay_what_repeats():
@@ -78,6 +74,51 @@ def test_graphs_that_are_not_used_give_way():
         for k in range(graphs.LIMIT):
             graphs.repeat(("new", k), lambda: None, lambda run: run)
     assert set(graphs._graphs) == {("new", k) for k in range(graphs.LIMIT)}
+
+
+def test_graphs_hold_no_more_launches_than_they_may():
+    """Long ones drive out those that were not used since; one alone may not be too long."""
+    done = []
+
+    def repeat(chain, launches):
+        def record(run):
+            done.append(("record", chain))
+            return lambda: done.append(("replay", chain))
+
+        graphs.repeat(chain, lambda: done.append(("run", chain)), record, launches)
+
+    for _ in range(4):
+        repeat("endless", graphs.LONGEST + 1)
+    assert done == [("run", "endless")] * 4 and not graphs._graphs
+    fitting = graphs.HELD // graphs.LONGEST
+    for _ in range(2):
+        for k in range(fitting):
+            repeat(k, graphs.LONGEST)
+    assert list(graphs._graphs) == list(range(fitting))
+    for _ in range(3):  # in turns: each came since the other came last
+        for k in range(fitting + 1):
+            repeat(k, graphs.LONGEST)
+    assert list(graphs._graphs) == list(range(fitting))
+    for _ in range(2):
+        repeat("other", 2)
+    assert list(graphs._graphs) == [*range(1, fitting), "other"]
+    for _ in range(2):
+        repeat("long", graphs.LONGEST)
+    assert list(graphs._graphs) == [*range(2, fitting), "other", "long"]
+    assert sum(each.launches for each in graphs._graphs.values()) <= graphs.HELD
+
+
+def test_what_cannot_be_recorded_drives_out_no_launches():
+    def fail(run):
+        raise RuntimeError("capture")
+
+    for k in range(graphs.HELD // graphs.LONGEST):
+        for _ in range(2):
+            graphs.repeat(k, lambda: None, lambda run: run, graphs.LONGEST)
+    before = list(graphs._graphs)
+    for _ in range(2):
+        graphs.repeat("failing", lambda: None, fail, graphs.LONGEST)
+    assert list(graphs._graphs) == [*before, "failing"]
 
 
 class Chain:
@@ -193,99 +234,3 @@ def test_a_chain_that_cannot_be_recorded_runs_as_it_is():
     for _ in range(2):
         with pytest.raises(RuntimeError, match="launch"):
             graphs.repeat("b", broken, fail)
-
-
-class Stream:
-    device_index = 0
-
-    def __init__(self, handle):
-        self.cuda_stream, self.waited = handle, []
-
-    def wait_stream(self, other):
-        self.waited.append(other)
-
-    def __enter__(self):
-        self.before, self.gpu.current = self.gpu.current, self
-
-    def __exit__(self, *_):
-        self.gpu.current = self.before
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """Streams and graphs of a GPU that is not there."""
-    state = SimpleNamespace(current=Stream(7), own=[], graphs=[], pools=0)
-    Stream.gpu = state
-
-    def create(handle, flags):
-        assert flags == 1  # else work on the default stream would end the recording
-        state.own.append(100 + len(state.own))
-        ctypes.cast(handle, ctypes.POINTER(ctypes.c_void_p))[0] = state.own[-1]
-        return 0
-
-    class Graph:
-        def __init__(self):
-            state.graphs.append(self)
-
-        def capture_begin(self, pool, capture_error_mode):
-            self.pool, self.stream, self.mode = pool, state.current.cuda_stream, capture_error_mode
-            self.ended = False
-
-        def capture_end(self):
-            self.ended = True
-
-        def replay(self):
-            return self
-
-    def pool():
-        state.pools += 1
-        return (0, state.pools)
-
-    driver = SimpleNamespace(cuStreamCreate=create)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver if "libcuda" in name else None)
-    monkeypatch.setattr(torch.cuda, "ExternalStream", Stream)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", pool)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: state.current)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    state.driver = driver
-    return state
-
-
-def test_chains_of_a_stream_are_recorded_on_a_stream_for_them_alone(gpu, monkeypatch):
-    ran = []
-    replays = [graphs.record(lambda: ran.append(gpu.current.cuda_stream)) for _ in range(3)]
-    assert ran == [100] * 3 and gpu.own == [100]
-    assert [replay() for replay in replays] == gpu.graphs
-    assert {(g.stream, g.pool, g.mode, g.ended) for g in gpu.graphs} == {
-        (100, (0, 1), "thread_local", True)
-    }
-    # as long as chains may come, their memory is kept, though all graphs be forgotten
-    (recorder,) = graphs._recorders.values()
-    assert recorder._first is gpu.graphs[0]
-    # another stream, whose graphs may run at the same time, shares nothing with it
-    gpu.current = Stream(8)
-    graphs.record(lambda: ran.append(gpu.current.cuda_stream))
-    assert (ran[-1], gpu.graphs[-1].pool) == (101, (0, 2))
-
-    def fail():
-        raise ValueError
-
-    with pytest.raises(ValueError):
-        graphs.record(fail)
-    assert gpu.graphs[-1].ended and gpu.current.cuda_stream == 8
-
-
-def test_without_a_stream_of_its_own(gpu, monkeypatch):
-    monkeypatch.setattr(gpu.driver, "cuStreamCreate", lambda *_: 2)
-    with pytest.raises(RuntimeError, match="cuStreamCreate failed with error 2"):
-        graphs.record(lambda: None)
-
-    def missing(name):
-        raise OSError
-
-    monkeypatch.setattr(ctypes, "CDLL", missing)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: Stream(50))
-    ran = []
-    graphs.record(lambda: ran.append(gpu.current.cuda_stream))
-    assert ran == [50]

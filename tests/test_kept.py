@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def test_entries_come_back(file):
 @pytest.mark.parametrize(
     "text",
     ["", "{", "[]", "7", "null", "{}", '{"format": 1}', '{"format": 1, "entries": []}', "\udcff",
-     '{"format": 2, "entries": {}}', '{"entries": {"a": 1}}'],
+     '{"format": 2, "entries": {}}', '{"entries": {"a": 1}}', "[" * 100_000],
 )  # fmt: skip
 def test_a_file_that_is_not_ours(file, text):
     """It counts for nothing, is said once, and is written anew."""
@@ -102,6 +104,46 @@ def test_processes_and_threads_at_once(file):
         assert file.read() == {f"{name} {k}": k for name in names for k in range(40)}
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_that_is_forked_meanwhile_holds_no_lock(file):
+    """Of a thread that writes while another forks, as a loader of data does."""
+    fcntl = pytest.importorskip("fcntl")
+    children = []
+
+    def fork(entries) -> None:
+        entries["a"] = 1
+        children.append(os.fork())
+        if not children[0]:
+            time.sleep(60)
+            os._exit(0)
+
+    try:
+        file.change(fork)
+        with open(file.path.with_suffix(".lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where it is held
+    finally:
+        os.kill(children[0], signal.SIGKILL)
+        os.waitpid(children[0], 0)
+    assert file.read() == {"a": 1}
+
+
+def test_a_user_without_a_home(file, monkeypatch):
+    """Nothing is kept, and a call goes on."""
+
+    def nobody(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("FASTRNN_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "expanduser", nobody)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert file.read() == {}
+    with pytest.raises(OSError, match="home directory. FASTRNN_CACHE names another folder"):
+        file.change(lambda entries: None)
+
+
 def test_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("FASTRNN_CACHE", "")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -123,6 +165,15 @@ def test_what_a_result_holds_for(monkeypatch):
     monkeypatch.setattr(gpu, "driver", lambda: "550.54")
     name = kept.machine.__wrapped__(torch.device("cuda", 1))
     assert name.startswith(f"NVIDIA 1, sm_86, driver 550.54, torch {torch.__version__}, fastrnn ")
+
+
+def test_a_key_is_of_one_machine(monkeypatch):
+    """Not of another whose name ends as this one's does."""
+    monkeypatch.setattr(kept, "machine", lambda device: "RTX 6000, sm_89")
+    device = torch.device("cuda", 0)
+    assert kept.is_of("lstm, float16: RTX 6000, sm_89", device)
+    assert kept.is_of("triton, float16, gru: 3.7.0, RTX 6000, sm_89", device)
+    assert not kept.is_of("lstm, float16: Quadro RTX 6000, sm_89", device)
 
 
 def test_the_version_of_the_driver(monkeypatch):

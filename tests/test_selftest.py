@@ -116,6 +116,20 @@ def test_a_process_that_did_not_survive(machine, monkeypatch):
     assert machine.ran == 2
 
 
+@pytest.mark.parametrize(
+    "entry", [{}, {"reason": 7}, {"reason": ["passed"]}, {"began": "yesterday"}, 7, None, [], "ok"]
+)
+def test_a_damaged_entry_is_no_result(machine, entry):
+    """Neither a pass nor a failure: the test is made anew."""
+    assert refused() == (None, [])
+    another_process()
+    (key,) = selftest.FILE.read()
+    selftest.FILE.change(lambda entries: entries.update({key: entry}))
+    assert selftest.kept_of(torch.device("cuda")) == {}
+    assert refused() == (None, []) and machine.ran == 2
+    assert selftest.FILE.read() == {key: {"reason": None}}
+
+
 def test_an_interrupt_leaves_no_mark(machine, monkeypatch):
     monkeypatch.setattr(selftest, "_in_time", lambda *_: raises(KeyboardInterrupt())())
     with pytest.raises(KeyboardInterrupt):

@@ -27,6 +27,7 @@ NAMES = [
     "torch.autograd.forward_ad._current_level",
     "torch.autograd.profiler._is_profiler_enabled",
     "torch._is_functional_tensor",
+    "torch._C._will_engine_execute_node",
 ]
 
 

@@ -135,7 +135,13 @@ def test_launches_are_made_on_the_device_of_the_tensors(persistent, monkeypatch)
     monkeypatch.setattr(launch, "plans_for", lambda *_: [(ALL, Plan(persistent, 16, 16, 16, 4, 2))])
     monkeypatch.setattr(launch, "constants", lambda *_: {})
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.empty(1))
-    monkeypatch.setattr(graphs, "repeat", lambda key, run: (chains.append(key), run()))
+
+    def repeat(key, run, launches):
+        assert launches == 3
+        chains.append(key)
+        run()
+
+    monkeypatch.setattr(graphs, "repeat", repeat)
     size = Sizes(T=3, N=1, I=16, H=16, P=16, D=1, rows=3)
     launch.launch(Kernel(), CELLS["lstm"], size, {"w_hh": w, "w_hr": None}, {})
     assert launched == [1] * (1 if persistent else 3) and current == [0]

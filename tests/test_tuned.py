@@ -95,7 +95,8 @@ def test_a_later_measurement_of_the_same_counts(monkeypatch):
 @pytest.mark.parametrize(
     "entry",
     [None, 7, [], {}, {"times": 7}, {"times": {"1 2": {}}}, {"times": {}, "steps": ["a"]},
-     {"times": {}, "steps": [1], "batch": [1], "hidden": [1], "colour": "red"}],
+     {"times": {}, "steps": [1], "batch": [1], "hidden": [1], "colour": "red"},
+     {"times": {}, "steps": [float("inf")], "batch": [1], "hidden": [1]}],
 )  # fmt: skip
 def test_a_damaged_entry_is_ignored_with_one_warning(entry, monkeypatch):
     good = lattice({(10, 1, 128): True})
@@ -107,6 +108,19 @@ def test_a_damaged_entry_is_ignored_with_one_warning(entry, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert tuned.faster(GPU, asked(10, 1, 128)) is True
+
+
+@pytest.mark.parametrize("times", [7, {"1 2": {}}, {"10 1 128": {"inference": ["a", "b"]}}])
+def test_a_later_measurement_mends_a_damaged_entry(times, monkeypatch):
+    good = lattice({(10, 1, 128): True})
+    tuned.keep(GPU, good)
+    (key,) = tuned.FILE.read()
+    tuned.FILE.change(lambda entries: entries[key].update(times=times))
+    tuned.keep(GPU, good)
+    another_process(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tuned.lattices(GPU) == [good]
 
 
 def test_a_damaged_file_is_ignored_with_one_warning(monkeypatch):

@@ -63,6 +63,7 @@ def test_a_model_as_it_runs(a100):
             for T in (5, 9, 7, 100, 3):
                 seen(torch.rand(T, 2, 3))
             seen(torch.rand(3, 4, 3))
+            seen(torch.rand(3, 0, 3))  # which has nothing to measure
             packed = [torch.rand(T, 3) for T in (4, 2)]
             seen(torch.nn.utils.rnn.pack_sequence(packed))
             projected(torch.rand(2, 2, 3))  # which no table speaks of

@@ -9,11 +9,13 @@ import torch
 from conftest import assert_matches
 from torch.func import functional_call, grad, hessian, jacrev, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._pytree import tree_leaves
 
 import fastrnn
 from fastrnn.call import Call
 from fastrnn.dispatch import reference
 from fastrnn.dispatch.reference import direction, twice
+from fastrnn.dispatch.reference.steps import plus
 from fastrnn.request import over_time
 from fastrnn.results import Cotangents, Gradients, Needs, Saved
 from fastrnn.table import CELLS, weight_names, weight_shapes
@@ -109,6 +111,10 @@ def test_closed_form(cell, D, features, monkeypatch):
             directions = Gradients(given.input, given.h0, given.c0, given.weights)
             for _ in range(2):  # the second time as the first
                 of_call, of_came = derivation.second(directions)
+            if twice.joins(call):
+                rest = partial_and_rest(derivation, directions, saved)
+                for a, w in zip(tree_leaves(rest), tree_leaves((of_call, of_came)), strict=True):
+                    assert w is None or assert_matches(a, w) is None
         for a, w in zip(flat(call, first), found, strict=True):
             assert_matches(a, w.detach())
         of_came = [a for a, each in zip(of_came, some, strict=False) if each is not None]
@@ -116,16 +122,32 @@ def test_closed_form(cell, D, features, monkeypatch):
             assert_matches(a, w)
 
 
+def partial_and_rest(derivation, directions: Gradients, saved: Saved) -> tuple:
+    """What `second` gives, by `partial` and a backward of what that leaves."""
+    of_call, of_came, output = derivation.partial(directions)
+    call = derivation.call
+    rest = twice.Derivation(call, Cotangents(output, None, None, None), saved)
+    rest = rest.first(Needs(True, True, True))
+    each = [plus(a, b) for a, b in zip(flat(call, of_call), flat(call, rest), strict=True)]
+    sums = call.with_tensors(each)
+    return Gradients(sums.input, sums.h0, sums.c0, sums.weights), of_came
+
+
 MODULES = {
     "LSTM": {"proj_size": 2, "num_layers": 2},
     "GRU": {"bidirectional": True, "bias": False},
     "RNN": {"nonlinearity": "relu", "batch_first": True},
+    "RNN, tanh": {"num_layers": 2, "bidirectional": True},
 }
 modules = pytest.mark.parametrize("name", MODULES)
 
 
+def kind_of(name: str) -> str:
+    return name.partition(",")[0]
+
+
 def module_of(name: str) -> fastrnn.modules.RNNBase:
-    return getattr(fastrnn, name)(I, H, dtype=torch.float64, **MODULES[name])
+    return getattr(fastrnn, kind_of(name))(I, H, dtype=torch.float64, **MODULES[name])
 
 
 @modules
@@ -133,7 +155,7 @@ def module_of(name: str) -> fastrnn.modules.RNNBase:
 def test_modules_take_it(name, packed, no_reference):
     """Against torch.nn: gradients of what all gradients are, of every tensor."""
     ours = module_of(name)
-    theirs = getattr(torch.nn, name)(I, H, dtype=torch.float64, **MODULES[name])
+    theirs = getattr(torch.nn, kind_of(name))(I, H, dtype=torch.float64, **MODULES[name])
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(N, N, I, dtype=torch.float64, requires_grad=True)
     runs = []
@@ -144,7 +166,10 @@ def test_modules_take_it(name, packed, no_reference):
         output = output.data if packed else output
         first = torch.autograd.grad(output.sin().sum(), inputs, create_graph=True)
         penalty = sum(g.square().sum() for g in first)
-        runs.append([*first, *torch.autograd.grad(penalty, inputs)])
+        second = torch.autograd.grad(penalty, inputs, retain_graph=True)
+        both = torch.autograd.grad(penalty + output.cos().sum(), inputs, retain_graph=True)
+        alone = torch.autograd.grad(output.cos().sum(), inputs)
+        runs.append([*first, *second, *both, *alone])
     for a, w in zip(*runs, strict=True):
         assert_matches(a, w)
 
@@ -214,7 +239,7 @@ def test_transforms_take_it(name, no_reference):
 
 @modules
 def test_a_freed_graph_keeps_no_coefficients(name):
-    module, x = getattr(fastrnn, name)(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    module, x = getattr(fastrnn, kind_of(name))(3, 4), torch.randn(5, 2, 3, requires_grad=True)
     found = []
     for retain in ([False], [True, True, False]):
         (gradient,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)

@@ -2,6 +2,10 @@
 
 namespace fastrnn::cuda {
 
+const char* current_misfit() {
+  return misfit(reinterpret_cast<const void*>(forward_state_pointwise<float>));
+}
+
 void launch_step(const Loop& loop, const Forward& forward, int64_t i, Part part, bool overlaps,
                  void* stream) {
   const StepLaunch<Forward> step{forward, i, overlaps, stream};

@@ -244,7 +244,8 @@ Tensor state_gradient(const Layer& l, const Tensor& du, const OptionalTensor& d_
     }
     multiply(part(grad, {N, P}, {P, 1}, d * N * P), sent, l.weight(d, l.call.names.w_hh));
   }
-  if (l.call.info.keeps == 'h') copy(grad, torch::stable::subtract(grad, *d_kept, -1));
+  if (l.call.info.keeps == 'h')
+    copy(grad, told([&] { return torch::stable::subtract(grad, *d_kept, -1); }));
   return grad;
 }
 

@@ -150,9 +150,6 @@ class Layer {
     for (const Tensor& w : given) weights.push_back(aligned(w));
     return weights;
   }
-  static int64_t item_size_of(ScalarType type) {
-    return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
-  }
 
   void* const stream_;
 };

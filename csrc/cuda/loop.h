@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "cuda/choose.h"
+#include "cuda/shape.h"
 #include "cuda/steps.h"
 
 namespace fastrnn::cuda {
@@ -17,6 +18,9 @@ struct Loop {
 
 // The device on which the current thread launches.
 Device current_device();
+// Why no kernel can run there, or null. It is a lasting reason.
+const char* current_misfit();
+Versions cuda_versions();
 // Copies rows of `width` bytes, and writes zeros, on `stream`, as `launch_step` does.
 void copy_rows(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                size_t rows, void* stream);

@@ -37,9 +37,9 @@ struct Plan {
 Plan choose_plan(const How& how, const Loop& loop, const std::vector<ProductSize>& products,
                  int64_t batch, int64_t directions, bool backward);
 
-// Runs `chain` on the stream of `how`, or replays what it launched before under the same key. It
-// must not allocate.
-void replay(const How& how, const std::string& key,
+// Runs `chain`, of so many launches, on the stream of `how`, or replays what it launched before
+// under the same key. It must not allocate.
+void replay(const How& how, const std::string& key, int64_t launches,
             const std::function<void(uintptr_t stream)>& chain);
 
 // All launches of a loop.
@@ -55,14 +55,14 @@ class Runner {
       launch_all(loop_, steps_, groups_, reinterpret_cast<void*>(how_.stream));
       return launched();
     }
-    replay(how_, key(), [this](uintptr_t stream) { all_steps(stream); });
+    replay(how_, key(), launches(), [this](uintptr_t stream) { all_steps(stream); });
   }
   // In the library schedule, whose products `products` makes: those before the launch of a part of
   // step i.
   template <class F>
   void with_products(F products) const {
     if (steps_.size.batch == 0) return;
-    replay(how_, key(), [&](uintptr_t stream) {
+    replay(how_, key(), 2 * launches(), [&](uintptr_t stream) {
       for (int64_t k = 0; k < steps_.size.steps; ++k)
         for (const Part part : parts()) {
           products(at(k), part);
@@ -81,6 +81,7 @@ class Runner {
     return kForward ? std::vector{Part::kCell, Part::kState}
                     : std::vector{Part::kState, Part::kCell};
   }
+  int64_t launches() const { return steps_.size.steps * static_cast<int64_t>(parts().size()); }
   void all_steps(uintptr_t stream) const {
     bool overlaps = false;
     for (int64_t k = 0; k < steps_.size.steps; ++k)

@@ -20,6 +20,37 @@ inline void check(cudaError_t status, const char* name) {
                            cudaGetErrorString(status));
 }
 
+// Why no kernel of this build can run on the current device, or null; `kernel` stands for all,
+// which are compiled for the same GPUs. Null, too, where that is not what is wrong: a launch says
+// it then.
+inline const char* misfit(const void* kernel) {
+  auto mode = cudaStreamCaptureModeRelaxed;  // what loads code would end a capture of this thread's
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  cudaGetLastError();  // else the next launch would report this one
+  switch (status) {
+    case cudaErrorInsufficientDriver:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorInvalidKernelImage:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorInvalidPtx:
+    case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorJitCompilerNotFound:
+    case cudaErrorJitCompilationDisabled:
+      return cudaGetErrorString(status);
+    default:
+      return nullptr;
+  }
+}
+
+inline Versions versions() {
+  Versions found{CUDART_VERSION, 0};
+  cudaDriverGetVersion(&found.driver);
+  return found;
+}
+
 inline Device device_facts() {
   int device;
   Device facts;

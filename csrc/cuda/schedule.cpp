@@ -1,8 +1,11 @@
 // Which schedule a loop takes, graphs of launches that repeat, and what Python sees of both.
 #include "cuda/schedule.h"
 
+#include <pybind11/stl.h>
+
 #include <array>
 #include <map>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -88,11 +91,11 @@ Plan choose_plan(const How& how, const Loop& loop, const std::vector<ProductSize
                          how.dtype, current_device())};
 }
 
-void replay(const How& how, const std::string& key,
+void replay(const How& how, const std::string& key, int64_t launches,
             const std::function<void(uintptr_t stream)>& chain) {
   if (!how.repeats) return chain(how.stream);
   const py::gil_scoped_acquire locked;
-  graphs()(py::bytes(key), how.stream, py::cpp_function([&](uintptr_t stream) {
+  graphs()(py::bytes(key), how.stream, launches, py::cpp_function([&](uintptr_t stream) {
              const py::gil_scoped_release unlocked;
              chain(stream);
            }));
@@ -102,8 +105,23 @@ void bind_schedules(py::module_& m) {
   m.def(
       "cuda_replay_by", [](py::object function) { graphs() = std::move(function); },
       py::arg("function"),
-      "Has function(key, stream, run) make the launches of a loop that may repeat: run(stream) "
-      "makes them, and equal keys say that they are the same.");
+      "Has function(key, stream, launches, run) make the launches of a loop that may repeat, so "
+      "many: run(stream) makes them, and equal keys say that they are the same.");
+  m.def(
+      "cuda_misfit",
+      []() -> std::optional<std::string> {
+        const char* const text = current_misfit();
+        return text ? std::optional<std::string>(text) : std::nullopt;
+      },
+      "Why none of the kernels can run on the current device, in CUDA's words, or None.");
+  m.def(
+      "cuda_versions",
+      [] {
+        const Versions found = cuda_versions();
+        return std::tuple(found.built, found.driver);
+      },
+      "The version of CUDA with which the kernels were compiled and the latest that the driver "
+      "serves, 13020 for 13.2; 0 without a driver.");
   m.def(
       "cuda_groups",
       [](const std::string& cell, int gates, const std::string& dtype, int64_t hidden,

@@ -1,4 +1,4 @@
-// What a launch looks like from outside.
+// What a launch looks like from outside, and what it needs.
 #pragma once
 
 #include <cstddef>
@@ -14,6 +14,12 @@ struct LaunchShape {
   const char* name = "kernel";  // for messages
   int cluster = 0;              // blocks of a cluster, a divisor of `blocks`; 0: no clusters
   bool together = false;        // refused unless all blocks run at the same time
+};
+
+// Of CUDA, 1000 times the major one and 10 times the minor.
+struct Versions {
+  int built;   // that of the runtime in this build
+  int driver;  // the latest that the driver serves; 0 without one
 };
 
 }  // namespace fastrnn::cuda

@@ -21,8 +21,8 @@ inline Tensor make(const Tensor& like, const Shape& shape) { return empty_like(l
 // Contiguous and aligned to 16 bytes, as kernels copy it.
 inline Tensor aligned(const Tensor& t) {
   const Tensor whole = dense(t);
-  return reinterpret_cast<uintptr_t>(whole.data_ptr()) % 16 == 0 ? whole
-                                                                 : torch::stable::clone(whole);
+  if (reinterpret_cast<uintptr_t>(whole.data_ptr()) % 16 == 0) return whole;
+  return made(whole, [&] { return torch::stable::clone(whole); });
 }
 inline OptionalTensor aligned(const OptionalTensor& t) {
   return t ? OptionalTensor(aligned(*t)) : std::nullopt;
@@ -76,7 +76,9 @@ inline std::vector<Tensor> pieces(const Tensor& like, const std::vector<Shape>& 
 template <class... Arguments>
 void call(const char* name, const char* overload, const Arguments&... arguments) {
   std::array<StableIValue, sizeof...(arguments)> stack{torch::stable::detail::from(arguments)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  told([&] {
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  });
   (void)torch::stable::detail::to<Tensor>(stack[0]);  // an argument again
 }
 
@@ -90,7 +92,9 @@ inline void linear(const Tensor& out, const Tensor& a, const Tensor& w, const Op
 }
 inline void sum_rows(Tensor out, const Tensor& of) {
   const int64_t first = 0;
-  torch::stable::sum_out(out, of, torch::headeronly::IntHeaderOnlyArrayRef(&first, 1));
+  told([&] {
+    torch::stable::sum_out(out, of, torch::headeronly::IntHeaderOnlyArrayRef(&first, 1));
+  });
 }
 inline void select_rows(const Tensor& out, const Tensor& from, const Tensor& rows) {
   call("aten::index_select", "out", from, int64_t{0}, rows, out);
@@ -100,7 +104,7 @@ inline void copy_to_rows(const Tensor& to, const Tensor& rows, const Tensor& fro
 }
 inline void zero_where(const Tensor& t, const Tensor& mask) {
   Tensor nothing = make(t, {});
-  torch::stable::zero_(nothing);
+  told([&] { torch::stable::zero_(nothing); });
   call("aten::where", "self_out", mask, nothing, t, t);  // masked_fill_ would wait for the device
 }
 

@@ -72,6 +72,11 @@ def status(name: str) -> str | None:
     return None if name == "auto" else BACKENDS[name].status()
 
 
+def status_on(name: str, device: torch.device) -> str | None:
+    """Why a backend cannot run on a GPU, or None."""
+    return status(name) or (cuda.unfit(device) if name == cuda.NAME else None)
+
+
 def backends() -> dict[str, str]:
     """Each backend by name, with "usable" or the reason why it is not.
 

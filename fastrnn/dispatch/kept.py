@@ -26,7 +26,11 @@ FORMAT = 1  # of the files; one of another format is foreign
 
 
 def folder() -> Path:
-    """Where the files are: FASTRNN_CACHE, or a folder in that of the user's caches."""
+    """Where the files are: FASTRNN_CACHE, or a folder in that of the user's caches.
+
+    Raises:
+        FileNotFoundError: the user has no home, as in some containers.
+    """
     if own := os.environ.get("FASTRNN_CACHE"):
         return Path(own)
     if sys.platform == "win32":
@@ -35,7 +39,10 @@ def folder() -> Path:
         caches = "~/Library/Caches"
     else:
         caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(caches).expanduser() / "fastrnn"
+    try:
+        return Path(caches).expanduser() / "fastrnn"
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{error} FASTRNN_CACHE names another folder.") from error
 
 
 @functools.cache
@@ -47,6 +54,11 @@ def machine(device: torch.device) -> str:
         return f"{device.type}, {versions}"
     name, capability = torch.cuda.get_device_name(device), gpu.capability(device)
     return f"{name}, sm_{capability[0]}{capability[1]}, driver {gpu.driver()}, {versions}"
+
+
+def is_of(key: str, device: torch.device) -> bool:
+    """Whether the key of an entry, which ends with the machine, is of this one."""
+    return key.endswith((f", {machine(device)}", f": {machine(device)}"))
 
 
 class File:
@@ -69,7 +81,7 @@ class File:
             reason = f"its format is {held['format']}, this version reads {FORMAT}"
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             reason = f"{type(error).__name__}: {error}"
         if not self._warned:
             self._warned = True
@@ -106,8 +118,16 @@ class File:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system gives up when the process ends."""
+    """Holds a lock that the system gives up when the process ends.
+
+    It is given up by name: a child that another thread forks meanwhile has the file open, too, and
+    would hold the lock for as long as it lives.
+    """
     with open(path, "a") as file:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_UN)

@@ -112,10 +112,17 @@ def _found(kernels: ModuleType, asked: Subject, call: Call | None) -> Verdict:
 def kept_of(device: torch.device) -> dict[str, str]:
     """What was found on this machine, in this process or an earlier one: "passed", or why not."""
     return {
-        key.split(":")[0]: entry.get("reason") or "passed"
+        key.split(":")[0]: entry["reason"] or "passed"
         for key, entry in FILE.read().items()
-        if key.endswith(kept.machine(device)) and isinstance(entry, dict) and "began" not in entry
+        if kept.is_of(key, device) and _is_result(entry)
     }
+
+
+def _is_result(entry: object) -> bool:
+    """Whether an entry of the file tells how a test ended: not where it is damaged."""
+    if not isinstance(entry, dict) or "began" in entry or "reason" not in entry:
+        return False
+    return entry["reason"] is None or isinstance(entry["reason"], str)
 
 
 def _failed(asked: Subject, why: str) -> str:
@@ -125,11 +132,11 @@ def _failed(asked: Subject, why: str) -> str:
 def _remembered(kernels: ModuleType, asked: Subject) -> Verdict | None:
     """What an earlier process found, if any did."""
     entry = FILE.read().get(asked.key(kernels.version()))
-    if not isinstance(entry, dict):
+    if _is_result(entry):
+        return Verdict(entry["reason"])
+    began = entry.get("began") if isinstance(entry, dict) else None
+    if not isinstance(began, (int, float)):
         return None
-    began = entry.get("began")
-    if began is None:
-        return Verdict(entry.get("reason"))
     if time.time() - began < PATIENCE:  # another process is at it
         return None
     again = "its process ended meanwhile; `python -m fastrnn selftest` runs it again"

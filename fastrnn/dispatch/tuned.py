@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,9 @@ from .choice import Question
 FILE = kept.File("tuned.json")
 MODES = ("inference", "training")  # each called, and replayed from a graph
 MARGIN = 1.03  # by which ours must be faster: times scatter
+
+# What damage in the file shows as.
+DAMAGED = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
 
 Point = tuple[int, int, int]  # steps, batch, hidden
 Times = Mapping[str, Sequence[float]]  # by mode, "training graph": ms of ours and of PyTorch's own
@@ -75,7 +79,7 @@ class Lattice(NamedTuple):
 
     @staticmethod
     def of_json(held: dict) -> Lattice:
-        """Raises LookupError, TypeError or ValueError where it is none."""
+        """Raises one of DAMAGED where it is none."""
         times = {}
         for point, modes in held["times"].items():
             T, N, H = map(int, point.split())
@@ -110,13 +114,13 @@ def _table(device: torch.device) -> _Table:
 
 
 def _read(device: torch.device) -> list[Lattice]:
-    machine, found = kept.machine(device), []
+    found = []
     for key, held in FILE.read().items():
-        if not key.endswith(machine):
+        if not kept.is_of(key, device):
             continue
         try:
             found.append(Lattice.of_json(held))
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except DAMAGED as error:
             warnings.warn(
                 f"fastrnn ignores an entry of {FILE.path} ({type(error).__name__}: {error}); "
                 "fastrnn.tune() writes it anew",
@@ -154,9 +158,8 @@ def keep(device: torch.device, lattice: Lattice) -> None:
     key, new = f"{lattice.key()}: {kept.machine(device)}", lattice.to_json()
 
     def change(entries: dict) -> None:
-        before = entries.get(key)
-        if isinstance(before, dict) and isinstance(before.get("times"), dict):
-            new["times"] = before["times"] | new["times"]
+        with contextlib.suppress(*DAMAGED):  # of which nothing is taken over
+            new["times"] = Lattice.of_json(entries[key]).to_json()["times"] | new["times"]
         entries[key] = new
 
     FILE.change(change)

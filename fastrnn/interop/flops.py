@@ -6,6 +6,7 @@ row counts whole whatever its length in `lengths` is.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 
 import torch
@@ -85,10 +86,8 @@ def register_macs(ptflops: ModuleType) -> None:
         ptflops.ATEN_OPS_MAPPING[packet] = formula(packet.default)
 
 
-def share(table: dict[type, object]) -> None:
+def share(table: dict[type, object], classes: Iterable[type]) -> None:
     """Enters our classes into a table that has those of `torch.nn`."""
-    from .. import cells, modules
-
-    for ours in (modules.LSTM, modules.GRU, modules.RNN, *map(cells.__dict__.get, cells.__all__)):
+    for ours in classes:
         if ours.torch_class in table:
             table[ours] = table[ours.torch_class]

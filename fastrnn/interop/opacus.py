@@ -43,12 +43,9 @@ def _per_sample(module: nn.Module, activations: list[Tensor], backprops: Tensor)
     return {p: gradients[name] for name, p in parameters.items()}
 
 
-def register(opacus: ModuleType) -> None:
+def register(opacus: ModuleType, classes: list[type]) -> None:
     """Registers our classes with `opacus.grad_sample`."""
-    from .. import cells, modules
-
-    layers = (modules.LSTM, modules.GRU, modules.RNN)
-    opacus.register_grad_sampler([*layers, cells.GRUCell, cells.RNNCell])(_per_sample)
+    opacus.register_grad_sampler(classes)(_per_sample)
 
 
 def _opacus_looks(module: nn.Module) -> bool:

@@ -8,12 +8,11 @@ from types import ModuleType
 from torch import nn
 
 
-def register(sparsifier: ModuleType) -> None:
+def register(sparsifier: ModuleType, lstm: type) -> None:
     """Enters our LSTM where that of `torch.nn` stands."""
-    from ..modules import LSTM
 
     def ours(pattern: tuple) -> tuple:
-        return tuple(LSTM if each is nn.LSTM else each for each in pattern)
+        return tuple(lstm if each is nn.LSTM else each for each in pattern)
 
     def add_patterns(patterns: dict) -> dict:
         return patterns | {ours(pattern): prune for pattern, prune in patterns.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..arguments import check_kind
-from ..dispatch import LOOPS, gpu, race, tuned
+from ..dispatch import LOOPS, gpu, race, status_on, tuned
 from ..dispatch.tuned import Point
 from .measure import Gpu, Machine
 from .report import Report, progress
@@ -55,9 +55,10 @@ def tune(
     """
     check_kind("run", run, (Callable, NoneType), "a function")
     on = _gpu(device)
-    kernels = next((each for each in LOOPS if each.status() is None), None)
+    reasons = {each: status_on(each.NAME, on) for each in LOOPS}
+    kernels = next((each for each, reason in reasons.items() if reason is None), None)
     if kernels is None:
-        reasons = "; ".join(f"{each.NAME}: {each.status()}" for each in LOOPS)
+        reasons = "; ".join(f"{each.NAME}: {reason}" for each, reason in reasons.items())
         raise RuntimeError(f"there is nothing to tune: {reasons}")
     kinds = grid() if run is None else met(run, on)
     with gpu.current(on):

@@ -65,7 +65,7 @@ def met(run: Callable[[], Any], device: torch.device) -> list[Kind]:
     seen: dict[Kind, tuple[set[int], set[int]]] = {}
 
     def note(asked: Question, call: Call) -> None:
-        if call.input.device != device:
+        if call.input.device != device or not asked.batch:
             return
         kind = (asked.cell, call.input.dtype, asked.precision, asked.packed, asked.layers)
         kind = Kind(*kind, asked.directions, asked.inputs, (), (), (asked.hidden,))

@@ -9,8 +9,23 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <utility>
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+#define CUDART_VERSION 13020
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidValue,
+  cudaErrorMemoryAllocation,
+  cudaErrorInsufficientDriver,
+  cudaErrorInvalidDeviceFunction,
+  cudaErrorInvalidKernelImage,
+  cudaErrorNoKernelImageForDevice,
+  cudaErrorInvalidPtx,
+  cudaErrorUnsupportedPtxVersion,
+  cudaErrorJitCompilerNotFound,
+  cudaErrorJitCompilationDisabled
+};
+enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
 enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize,
   cudaFuncAttributeNonPortableClusterSizeAllowed
@@ -56,6 +71,8 @@ inline constexpr int kMostShared[] = {227 << 10, 99 << 10}, kDeclared = 1 << 10;
 inline constexpr int kProcessors = 132, kMajor[] = {9, 8}, kMostCluster = 16;
 inline thread_local int device = 0;
 inline std::atomic<int> calls = 0;  // but launches
+inline cudaStreamCaptureMode mode = cudaStreamCaptureModeThreadLocal;
+inline cudaError_t loading = cudaSuccess, last = cudaSuccess;  // how a kernel's code loads
 
 struct Limits {
   std::mutex mutex;
@@ -83,8 +100,18 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
+inline cudaError_t cudaGetLastError() { return std::exchange(standin::last, cudaSuccess); }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorInvalidValue ? "invalid argument" : "another error";
+}
+inline cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 12040;
+  return cudaSuccess;
+}
+inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(*mode, standin::mode);
+  return cudaSuccess;
+}
 inline cudaError_t cudaGetDevice(int* device) {
   *device = standin::device;
   return cudaSuccess;
@@ -98,6 +125,8 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int 
 }
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   ++standin::calls;
+  if (standin::loading != cudaSuccess && standin::mode == cudaStreamCaptureModeRelaxed)
+    return standin::last = standin::loading;
   *attributes = {standin::kDeclared, 90};
   return cudaSuccess;
 }

@@ -41,8 +41,29 @@ void test_clusters() {
   standin::device = 0;
 }
 
+// What no launch could help is told apart from what may pass; nothing of it is left behind.
+void test_misfit() {
+  const auto found = [](cudaError_t loading) {
+    standin::loading = loading;
+    const char* const text = misfit(reinterpret_cast<const void*>(kernel));
+    standin::loading = cudaSuccess;
+    CHECK(standin::last == cudaSuccess, "the error is taken");
+    CHECK(standin::mode == cudaStreamCaptureModeThreadLocal, "captures go on as before");
+    return std::string(text ? text : "");
+  };
+  for (const auto lasting :
+       {cudaErrorInsufficientDriver, cudaErrorInvalidDeviceFunction, cudaErrorInvalidKernelImage,
+        cudaErrorNoKernelImageForDevice, cudaErrorInvalidPtx, cudaErrorUnsupportedPtxVersion,
+        cudaErrorJitCompilerNotFound, cudaErrorJitCompilationDisabled})
+    CHECK(found(lasting) == "another error", "error %d", lasting);
+  for (const auto other : {cudaSuccess, cudaErrorInvalidValue, cudaErrorMemoryAllocation})
+    CHECK(found(other).empty(), "error %d", other);
+  CHECK(versions().built == 13020 && versions().driver == 12040, "versions");
+}
+
 int main() {
   test_clusters();
+  test_misfit();
   // Each thread comes to know the kernel at a size of its own, and then once more.
   for (const size_t large : {size_t{200 << 10}, size_t{90 << 10}}) {
     for (const auto which : {kernel, other_kernel}) {

@@ -84,13 +84,41 @@ def _run(op: Callable, call: Call, *given) -> tuple:
             return op(*given, precision(input.dtype), schedule, stream, repeats, *call)
     except RuntimeError as error:
         checked(call)
-        if "out of memory" in str(error):  # of which torch's stable ABI leaves the words
-            raise torch.OutOfMemoryError(str(error)) from error
+        if text := _out_of_memory(str(error), input.device):
+            raise torch.OutOfMemoryError(f"{text}. {_described(call)}") from error
         raise
 
 
-def _replay(key: bytes, stream: int, run: Callable[[int], None]) -> None:
-    graphs.repeat((key, stream), lambda: run(torch.cuda.current_stream().cuda_stream))
+_LOST = "API call failed at"  # in place of all words of torch, before 2.13
+_known: dict[torch.device, int] = {}  # how often memory had run out
+
+
+def _out_of_memory(text: str, device: torch.device) -> str | None:
+    """The words of an error if it is that memory ran out, or None: torch's stable ABI leaves the
+    words, and before 2.13 not even these. The allocator then counted it."""
+    if "out of memory" in text:
+        return text.rstrip(". \n")
+    if _LOST not in text:
+        return None
+    count = torch.cuda.memory_stats(device).get("num_ooms", 0)
+    before, _known[device] = _known.get(device, 0), count
+    if count <= before:
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return f"CUDA out of memory on {device}, where {free} of {total} bytes are free: {text}"
+
+
+def _described(call: Call) -> str:
+    """What asked for memory."""
+    shapes = tuple(call.input.shape), tuple(call.h0.shape)
+    return f"It was a layer {call.cell} with an input of {shapes[0]} and a state of {shapes[1]}."
+
+
+def _replay(key: bytes, stream: int, launches: int, run: Callable[[int], None]) -> None:
+    def chain() -> None:
+        run(torch.cuda.current_stream().cuda_stream)
+
+    graphs.repeat((key, stream), chain, launches=launches)
 
 
 if hasattr(_C, "cuda_replay_by"):

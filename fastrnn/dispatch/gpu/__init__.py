@@ -32,6 +32,18 @@ def nvidia(device: torch.device) -> int:
     return capability(device)[0] if device.type == "cuda" and torch.version.hip is None else 0
 
 
+# The kernels count rows of a batch in 32 bits, and go up to a tile beyond the last.
+MOST_ROWS = 2**31 - 2**10
+
+
+def too_many_rows(h0: Tensor) -> str | None:
+    """Why kernels of ours cannot take a batch with these states, or None. No shape is checked."""
+    rows = max(h0.shape, default=0)
+    if rows <= MOST_ROWS:
+        return None
+    return f"the kernels take at most {MOST_ROWS} rows, the batch has {rows}"
+
+
 def driver() -> str:
     """The version of the NVIDIA driver, or that of CUDA which it serves, or "unknown"."""
     with contextlib.suppress(OSError):

@@ -2,99 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ...call import Call
 from ...results import Cotangents, Gradients, Needs, Saved
+from .chunk import BIASES, Chunk, add, by_step, joined, product, shifted, stack, state, step, zeros
 from .order import Order
-from .steps import Gru, Lstm, Rnn, plus
+from .steps import Gru, Lstm, Rnn, Sources, plus
 
 _AT_ONCE = 65536  # numbers in a plane of a chunk
-_BIASES = "b_ih", "b_hh"
-
-
-def state(states: Tensor | None, at: int | slice) -> Tensor | None:
-    """A part, of what may be None."""
-    return None if states is None else states[at]
-
-
-def _product(*pairs: tuple[Tensor | None, Tensor | None]) -> Tensor | None:
-    """The sum of the products of which both factors are there."""
-    total = None
-    for a, b in pairs:
-        if a is not None and b is not None:
-            total = plus(total, a @ b)
-    return total
-
-
-def _add(
-    total: dict[str, Tensor | None],
-    a: Tensor,
-    d: Tensor,
-    e: Tensor,
-    x: Tensor | None,
-    h: Tensor,
-    hidden: Tensor | None,
-    biases: bool = True,
-) -> None:
-    """Adds to the gradients of the weights the sums over some steps and all rows."""
-    for name, came, factor in (("w_ih", a, x), ("w_hh", d, h), ("w_hr", e, hidden)):
-        if name in total and factor is not None:
-            left, right = came.flatten(0, 1).t(), factor.flatten(0, 1)
-            old = total[name]
-            total[name] = left @ right if old is None else torch.addmm(old, left, right)
-    for name, came in zip(_BIASES, (a, d), strict=True) if biases else ():
-        if name in total:
-            total[name] = plus(total[name], came.sum((0, 1)))
-
-
-def _step(sum: Tensor | None, x: Tensor, weight: Tensor) -> Tensor:
-    """sum + x @ weight."""
-    return torch.mm(x, weight) if sum is None else torch.addmm(sum, x, weight)
-
-
-def _each(tensor: Tensor | None) -> tuple[Tensor, ...] | None:
-    return None if tensor is None else tensor.unbind(0)
-
-
-def _zeros(like: Tensor | None) -> Tensor | None:
-    return None if like is None else torch.zeros_like(like)
-
-
-def stack(steps: Sequence[Tensor | None]) -> Tensor | None:
-    """All steps together, or None."""
-    return torch.stack(steps) if steps and steps[0] is not None else None
-
-
-class _Chunk:
-    """Some steps of a direction, and what is found out about them: tensors (t, N, ...)."""
-
-    at: slice
-    cell: Rnn
-    x: Tensor
-    h_before: Tensor
-    hidden: Tensor  # h before a projection
-    passes: tuple[Tensor, ...] | None  # see `Order`
-    # What arrives at h, at h before a projection and at c; what goes back through h, not clamped.
-    e_h: Tensor
-    e: Tensor
-    e_c: Tensor | None
-    carried: list[Tensor] | None
-    # How the states change.
-    dx: Tensor | None
-    dh: Tensor
-    dh_before: Tensor
-    dhidden: Tensor | None
-
-    def again(self) -> _Chunk:
-        """A copy, to find out more."""
-        other = copy.copy(self)
-        other.cell = copy.copy(self.cell)
-        return other
 
 
 class Direction:
@@ -115,9 +32,13 @@ class Direction:
         size = max(1, _AT_ONCE // max(1, N * call.hidden_size))
         self.chunks = []
         for t in range(0, T, size):
-            chunk = _Chunk()
+            chunk = Chunk()
             at = chunk.at = slice(t, t + size)
-            chunk.x, chunk.hidden, chunk.passes = x[at], hidden[at], _each(state(order.passes, at))
+            chunk.x, chunk.hidden, chunk.passes = (
+                x[at],
+                hidden[at],
+                by_step(state(order.passes, at)),
+            )
             chunk.h_before, taken = order.before(h, self.h0, at), state(order.taken, at)
             if c is not None:
                 chunk.cell = Lstm(gates[at], order.before(c, self.c0, at), c[at])
@@ -135,12 +56,10 @@ class Direction:
         """The gradients that are needed."""
         w, inputs, total = self.w, [], dict.fromkeys(self.w)
         for chunk in self.chunks:
-            d = chunk.cell.of_z(chunk.e, chunk.e_c)
-            a = chunk.cell.of_input(d, chunk.e)
             if needs.input:
-                inputs.append(a @ w["w_ih"])
+                inputs.append(chunk.a @ w["w_ih"])
             if needs.weights:
-                _add(total, a, d, chunk.e_h, chunk.x, chunk.h_before, chunk.hidden)
+                add(total, chunk.a, chunk.d, chunk.e_h, chunk.x, chunk.h_before, chunk.hidden)
         input = self.order.back(torch.cat(inputs)) if inputs else None
         return Gradients(input, self.e0, self.e_c0, [*total.values()])
 
@@ -152,56 +71,74 @@ class Direction:
         dw: dict[str, Tensor | None],
     ) -> tuple[Gradients, tuple[Tensor, Tensor, Tensor | None]]:
         """The derivatives by the tensors of the call, and by output, h_n and c_n."""
-        w, dx, chunks = self.w, self.order.of(dx), [chunk.again() for chunk in self.chunks]
-        dh0 = torch.zeros_like(self.h0) if dh0 is None else dh0
-        dc0 = _zeros(self.c0) if dc0 is None else dc0
+        w, chunks = self.w, [chunk.again() for chunk in self.chunks]
         h_n, c_n = self._change(chunks, dx, dh0, dc0, dw)
-        e, e_c, inputs, total = torch.zeros_like(self.h0), _zeros(self.c0), [], dict.fromkeys(w)
+        e, e_c, inputs, total = torch.zeros_like(self.h0), zeros(self.c0), [], dict.fromkeys(w)
         for chunk in reversed(chunks):
-            cell = chunk.cell
-            d = cell.of_z(chunk.e, chunk.e_c)
-            of_d, of_before, of_c, of_c_before = cell.varied(chunk.e, chunk.e_c)
-            of_before = plus(of_before, _product((d, dw["w_hh"])))
-            of_hidden = _product((chunk.e_h, dw.get("w_hr")))
-            e, e_c, de_h, de, _, dd, _ = self._adjoint(
-                chunk, e, e_c, None, of_c, of_d, of_before, of_c_before, of_hidden
-            )
-            a, da = cell.of_input(d, chunk.e), cell.varied_of_input(dd, chunk.e, de)
-            inputs.append(_product((da, w["w_ih"]), (a, dw["w_ih"])))
-            _add(total, da, dd, de_h, chunk.x, chunk.h_before, chunk.hidden)
-            _add(total, a, d, chunk.e_h, chunk.dx, chunk.dh_before, chunk.dhidden, biases=False)
+            sources = self._sources(chunk, dw)
+            e, e_c, de_h, de, _, dd, _ = self._adjoint(chunk, e, e_c, sources)
+            da = chunk.cell.of_input(dd, de, sources.a)
+            inputs.append(product((da, w["w_ih"]), (chunk.a, dw["w_ih"])))
+            add(total, da, dd, de_h, chunk.x, chunk.h_before, chunk.hidden)
+            self._add_directions(total, chunk)
         input = self.order.back(torch.cat(inputs[::-1]))
-        output = self.order.back(torch.cat([chunk.dh for chunk in chunks]))
-        return Gradients(input, e, e_c, [*total.values()]), (output, h_n, c_n)
+        return Gradients(input, e, e_c, [*total.values()]), (self._changed(chunks), h_n, c_n)
+
+    def partial(
+        self, dx: Tensor | None, dh0: Tensor | None, _: None, dw: dict[str, Tensor | None]
+    ) -> tuple[Gradients, tuple[Tensor, Tensor, None], Tensor]:
+        """The same of a vanilla RNN, where its output stands for itself: also the derivative by
+        that."""
+        chunks, sources, inputs = [chunk.again() for chunk in self.chunks], [], []
+        h_n, _ = self._change(chunks, dx, dh0, None, dw)
+        total = dict.fromkeys(self.w)
+        for chunk in chunks:
+            sources.append(self._sources(chunk, dw))
+            inputs.append(product((chunk.a, dw["w_ih"])))
+            self._add_directions(total, chunk)
+        h, h0 = shifted(
+            joined([each.h for each in sources]), joined([each.h_before for each in sources])
+        )
+        changed, input, back = self._changed(chunks), joined(inputs), self.order.back
+        output = torch.zeros_like(changed) if h is None else back(h)  # none: relu's slope is fixed
+        of_call = Gradients(None if input is None else back(input), h0, None, [*total.values()])
+        return of_call, (changed, h_n, None), output
+
+    def _sources(self, chunk: Chunk, dw: dict[str, Tensor | None]) -> Sources:
+        """What arrives in the steps of a chunk, as the first backward changes."""
+        found = chunk.cell.varied(chunk.e, chunk.e_c)
+        return found._replace(
+            h_before=plus(found.h_before, product((chunk.d, dw["w_hh"]))),
+            hidden=product((chunk.e_h, dw.get("w_hr"))),
+        )
+
+    def _add_directions(self, total: dict[str, Tensor | None], chunk: Chunk) -> None:
+        """Adds to the gradients of the weights what comes of the changes of the states."""
+        there = chunk.dx, chunk.dh_before, chunk.dhidden
+        add(total, chunk.a, chunk.d, chunk.e_h, *there, biases=False)
+
+    def _changed(self, chunks: list[Chunk]) -> Tensor:
+        return self.order.back(torch.cat([chunk.dh for chunk in chunks]))
 
     def _arrive(self, of_h: Tensor | None, of_c: Tensor | None) -> None:
         """The backward itself, from what comes for the states of each step."""
         plain = of_h is not None and not self.limit and self.order.passes is None
-        e, e_c = of_h[-1] if plain else torch.zeros_like(self.h0), _zeros(self.c0)
+        e, e_c = of_h[-1] if plain else torch.zeros_like(self.h0), zeros(self.c0)
         for chunk in reversed(self.chunks):
             own, before = state(of_h, chunk.at), None
             if plain:  # one addition less in each step
                 own, before = None, self.order.before(of_h, torch.zeros_like(self.h0), chunk.at)
-            found = self._adjoint(chunk, e, e_c, own, state(of_c, chunk.at), None, before)
-            e, e_c, chunk.e_h, chunk.e, chunk.e_c, _, chunk.carried = found
+            sources = Sources(h=own, c=state(of_c, chunk.at), h_before=before)
+            found = self._adjoint(chunk, e, e_c, sources)
+            e, e_c, chunk.e_h, chunk.e, chunk.e_c, chunk.d, chunk.carried = found
+            chunk.a = chunk.cell.of_input(chunk.d, chunk.e, None)
         self.e0, self.e_c0 = e, e_c
 
-    def _adjoint(
-        self,
-        chunk: _Chunk,
-        e: Tensor,
-        e_c: Tensor | None,
-        *also: Tensor | None,
-    ) -> tuple:
+    def _adjoint(self, chunk: Chunk, e: Tensor, e_c: Tensor | None, sources: Sources) -> tuple:
         """e and e_c before the steps of a chunk, from those after it. Of each step: what arrives at
-        h, at h before a projection, at c and at z, and what goes back through h, not clamped.
-
-        also: what arrives besides, at h, c and z, at h and c before each step, and at h before a
-            projection.
-        """
+        h, at h before a projection, at c and at z, and what goes back through h, not clamped."""
         w_hh, w_hr, limit, cell = self.w["w_hh"], self.w.get("w_hr"), self.limit, chunk.cell
-        also = [*map(_each, also)] + [None] * (6 - len(also))
-        of_h, of_c, of_d, of_before, of_c_before, of_hidden = also
+        of_h, of_c, of_d, _, of_before, of_c_before, of_hidden = map(by_step, sources)
         adjoint, passes = cell.adjoint, chunk.passes
         e_hs, hiddens, cs, ds, carried = [], [], [], [], []
         for t in range(len(cell.each) - 1, -1, -1):
@@ -209,12 +146,12 @@ class Direction:
                 e = e + of_h[t]
             e_hs.append(e)
             if w_hr is not None:
-                e = _step(of_hidden and of_hidden[t], e, w_hr)
+                e = step(of_hidden and of_hidden[t], e, w_hr)
                 hiddens.append(e)
             if of_c is not None:
                 e_c = e_c + of_c[t]
             d, e, c, e_c = adjoint(t, e, e_c, of_d and of_d[t], of_before and of_before[t])
-            e = _step(e, d, w_hh)
+            e = step(e, d, w_hh)
             if of_c_before is not None:
                 e_c = e_c + of_c_before[t]
             if limit:
@@ -231,25 +168,27 @@ class Direction:
 
     def _change(
         self,
-        chunks: list[_Chunk],
+        chunks: list[Chunk],
         dx: Tensor | None,
-        dh0: Tensor,
+        dh0: Tensor | None,
         dc0: Tensor | None,
         dw: dict[str, Tensor | None],
     ) -> tuple[Tensor, Tensor | None]:
         """How the states change, of each chunk; returns the change of the last ones."""
         w, w_hh, w_hr = self.w, self.w["w_hh"].t(), self.w.get("w_hr")
-        w_hr = None if w_hr is None else w_hr.t()
+        w_hr, dx = None if w_hr is None else w_hr.t(), self.order.of(dx)
+        dh0 = torch.zeros_like(self.h0) if dh0 is None else dh0
+        dc0 = zeros(self.c0) if dc0 is None else dc0
         turned = {name: None if way is None else way.t() for name, way in dw.items()}
         h, c, all_c = dh0, dc0, []
         for chunk in chunks:
             cell, passes, shape = chunk.cell, chunk.passes, (*chunk.x.shape[:2], -1)
-            of_a, of_u = [b if b is None else b.expand(shape) for b in map(dw.get, _BIASES)]
+            of_a, of_u = [b if b is None else b.expand(shape) for b in map(dw.get, BIASES)]
             chunk.dx = state(dx, chunk.at)
-            of_a = plus(_product((chunk.dx, w["w_ih"].t()), (chunk.x, turned["w_ih"])), of_a)
-            of_u = plus(_product((chunk.h_before, turned["w_hh"])), of_u)
-            source = _each(cell.source(of_a, of_u))
-            of_h = _each(_product((chunk.hidden, turned.get("w_hr"))))
+            of_a = plus(product((chunk.dx, w["w_ih"].t()), (chunk.x, turned["w_ih"])), of_a)
+            of_u = plus(product((chunk.h_before, turned["w_hh"])), of_u)
+            source = by_step(cell.source(of_a, of_u))
+            of_h = by_step(product((chunk.hidden, turned.get("w_hr"))))
             hs, hiddens, cs, h_befores, c_befores, zs = [], [], [], [], [], []
             for t in range(len(cell.each)):
                 if passes is not None:
@@ -258,11 +197,11 @@ class Direction:
                     h = h.where(chunk.carried[t].abs() <= self.limit, 0)
                 h_befores.append(h)
                 c_befores.append(c)
-                zs.append(_step(source and source[t], h, w_hh))
+                zs.append(step(source and source[t], h, w_hh))
                 h, c = cell.tangent(t, zs[-1], h, c)
                 if w_hr is not None:
                     hiddens.append(h)
-                    h = _step(of_h and of_h[t], h, w_hr)
+                    h = step(of_h and of_h[t], h, w_hr)
                 hs.append(h)
                 cs.append(c)
             chunk.dh, chunk.dhidden, chunk.dh_before = map(stack, (hs, hiddens, h_befores))

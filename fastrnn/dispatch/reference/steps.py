@@ -8,11 +8,25 @@ transpose. e and e_c arrive at h and c, and d arrives at z. The change of a quan
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 # What arrives at z, at h before the step but through z, at c, and at c before the step.
 Back = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
+class Sources(NamedTuple):
+    """What arrives in some steps, but from the steps after these; None is zero."""
+
+    h: Tensor | None = None
+    c: Tensor | None = None
+    z: Tensor | None = None  # (t, N, planes * H)
+    a: Tensor | None = None  # at the input part alone, in the last plane of a GRU
+    h_before: Tensor | None = None  # at the states that the steps see
+    c_before: Tensor | None = None
+    hidden: Tensor | None = None  # at h before a projection
 
 
 def plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -51,25 +65,17 @@ class Rnn:
         """What arrives before a step; d and h are added to the first two of it."""
         return _plus_product(d, self.each[t], e), h, None, None
 
-    def of_z(self, e: Tensor, e_c: Tensor | None) -> Tensor:
-        """d of all steps, (t, N, planes * H)."""
-        return self.by_z * e
-
     def vary(self, dz: Tensor, dh: Tensor, dc: Tensor | None, dc_after: Tensor | None) -> None:
         """Tells how z, the states before the steps, and c after them change."""
-        self.dby_z = None if self.relu else -2 * self.h * self.by_z * dz
+        self.turn = None if self.relu else -2 * self.h * dz
 
-    def varied(self, e: Tensor, e_c: Tensor | None) -> Back:
-        """How the results of `adjoint`, of all steps, change then with the coefficients."""
-        return None if self.dby_z is None else self.dby_z * e, None, None, None
+    def varied(self, e: Tensor, e_c: Tensor | None) -> Sources:
+        """What arrives more then in all steps, as the coefficients change."""
+        return Sources(h=None if self.turn is None else self.turn * e)
 
-    def of_input(self, d: Tensor, e: Tensor) -> Tensor:
-        """What arrives at the input part, (t, N, gates * H)."""
+    def of_input(self, d: Tensor, e: Tensor, a: Tensor | None) -> Tensor:
+        """What arrives at the input part, (t, N, gates * H); a: what of `Sources` does."""
         return d
-
-    def varied_of_input(self, dd: Tensor, e: Tensor, de: Tensor) -> Tensor:
-        """How that changes."""
-        return dd
 
 
 class Lstm(Rnn):
@@ -97,9 +103,6 @@ class Lstm(Rnn):
         own = torch.cat(((of_c * e_c.unsqueeze(1)).flatten(1), of_h * e), 1)
         return own if d is None else own + d, h, e_c, f * e_c
 
-    def of_z(self, e, e_c):
-        return torch.cat(((self.of_c * e_c.unsqueeze(2)).flatten(2), self.of_h * e), 2)
-
     def vary(self, dz, dh, dc, dc_after):
         i, _, g, o = self.gates.unbind(2)
         dz = dz.unflatten(-1, (4, -1))
@@ -124,7 +127,7 @@ class Lstm(Rnn):
 
     def varied(self, e, e_c):
         d = self.dby_z * torch.stack((e_c, e_c, e_c, e), 2)
-        return d.flatten(2), None, self.dby_c * e, self.df * e_c
+        return Sources(z=d.flatten(2), c=self.dby_c * e, c_before=self.df * e_c)
 
 
 class Gru(Rnn):
@@ -161,9 +164,6 @@ class Gru(Rnn):
         own = (by_z * e.unsqueeze(1)).flatten(1)
         return own if d is None else own + d, _plus_product(h, z, e), None, None
 
-    def of_z(self, e, e_c):
-        return (self.by_z * e.unsqueeze(2)).flatten(2)
-
     def vary(self, dz, dh, dc, dc_after):
         r, z, n, q = self.gates.unbind(2)
         s_r, s_z, w = r - r * r, z - z * z, 1 - n * n
@@ -181,10 +181,8 @@ class Gru(Rnn):
         )
 
     def varied(self, e, e_c):
-        return (self.dby_z * e.unsqueeze(2)).flatten(2), self.dz * e, None, None
+        d = (self.dby_z * e.unsqueeze(2)).flatten(2)
+        return Sources(z=d, a=self.dby_a * e, h_before=self.dz * e)
 
-    def of_input(self, d, e):
-        return torch.cat((d[..., : 2 * e.size(-1)], self.by_a * e), 2)
-
-    def varied_of_input(self, dd, e, de):
-        return torch.cat((dd[..., : 2 * e.size(-1)], self.dby_a * e + self.by_a * de), 2)
+    def of_input(self, d, e, a):
+        return torch.cat((d[..., : 2 * e.size(-1)], _plus_product(a, self.by_a, e)), 2)

@@ -85,6 +85,8 @@ def obstacle(call: Call, traced: bool = False) -> str | None:
                 f"the GPU has compute capability {capability}, Triton needs (8, 0); "
                 "use the backend 'cudnn' or 'reference'"
             )
+        if reason := gpu.too_many_rows(call.h0):
+            return reason
     if input.dtype not in DTYPES:
         return f"dtype is {input.dtype}; convert to torch.float32, torch.bfloat16 or torch.float16"
     return None

@@ -224,4 +224,4 @@ def launch(
         stream = torch.cuda.current_stream().cuda_stream
         compiled = tuple(value for each in fixed for value in each.values())
         key = (kernel, size, w_hh.dtype, w_hh.device, stream, *compiled, *numbers.values())
-        graphs.repeat((key, addresses, meetings.data_ptr()), chain)
+        graphs.repeat((key, addresses, meetings.data_ptr()), chain, launches=size.T * len(plans))
