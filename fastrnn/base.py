@@ -120,8 +120,9 @@ class RNNBase(torch.nn.RNNBase):
         """(output, state) of the stack, and States if asked for."""
         h0, c0 = self._parts(hx)
         names, weights = self._named_weights(input, batch_sizes, asked)
-        call = Call(input, batch_sizes, h0, c0, weights, self.mode.lower(), names)
         directions, dropout = 2 if self.bidirectional else 1, self.dropout if self.training else 0.0
+        count = self.num_layers * directions * (names.count(" ") + 1)  # may be less by now
+        call = Call(input, batch_sizes, h0, c0, weights[:count], self.mode.lower(), names)
         whole = Stack(call, self.num_layers, directions, dropout, self.batch_first)
         whole = whole if asked is None else asked.of(whole)
         if torch.compiler.is_compiling():

@@ -273,10 +273,11 @@ class Stack(NamedTuple):
             RuntimeError: the states or the weights are not those of so many layers.
         """
         call, layers, D = self.call, self.layers, self.directions
-        if call.h0.size(0) != layers * D or len(call.weights) % layers:
+        weights = layers * D * (call.names.count(" ") + 1)
+        if call.h0.size(0) != layers * D or len(call.weights) != weights or not layers:
             raise RuntimeError(
-                f"{layers} layers of {D} directions cannot take {call.h0.size(0)} "
-                f"initial states and {len(call.weights)} weights"
+                f"{layers} layers of {D} directions take {layers * D} initial states and {weights} "
+                f"weights, got {call.h0.size(0)} and {len(call.weights)}"
             )
         return [call] if layers == 1 else self._each_of_several()
 

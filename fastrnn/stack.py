@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import autocast, dispatch, features, ops, restart
@@ -51,7 +50,7 @@ def run_on(backend: dispatch.Backend, stack: Stack, traced: bool = False) -> Ret
     for layer in stack.each():
         if layers:
             below = layers[-1].output
-            below = F.dropout(below, stack.dropout) if stack.dropout else below
+            below = torch.dropout(below, stack.dropout, True) if stack.dropout else below
             layer = layer._replace(input=below)
         layers.append(ops.layer(layer, backend, traced))
     graph = torch.compiler.is_compiling() and not torch.compiler.is_exporting()

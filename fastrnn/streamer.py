@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from . import arguments, checks, small_weights
-from .call import Call
-from .dispatch import cpu
-from .features import Asked
-from .made import HeldInputs, check_learned
+from .made import HeldInputs
 from .modules import RNNBase
+from .packed_stack import packed_stack
 from .table import cell_named
 from .trees import map_tensors
 
@@ -30,9 +28,10 @@ class Streamer:
     A call computes what `module.step(x, state)` computes in eval mode, and keeps the state. It
     allocates nothing and releases the GIL. The result is the same memory at every call, and the
     next call overwrites it: clone what you keep. You may change, reshape or share the result; the
-    state lives elsewhere. Each thread may run a stream of its own; one stream serves one thread at
-    a time. Where no kernels are built, PyTorch's own compute the steps, and a call does allocate.
-    A cell with `inputs` is given them at each call, as `module.step` is: `stream(x, {"dt": 0.1})`.
+    state lives elsewhere. Each thread may run a stream of its own. A thread that uses a stream
+    while another one does gets a RuntimeError, and changes nothing. Where no kernels are built,
+    PyTorch's own compute the steps, and a call does allocate. A cell with `inputs` is given them
+    at each call, as `module.step` is: `stream(x, {"dt": 0.1})`.
 
     The stream packs the weights when it is made. A later change of the module does not reach it
     until `refresh()`. `copy.deepcopy` and `pickle` take the module and the state along; the copy
@@ -106,7 +105,7 @@ class Streamer:
         self._address = self._output.data_ptr()
         self._lend()
         self._y_numpy = self._numpy_dtype = None  # where numpy is installed, and asked for
-        self.refresh()
+        self._stack = self._packed()
 
     def _lend(self) -> None:
         """Makes `_y`, of which users get views: their storage, over `_output`, is another."""
@@ -124,7 +123,7 @@ class Streamer:
             "batch_size": self._input_shape[0],
             "weights": self._weights,
             "activations": self._activations,
-            "state": self._module._joined(self._h, self._c),
+            "state": self._state_in(self._h.dtype),
         }
 
     def __setstate__(self, saved: dict) -> None:
@@ -141,48 +140,15 @@ class Streamer:
                 or has a number that its format cannot hold.
             RuntimeError: a weight has another shape.
         """
+        with self._stack as old:
+            self._stack = self._packed()
+            old.__enter__()  # for ever: another thread may have it in its hands
+
+    def _packed(self):
         checks.check_outside_transforms()
-        module = self._module
-        (batch, width), planes = self._output.shape, self._inputs.planes
-        rows = torch.tensor([batch], device="cpu")  # a step is packed input
-        module._update_flat_weights()
-        names, weights = module._named_weights(self._output, rows, Asked(inputs=planes))
-        for weight in module._flat_weights:
-            checks.address_of(weight, "a weight")
-            if weight.dtype != self._dtype or not weight.is_cpu:
-                raise ValueError(
-                    f"the stream is {self._dtype} on the CPU, a weight of the module is "
-                    f"{weight.dtype} on {weight.device}"
-                )
-        weights = [w.detach().resolve_neg().to(self._h.dtype).contiguous() for w in weights]
-        count, inputs = len(weights) // module.num_layers, len(planes)
-        for k in range(module.num_layers):
-            x = self._h.new_empty(batch, width if k else module.input_size)
-            c = None if self._c is None else self._c[k : k + 1]
-            own = weights[k * count : (k + 1) * count]
-            call = Call(x, rows, self._h[k : k + 1], c, own, module.mode.lower(), names)
-            call.check_weights(x.size(1), f"_l{k}")
-            call.sizes()
-            check_learned(names, own[: count - inputs], module.hidden_size, f"_l{k}")
-        small = small_weights.all_packed(module._flat_weights_names, weights, self._formats)
-        weights = [numbers for _, numbers, _ in small] or weights
-        self._stack = cpu.stream_class()(
-            module.mode.lower(),
-            self._dtype == torch.float64,
-            module.num_layers,
-            batch,
-            module.input_size,
-            module.hidden_size,
-            width,
-            width // (weights[1].size(-1) or width),  # heads
-            names,
-            inputs,
-            [weight.data_ptr() for weight in weights],
-            self._h.data_ptr(),
-            0 if self._c is None else self._c.data_ptr(),
-            [(code, 0 if scale is None else scale.data_ptr()) for code, _, scale in small],
-            self._activations is None,
-        )
+        wide, planes = self._activations is None, self._inputs.planes
+        memory = self._dtype, self._h, self._c, planes
+        return packed_stack(self._module, *memory, self._formats, wide)
 
     def step(self, x: Frame, inputs: Mapping[str, Any] | None = None) -> Frame:
         """The next time step: x (N, input_size) -> y (N, hidden_size), or proj_size.
@@ -207,15 +173,20 @@ class Streamer:
                 checks.check_dense("x", x)
                 raise
             address = checks.address_of(x)
-            if inputs is not None or self._inputs.planes:
-                self._inputs.write(inputs)
-            self._stack.step(address, self._address)
+            self._run(address, inputs)
             if self._y.data_ptr() != self._address:
                 self._lend()
             return self._y.to(self._dtype) if half else self._y.detach()
         return self._step_numpy(x, inputs)
 
     __call__ = step
+
+    def _run(self, address: int, inputs: Mapping[str, Any] | None) -> None:
+        if inputs is None and not self._inputs.planes:
+            return self._stack.step(address, self._address)
+        with self._stack as stack:
+            self._inputs.write(inputs)
+            stack.step(address, self._address)
 
     def _step_numpy(self, x, inputs):
         if self._y_numpy is None:
@@ -227,8 +198,7 @@ class Streamer:
             self._refuse(x.shape, x.dtype, "the CPU")
         if not x.flags.c_contiguous:
             x = x.copy()
-        self._inputs.write(inputs)
-        self._stack.step(x.__array_interface__["data"][0], self._address)
+        self._run(x.__array_interface__["data"][0], inputs)
         return self._y_numpy.view()
 
     def steps(self, x: Tensor) -> Tensor:
@@ -272,15 +242,20 @@ class Streamer:
         """
         checks.check_outside_transforms()
         at = slice(None) if rows is None else checks.rows_of(rows, len(self._output))
-        for state in (self._h, self._c):
-            if state is not None:
-                state[:, at] = 0
+        with self._stack:
+            for state in (self._h, self._c):
+                if state is not None:
+                    state[:, at] = 0
 
     @property
     def state(self) -> State:
         """A copy of the state, in the form in which the module returns it."""
-        h, c = (s if s is None else s.to(self._dtype, copy=True) for s in (self._h, self._c))
-        return map_tensors(Tensor.contiguous, self._module._joined(h, c))
+        return map_tensors(Tensor.contiguous, self._state_in(self._dtype))
+
+    def _state_in(self, dtype: torch.dtype) -> State:
+        with self._stack:
+            h, c = (s if s is None else s.to(dtype, copy=True) for s in (self._h, self._c))
+        return self._module._joined(h, c)
 
     def load_state(self, state: State) -> None:
         """Goes on from `state`, in the form that `state` and the module return it; copied.
@@ -296,5 +271,6 @@ class Streamer:
         checks.check_states(self._module.mode, own, given)
         with torch.no_grad():
             copies = [torch.empty_like(to).copy_(new) for to, new in zip(own, given, strict=True)]
-            for to, copy in zip(own, copies, strict=True):
-                to.copy_(copy)
+            with self._stack:
+                for to, copy in zip(own, copies, strict=True):
+                    to.copy_(copy)

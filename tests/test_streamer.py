@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import threading
 
 import numpy
 import pytest
@@ -132,25 +131,6 @@ def test_a_state_is_a_copy_and_can_be_loaded():
     b.load_state(saved)
     b(x[1])
     assert torch.equal(a(x[2]), b(x[2]))
-
-
-def test_streams_in_several_threads():
-    module = fastrnn.LSTM(16, 32)
-    x = torch.randn(200, 4, 1, 16)
-    expected = torch.stack([module(x[:, k])[0] for k in range(4)])
-    got = torch.empty_like(expected)
-
-    def drive(k):
-        stream = fastrnn.Streamer(module)
-        for t in range(len(x)):
-            got[k, t] = stream(x[t, k])
-
-    threads = [threading.Thread(target=drive, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert_matches(got, expected)
 
 
 def test_no_gradient_is_recorded():

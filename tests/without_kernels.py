@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -223,6 +224,24 @@ def test_streamer(name):
     stream.reset()
     assert_matches(stream.steps(x), wanted)
     assert_same_results(stream.state, module(x)[1])
+
+
+def test_two_threads_at_one_stream():
+    stream, x, raised = fastrnn.Streamer(fastrnn.GRU(4, 3)), torch.ones(1, 4), []
+
+    def another():
+        for call in (lambda: stream(x), stream.reset, stream.refresh):
+            with pytest.raises(RuntimeError, match="another thread is using this stream"):
+                call()
+            raised.append(call)
+
+    with stream._stack:
+        thread = threading.Thread(target=another)
+        thread.start()
+        thread.join()
+        y = stream(x).clone()
+    stream.reset()
+    assert len(raised) == 3 and torch.equal(stream(x), y)
 
 
 def test_small_weights_need_kernels():

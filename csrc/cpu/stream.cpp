@@ -2,9 +2,11 @@
 // memory, not tensors; fastrnn/streamer.py owns that memory and checks what comes in.
 #include "cpu/stream.h"
 
+#include <atomic>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "call.h"
@@ -19,11 +21,41 @@ namespace {
 // Where a tensor's data lies; 0 for none.
 using Address = uintptr_t;
 
+// One thread at a time may use it. A second one meanwhile gets a std::runtime_error.
 class Stack {
  public:
   virtual ~Stack() = default;
-  virtual void steps(Address x, Address y, int64_t count) = 0;
+  void steps(Address x, Address y, int64_t count) {
+    const Held held(*this);
+    run(x, y, count);
+  }
   void step(Address x, Address y) { steps(x, y, 1); }
+
+  // The thread that takes it may take it again, and step. It gives it back as often.
+  void take() {
+    const std::thread::id me = std::this_thread::get_id();
+    std::thread::id nobody;
+    if (!holder_.compare_exchange_strong(nobody, me, std::memory_order_acquire) && nobody != me)
+      throw std::runtime_error("another thread is using this stream: give each thread its own");
+    ++times_;
+  }
+  void give_back() {
+    if (--times_ == 0) holder_.store({}, std::memory_order_release);
+  }
+
+ private:
+  struct Held {
+    explicit Held(Stack& stack) : of(stack) { of.take(); }
+    ~Held() { of.give_back(); }
+    Held(const Held&) = delete;
+    Held& operator=(const Held&) = delete;
+    Stack& of;
+  };
+
+  virtual void run(Address x, Address y, int64_t count) = 0;
+
+  std::atomic<std::thread::id> holder_;
+  int times_ = 0;  // the holder's
 };
 
 // h [L, N, P] and c [L, N, C] are read and written in place.
@@ -64,8 +96,9 @@ class StackOf final : public Stack {
   StackOf(const StackOf&) = delete;  // it points into itself
   StackOf& operator=(const StackOf&) = delete;
 
+ private:
   // x [count, N, I] -> y [count, N, P], which every layer writes and the next one reads.
-  void steps(Address x, Address y, int64_t count) override {
+  void run(Address x, Address y, int64_t count) override {
     for (size_t k = 0; k < layers_.size(); ++k) {
       forwards_[k].x = at(k ? y : x);
       forwards_[k].y = at(y);
@@ -73,7 +106,6 @@ class StackOf final : public Stack {
     }
   }
 
- private:
   static T* at(Address address) { return reinterpret_cast<T*>(address); }
 
   const int64_t active_, offset_ = 0;
@@ -151,7 +183,15 @@ void bind_stream(py::module_& m) {
       .def("step", &Stack::step, py::call_guard<py::gil_scoped_release>(), py::arg("x"),
            py::arg("y"), "One step of all layers, x (N, input_size) to y (N, state).")
       .def("steps", &Stack::steps, py::call_guard<py::gil_scoped_release>(), py::arg("x"),
-           py::arg("y"), py::arg("count"), "So many steps, x (count, N, input_size) to y.");
+           py::arg("y"), py::arg("count"), "So many steps, x (count, N, input_size) to y.")
+      .def(
+          "__enter__",
+          [](py::object self) {
+            self.cast<Stack&>().take();
+            return self;
+          },
+          "No other thread may use it meanwhile; RuntimeError if one does now.")
+      .def("__exit__", [](Stack& self, const py::args&) { self.give_back(); });
 }
 
 }  // namespace fastrnn

@@ -12,9 +12,14 @@ import torch
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "thirdparty"
 VERSIONS = {
+    "accelerate": "1.15.0",
+    "captum": "0.9.0",
+    "darts": "0.48.1",
+    "gluonts": "0.17.0",
     "lightning": "2.6.6",
     "ncps": "1.0.1",
     "opacus": "1.6.0",
+    "peft": "0.21.2",
     "ptflops": "0.7.5",
     "pytorch-forecasting": "1.8.0",
     "sb3-contrib": "2.9.2",

@@ -9,6 +9,7 @@ import torch
 from comparison import compare
 from reinforcement import sb3_contrib, torchrl
 from torch import nn
+from training import accelerate, captum, darts, gluonts, peft
 from zoo import ncps, torchrecurrent
 
 import fastrnn
@@ -196,6 +197,11 @@ PROGRAMS = {
     "pytorch-forecasting": pytorch_forecasting,
     "opacus": opacus,
     "lightning": lightning,
+    "accelerate": accelerate,
+    "peft": peft,
+    "darts": darts,
+    "gluonts": gluonts,
+    "captum": captum,
     "torchinfo": torchinfo,
     "ptflops": ptflops,
     "thop": thop,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import threading
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ class Stream:
         wide: bool,
     ) -> None:
         self._dtype = torch.float64 if double else torch.float32
+        self._holder = threading.RLock()
         kind, each = cell_named(cell), names.split()
         self._sizes = batch, input_size, width
         self._h = self._at(h, layers, batch, width)
@@ -70,6 +72,15 @@ class Stream:
         memory = (ctypes.c_byte * size).from_address(address)
         return torch.frombuffer(memory, dtype=self._dtype).view(shape)
 
+    def __enter__(self) -> Stream:
+        """No other thread may use it meanwhile; RuntimeError if one does now."""
+        if not self._holder.acquire(blocking=False):
+            raise RuntimeError("another thread is using this stream: give each thread its own")
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._holder.release()
+
     def step(self, x: int, y: int) -> None:
         """The next step, from the input at one address to the output at the other."""
         self.steps(x, y, 1)
@@ -78,7 +89,7 @@ class Stream:
         """So many steps: x (count, N, input_size) to y (count, N, state)."""
         batch, input_size, width = self._sizes
         given = self._at(x, count, batch, input_size)
-        with torch.no_grad():
+        with self, torch.no_grad():
             output = self._as_defined(given) if self._made else self._by_torch(given)
             self._at(y, count, batch, width).copy_(output)
 

@@ -1,0 +1,72 @@
+"""The layers of a `Streamer`: their weights, checked and packed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from . import checks, small_weights
+from .call import Call
+from .dispatch import cpu
+from .features import Asked
+from .made import check_learned
+from .modules import RNNBase
+
+
+def packed_stack(
+    module: RNNBase,
+    dtype: torch.dtype,
+    h: Tensor,
+    c: Tensor | None,
+    planes: Mapping[str, Tensor],
+    formats: Mapping[str, str | None] | None,
+    wide: bool,
+):
+    """`_C.Stream` of the module's weights as they are now, or its like without kernels.
+
+    It reads and writes h (L, N, P) and c (L, N, C) in place, and reads the cell's inputs, the
+    `planes`. Errors are those of `Streamer.refresh`.
+    """
+    _, batch, width = h.shape
+    rows = torch.tensor([batch], device="cpu")  # a step is packed input
+    module._update_flat_weights()
+    names, weights = module._named_weights(h[0], rows, Asked(inputs=planes))
+    for weight in module._flat_weights:
+        checks.address_of(weight, "a weight")
+        if weight.dtype != dtype or not weight.is_cpu:
+            raise ValueError(
+                f"the stream is {dtype} on the CPU, a weight of the module is "
+                f"{weight.dtype} on {weight.device}"
+            )
+    count, inputs = names.count(" ") + 1, len(planes)
+    weights = weights[: module.num_layers * count]  # there may be more than it needs by now
+    weights = [w.detach().resolve_neg().to(h.dtype).contiguous() for w in weights]
+    for k in range(module.num_layers):
+        x = h.new_empty(batch, width if k else module.input_size)
+        cells = None if c is None else c[k : k + 1]
+        own = weights[k * count : (k + 1) * count]
+        call = Call(x, rows, h[k : k + 1], cells, own, module.mode.lower(), names)
+        call.check_weights(x.size(1), f"_l{k}")
+        call.sizes()
+        check_learned(names, own[: count - inputs], module.hidden_size, f"_l{k}")
+    small = small_weights.all_packed(module._flat_weights_names[: len(weights)], weights, formats)
+    weights = [numbers for _, numbers, _ in small] or weights
+    return cpu.stream_class()(
+        module.mode.lower(),
+        dtype == torch.float64,
+        module.num_layers,
+        batch,
+        module.input_size,
+        module.hidden_size,
+        width,
+        width // (weights[1].size(-1) or width),  # heads
+        names,
+        inputs,
+        [weight.data_ptr() for weight in weights],
+        h.data_ptr(),
+        0 if c is None else c.data_ptr(),
+        [(code, 0 if scale is None else scale.data_ptr()) for code, _, scale in small],
+        wide,
+    )
