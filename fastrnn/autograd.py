@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import backward, dispatch
 from .call import Call
-from .dispatch import Backend, reference
+from .dispatch import Backend, cpu, reference
 from .dispatch.cpu import op
 from .dispatch.reference.steps import plus
 from .results import Cotangents, Gradients, Needs, Results, Saved
@@ -25,7 +25,7 @@ from .torch_private import (
     is_wanted,
 )
 
-_LARGE = 2**18  # multiplications by W_ih that take as long as a question to the engine
+_LARGE = 2**22  # multiplications by W_ih that take ten times as long as questions to the engine
 _NO_DATA = torch.empty(0, device="cpu")
 
 
@@ -82,7 +82,7 @@ def _saved(ctx) -> tuple[Call, Saved]:
     ]
     cell, names, *limits = ctx.rest
     call = Call(input, batch_sizes, h0, c0, list(tensors), cell, names, reset, lengths, *limits)
-    return call.over_time() if call.is_step else call, Saved(output, *kept)
+    return call, Saved(output, *kept)
 
 
 def _gradients(
@@ -113,11 +113,15 @@ def _gradients(
     return way.run_backward(call, cotangents, saved, needs)
 
 
-def _wanted(ctx, call: Call, needs: Needs) -> Needs:
-    """Of the gradients that may be needed those that the backward pass wants.
+def _needs(ctx, call: Call) -> Needs:
+    """The gradients that the backward pass wants.
 
-    `torch.autograd.grad(loss, x)` wants none of the weights', which are half of the work.
+    `torch.autograd.grad(loss, x)` wants none of the weights', which are half of the work. A small
+    call makes whatever may be needed.
     """
+    input, h0, *rest = ctx.needs_input_grad[3:]
+    c0, weights = (rest[0], rest[1:]) if ctx.has_c else (False, rest)
+    needs = Needs(input, h0 or c0, any(weights))
     rows = call.input.numel() // max(1, call.input.size(-1))
     if rows * call.weights[0].numel() < _LARGE:
         return needs
@@ -125,6 +129,21 @@ def _wanted(ctx, call: Call, needs: Needs) -> Needs:
     of_weights = others[1 + ctx.has_c :]
     input = needs.input and is_wanted(of_input)
     return Needs(input, needs.state, needs.weights and any(map(is_wanted, of_weights)))
+
+
+def _in_order(ctx, needs: Needs, found: Gradients) -> tuple[Tensor | None, ...]:
+    """Gradients in the order of what `apply` was given, None for those that nobody wants."""
+    input, h0, c0, weights = found
+    count = len(ctx.needs_input_grad) - 5 - ctx.has_c
+    return (
+        None,
+        None,
+        None,
+        input if needs.input else None,
+        h0 if needs.state else None,
+        *((c0 if needs.state else None,) if ctx.has_c else ()),
+        *(weights if needs.weights else (None,) * count),
+    )
 
 
 def _staleness(ctx) -> Callable[[], bool]:
@@ -143,8 +162,7 @@ class Layer(torch.autograd.Function):
     """`ops.layer` in eager mode: (backend, traced, call, *call.tensors()).
 
     Gives the first three results, or all of them with `traced`. The gates have no gradient. hidden
-    has one only where it is not the output. For the call of a cell it gives (h', c') without a
-    time: to make views of the results afterwards would take longer than the step.
+    has one only where it is not the output.
 
     Where `joins`, the output as it is saved comes fourth, and nobody sees it. A backward under
     `create_graph=True` is a function of it, so that the derivative of that backward arrives here
@@ -153,13 +171,9 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, backend, traced, call, *tensors):
-        whole = call.over_time() if call.is_step else call
-        results = dispatch.way(backend, whole).run(whole, save=True)
+        results = dispatch.way(backend, call).run(call, save=True)
         output = _save(ctx, call, results, traced)
-        ctx.backend, ctx.is_step = backend, call.is_step
-        if ctx.is_step:
-            return tuple([t if t is None else t.squeeze_(0) for t in results[1:3]])  # no views
-        ctx.joins = not traced and backward.joins(call)
+        ctx.backend, ctx.joins = backend, not traced and backward.joins(call)
         if not traced:
             return (*results[:3], output) if ctx.joins else results[:3]
         ctx.mark_non_differentiable(*_constant(call, results))
@@ -168,37 +182,57 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         call, saved = _saved(ctx)
-        need_input, need_h0, *need_rest = ctx.needs_input_grad[3:]
-        has_c = ctx.has_c
-        of_weights = any(need_rest[1:] if has_c else need_rest)
-        needs = Needs(need_input, need_h0 or (has_c and need_rest[0]), of_weights)
-        need_input, need_state, need_weights = needs = _wanted(ctx, call, needs)
-        if ctx.is_step:
-            h, c = [grad if grad is None else grad.unsqueeze(0) for grad in grads]
-            cotangents = Cotangents(None, h, c, None)
-        elif ctx.joins:
+        needs = _needs(ctx, call)
+        if ctx.joins:
             cotangents = Cotangents(plus(grads[0], grads[3]), *grads[1:3], None)
         else:
             cotangents = Cotangents(*grads[:3], *(grads[4:] or (None,)))
         found = _gradients(ctx, ctx.backend, call, saved, cotangents, needs)
-        if found is None:
-            return (None,) * len(ctx.needs_input_grad)
-        if ctx.is_step:
-            found = found.of_step()
-        c0 = (found.c0 if need_state else None,) if has_c else ()
         return (
-            None,
-            None,
-            None,
-            found.input if need_input else None,
-            found.h0 if need_state else None,
-            *c0,
-            *(found.weights if need_weights else (None,) * len(call.weights)),
+            (None,) * len(ctx.needs_input_grad) if found is None else _in_order(ctx, needs, found)
         )
+
+
+class Step(torch.autograd.Function):
+    """`ops.step` in eager mode: (backend, None, call, *call.tensors()) -> (h', c').
+
+    Nothing has a time, nor do the kernels want it: to make views takes as long as a small step.
+    """
+
+    @staticmethod
+    def forward(ctx, backend, _, call, *tensors):
+        way, results = dispatch.way(backend, call), None
+        if way is cpu:
+            results = cpu.run_step(call)
+        if results is None:
+            whole = way.run(call.over_time(), save=True)
+            states = [t if t is None else t.squeeze_(0) for t in whole[:3]]
+            results = Results(*states, *whole[3:])
+        _save(ctx, call, results, False)
+        ctx.backend = backend
+        return results[1:3]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        if grads[0] is grads[1] is None:
+            return (None,) * len(ctx.needs_input_grad)
+        call, saved = _saved(ctx)
+        needs, found = _needs(ctx, call), None
+        plain = not (torch.is_grad_enabled() or in_vmap())
+        if plain and dispatch.way(ctx.backend, call) is cpu:
+            found = cpu.run_backward_of_step(call, Cotangents(None, *grads, None), saved, needs)
+        if found is None:
+            saved = saved._replace(output=saved.output.unsqueeze(0))
+            h, c = [grad if grad is None else grad.unsqueeze(0) for grad in grads]
+            cotangents = Cotangents(None, h, c, None)
+            found = _gradients(ctx, ctx.backend, call.over_time(), saved, cotangents, needs)
+            found = found.of_step()
+        return _in_order(ctx, needs, found)
 
 
 # In transforms another Function stands for a layer, see `transforms`, or the reference.
 apply = apply_outside_transforms(Layer)
+apply_step = apply_outside_transforms(Step)
 
 
 def op_setup_context(ctx, inputs, output):

@@ -198,7 +198,7 @@ def step(call: Call) -> tuple[Tensor, Tensor | None]:
         whole = backend in (reference, cudnn) or dispatch.widens(backend, call.input)
         if not whole:
             call = cpu.asked(call) if cpu.asks else call
-            return autograd.apply(backend, False, call, *call.tensors())
+            return autograd.apply_step(backend, None, call, *call.tensors())
     _, h_n, c_n, *_ = layer(call.over_time(), backend)
     return h_n.squeeze(0), None if call.c0 is None else c_n.squeeze(0)
 

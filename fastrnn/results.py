@@ -82,11 +82,13 @@ class Gradients(NamedTuple):
 
 
 def room(call: Call, save: bool) -> Results:
-    """The results of a call, without data. Its shapes must fit."""
+    """The results of a call, without data. Its shapes must fit. Of a cell's call the first three
+    have no time."""
     *leading, _ = call.input.shape
     new_empty, c0 = call.input.new_empty, call.c0
-    D, N, P = call.h0.shape
-    h_n = new_empty(D, N, P)
+    *directions, N, P = call.h0.shape
+    D = directions[0] if directions else 1
+    h_n = new_empty(*directions, N, P)
     c_n = None if c0 is None else new_empty(*c0.shape)
     output = new_empty(*leading, D * P)
     if not save:

@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import LAYERS, assert_same_results, cells, layers, pair, state
 
 import fastrnn
+from fastrnn.call import Call
+from fastrnn.dispatch import cpu
 from fastrnn.dispatch.cpu import op
 
 pytestmark = pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
@@ -209,6 +211,34 @@ def test_training_goes_past_the_dispatcher(name, dtype, monkeypatch):
     assert len(ops) == 4
     for a, e in zip(found, wanted, strict=True):
         assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell"])
+def test_cells_in_training_have_no_time(name, bias, dtype, monkeypatch):
+    """The kernels take a step as it is, also with states that are not contiguous, and give the bits
+    of the way through views. Some of what comes back is missing."""
+    cell = getattr(fastrnn, name)(5, 7, bias=bias, dtype=dtype)
+    x = torch.randn(3, 5, dtype=dtype, requires_grad=True)
+    whole, ways = torch.randn(7, 6, dtype=dtype, requires_grad=True), []
+    over_time = Call.over_time
+    monkeypatch.setattr(Call, "over_time", lambda call: ways.append(call) or over_time(call))
+
+    def gradients(*some: int) -> tuple[torch.Tensor, ...]:
+        h, c = whole.t().chunk(2)
+        found = cell(x, (h, c)) if name == "LSTMCell" else (cell(x, h),)
+        loss = sum(found[k].float().sin().sum() for k in some)
+        return *found, *torch.autograd.grad(loss, [x, whole, *cell.parameters()])
+
+    each = [(0,), (1,), (0, 1)] if name == "LSTMCell" else [(0,)]
+    short = [gradients(*some) for some in each]
+    assert not ways
+    for step in ("run_step", "run_backward_of_step"):
+        monkeypatch.setattr(cpu, step, lambda *_: None)
+    for some, found in zip(each, short, strict=True):
+        assert all(map(torch.equal, found, gradients(*some)))
+    assert len(ways) == 2 * len(each)
 
 
 @layers

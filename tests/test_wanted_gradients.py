@@ -33,17 +33,21 @@ def asked(monkeypatch) -> list[Needs]:
     """What each backward call of a layer was asked for, the last layer first."""
     if not KERNELS:
         pytest.skip("the backward pass is PyTorch's own")
-    found, run, derivable = [], cpu.run_backward, backward.gradients
+    found, derivable = [], backward.gradients
 
-    def spy(call, cotangents, saved, needs):
-        found.append(needs)
-        return run(call, cotangents, saved, needs)
+    def spied(run):
+        def spy(call, cotangents, saved, needs):
+            found.append(needs)
+            return run(call, cotangents, saved, needs)
+
+        return spy
 
     def spy_derivable(backend, call, came, saved, needs, is_stale):
         found.append(needs)
         return derivable(backend, call, came, saved, needs, is_stale)
 
-    monkeypatch.setattr(cpu, "run_backward", spy)
+    for name in ("run_backward", "run_backward_of_step"):
+        monkeypatch.setattr(cpu, name, spied(getattr(cpu, name)))
     monkeypatch.setattr(backward, "gradients", spy_derivable)
     return found
 

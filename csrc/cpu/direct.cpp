@@ -131,10 +131,12 @@ class Direct {
     std::vector<View> weights;
     try {
       c.emplace(given(inputs, call, py::none(), View{}, View{}));
-      kept = {plain(saved[0]), {}, {}, plain(saved[1]), plain(saved[2]), plain(saved[3])};
-      in = {plain(cotangents[0]),
-            plain(cotangents[1]),
-            plain(cotangents[2]),
+      const int rank = c->given.batch_sizes ? 2 : 3;
+      kept = {lifted(plain(saved[0]), rank), {}, {}, plain(saved[1]), plain(saved[2]),
+              plain(saved[3])};
+      in = {lifted(plain(cotangents[0]), rank),
+            lifted(plain(cotangents[1]), 3),
+            lifted(plain(cotangents[2]), 3),
             plain(cotangents[3]),
             plain(cotangents[4]),
             py::cast<int64_t>(call[kDetachEvery]),
@@ -360,7 +362,8 @@ void bind_direct(py::module_& m) {
            py::arg("saved"), py::arg("gradients"),
            "The gradients of one layer, from Cotangents and Saved of fastrnn/results.py, into "
            "`gradients`, like Gradients there. None is zero, nothing, or not wanted. Gradients of "
-           "weights may have the batch for a first dimension: they are then those of each row.");
+           "weights may have the batch for a first dimension: they are then those of each row. One "
+           "step may come without T and D.");
 }
 
 }  // namespace fastrnn

@@ -169,6 +169,24 @@ def run(call: Call, save: bool) -> Results:
     return op.run(call, save)
 
 
+def run_step(call: Call) -> Results | None:
+    """`run` of a cell's call as it is, without views that have a time, and what backward needs;
+    None if the kernels do not take that as it lies."""
+    if direct is None:
+        return None
+    dense = _dense(call)
+    results = room(dense, True)
+    output, h, c, *saved = results
+    return results if direct.run(dense, 1, None, (output,), h, c, tuple(saved)) else None
+
+
+def run_backward_of_step(
+    call: Call, cotangents: Cotangents, saved: Saved, needs: Needs
+) -> Gradients | None:
+    """`run_backward` of such a call."""
+    return _past_dispatcher(call, cotangents, saved, needs, torch.empty_like)
+
+
 def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs) -> Gradients:
     """As `dispatch.Backend` says."""
     found = _past_dispatcher(call, cotangents, saved, needs, torch.empty_like)
