@@ -37,6 +37,7 @@ from op_cases import (
     expected,
 )
 
+from fastrnn.dispatch import choice
 from fastrnn.table import CELLS
 
 HOW = ["bfloat16", "float16", "tf32"]
@@ -145,7 +146,14 @@ def test_only_who_asks_gets_it(cell, monkeypatch):
     emulation().launched()
     wanted = layer_inference(*args)
     assert launch.schedule == "auto" and emulation().launched() == {"forward_cell"}
-    monkeypatch.setattr(launch, "schedule", "auto persistent")
+    monkeypatch.setattr(launch, "schedule", "auto persistent")  # as the environment says
+    layer_inference(*args)
+    assert emulation().launched() == {"forward_cell"}  # "auto", where they were not tried
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "tried", lambda *_: True)
+        layer_inference(*args)
+    assert emulation().launched() == {"persistent_forward"}
+    monkeypatch.setattr(choice, "forced", "cuda")
     for actual, value in zip(layer_inference(*args), wanted, strict=True):
         assert_matches(actual, value)
     assert emulation().launched() == {"persistent_forward"}
@@ -169,6 +177,7 @@ def test_only_who_asks_gets_it(cell, monkeypatch):
 
 def test_a_projection_keeps_the_step_kernels(monkeypatch):
     monkeypatch.setattr(launch, "schedule", "auto persistent")
+    monkeypatch.setattr(choice, "forced", "cuda")
     args = arguments(Case("lstm_proj", T=3, N=5, H=40, dtype=torch.bfloat16))
     wanted = reference_ops.layer_inference(*converted(args, torch.float64))
     for actual, value in zip(layer_inference(*on_device(args)), wanted, strict=True):
