@@ -137,6 +137,27 @@ def test_groups():
     assert choose(64, 16, "float32") == choose(64, 16, "float64") == choose(64, 0) == nothing
 
 
+@pytest.mark.parametrize(("largest", "units"), [(16, 32), (8, 16), (0, 16)])
+def test_where_clusters_cannot_run(largest, units, monkeypatch):
+    """The driver says that none, or none so large, fits: blocks go through memory instead, or where
+    they cannot either, each step is a launch."""
+    if ON_GPU:
+        pytest.skip("the driver of this GPU says what it says")
+    monkeypatch.setattr(launch, "schedule", "auto persistent")
+    monkeypatch.setattr(choice, "forced", "cuda")
+    H = 260 + largest  # a size that no other test asks the driver about
+    try:
+        emulation().clusters(largest)
+        assert choose(H, 2)[0] == units and (choose(H, 2)[2] > 0) == (units == 16)
+        assert choose(H, 300)[0] == (32 if largest == 16 else 0)
+        emulation().launched()
+        assert_right(Case("lstm", T=2, N=2, H=H, I=3, D=1, dtype=torch.bfloat16))
+        persistent = {"persistent_forward", "persistent_backward"}
+        assert emulation().launched() == persistent
+    finally:
+        emulation().clusters(16)
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_only_who_asks_gets_it(cell, monkeypatch):
     """No GPU has run these kernels, so nothing chooses them by itself."""
