@@ -28,8 +28,8 @@ STREAMS = 32  # whose chains are recorded: torch hands out as many before it beg
 # all of them: 10,000 steps of two launches fit. No memory was measured.
 LONGEST = 1 << 15
 HELD = 1 << 17
-# What it takes to record a launch, in launches; a replay saves all of its chain's. No GPU was asked:
-# a capture makes each launch once more, and to instantiate a graph is taken to be as long or twice.
+# What recording a launch takes, in launches; a replay saves those of its chain. No GPU was asked:
+# a capture makes each launch once more, and instantiating a graph is taken to be as long or twice.
 PRICE = 4
 WAGE = 16  # of launches that are made as they are, one counts as saved: without any no graph begins
 
