@@ -10,7 +10,6 @@ from functools import partial
 
 import pytest
 import torch
-import triton.language as tl
 from conftest import assert_matches
 from layers import on_loops
 from op_cases import (
@@ -119,7 +118,7 @@ def test_who_waits_in_vain_ends_with_an_error(monkeypatch):
     with monkeypatch.context() as broken:
         lacking = Concurrent(launch.forward_kernel.kernel, missing=1)
         broken.setattr(launch, "forward_kernel", lacking)
-        broken.setattr(tiles, "POLLS", tl.constexpr(100))
+        broken.setattr(tiles, "POLLS", tiles.tl.constexpr(100))
         run()
     with monkeypatch.context() as stepwise:
         stepwise.setattr(launch, "choose", lambda *_: Plan(False, 16, 16, 32, 4, 2))
