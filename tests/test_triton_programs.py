@@ -126,3 +126,16 @@ def test_who_waits_in_vain_ends_with_an_error(monkeypatch):
             run()  # in any plan
     for actual, value in zip(run(), wanted, strict=True):
         assert torch.equal(actual, value)
+
+
+def test_what_they_leave_is_on_the_host(monkeypatch):
+    """Whatever modes the first call is made in."""
+    monkeypatch.setattr(launch, "_lost", {})
+    device = torch.device("cpu")
+    assert launch._watched(device, False) is None
+    with torch.inference_mode(), torch.device("meta"):
+        lost = launch._watched(device, True)
+    lost[0] = 1
+    with pytest.raises(RuntimeError, match="waited in vain"):
+        launch._watched(device, False)
+    assert lost.tolist() == [0] and launch._watched(device, True) is lost

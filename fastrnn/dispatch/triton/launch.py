@@ -178,7 +178,9 @@ def _watched(device: torch.device, meet: bool) -> Tensor | None:
     if lost is None:
         if not meet:
             return None
-        lost = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        pinned = device.type == "cuda"
+        with torch.inference_mode(False):
+            lost = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=pinned)
         lost = _lost.setdefault(device, lost)
     if lost[0]:
         lost.zero_()
