@@ -4,7 +4,7 @@ the whole of bench/RESULTS.md."""
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bench import claims, plans
+from bench import claims, plans, predictions
 from bench.cases import CELLS
 from bench.claims import Claim
 from bench.results import Record
@@ -31,6 +31,16 @@ SCHEDULES = """\
 the input as wide as h, one direction. A cell says how many times faster than `torch.nn` a call is,
 alone and replayed from a CUDA graph. It has the better of the two schedules that
 `csrc/cuda/choose.h` knows. A dash stands for a size that was not reached in the time.
+"""
+
+PREDICTIONS = """\
+### What one launch for all steps is predicted to take
+
+**The first figure of a cell is not measured.** It is what `csrc/cuda/choose.h` expects of the
+persistent kernels, which no GPU has run, in microseconds a step: `python -m bench.predictions`. The
+two after it are those of the rows above, from a graph: the kernels with one launch a step, and
+cuDNN. Training is forward and backward. A dash stands for no group of blocks that holds the layer,
+or no row. A star says that `choose.h` expects another schedule to be faster in one of the passes.
 """
 
 
@@ -127,6 +137,7 @@ def page(results: list[list[Record]], schedules: Iterable[list[Record]] = ()) ->
         parts += [markdown(records) + "\n" for records in found if records]
     for records in schedules:
         parts.append(f"{SCHEDULES}\n{records[-1][1].machine()}:\n\n{plans.table(records)}\n")
+        parts.append(f"{PREDICTIONS}\n{predictions.table(records)}\n")
     return "\n".join(parts)
 
 

@@ -20,7 +20,6 @@
 #include "cpu/programs.h"
 #include "cpu/split.h"
 #include "cpu/stream.h"
-#include "cuda/choose.h"
 #if FASTRNN_CUDA
 #include "cuda/schedule.h"
 #endif
@@ -138,35 +137,6 @@ double step_time(int64_t batch, int64_t outputs, int64_t depth, int64_t itemsize
                                  with_costs(costs));
 }
 
-// csrc/cuda/choose.h; products are (planes, units, depth).
-bool cuda_choose(const std::vector<std::array<int64_t, 3>>& products, int64_t batch,
-                 int64_t directions, const std::string& dtype, int processors, int major) {
-  namespace cuda = fastrnn::cuda;
-  std::vector<cuda::ProductSize> sizes;
-  for (const auto& [planes, units, depth] : products) sizes.push_back({planes, units, depth});
-  for (int k = 0; k < cuda::kDtypes; ++k)
-    if (dtype == cuda::kDtypeNames[k])
-      return cuda::choose_library(sizes.data(), static_cast<int>(sizes.size()), batch, directions,
-                                  static_cast<cuda::Dtype>(k), {processors, major});
-  throw py::value_error("no CUDA kernels for dtype '" + dtype + "'");
-}
-
-// What the step kernels make of a product, for tests.
-py::dict cuda_tiles(const std::array<int64_t, 3>& product, int64_t batch, int64_t directions,
-                    bool wide) {
-  namespace cuda = fastrnn::cuda;
-  const cuda::ProductSize size{product[0], product[1], product[2]};
-  const int planes = static_cast<int>(size.planes);
-  py::dict facts;
-  facts["rows"] = cuda::kTileRows;
-  facts["units"] = cuda::units_of(planes);
-  facts["unit_tiles"] = cuda::unit_tiles(size);
-  facts["threads"] = cuda::kThreads;
-  facts["blocks"] = cuda::blocks_of(size, batch, directions);
-  facts["shared"] = cuda::shared_bytes(planes, wide ? sizeof(double) : sizeof(float));
-  return facts;
-}
-
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -214,12 +184,6 @@ PYBIND11_MODULE(_C, m) {
         "Gives the system the memory that waits for the next call; how many bytes that were.");
   fastrnn::bind_stream(m);
   fastrnn::bind_direct(m);
-  m.def("cuda_choose", &cuda_choose, py::arg("products"), py::arg("batch"), py::arg("directions"),
-        py::arg("dtype"), py::arg("processors"), py::arg("major"),
-        "Whether the library makes the products of a loop over time on a GPU, or else the step "
-        "kernels do. Products are (planes, units, depth).");
-  m.def("cuda_tiles", &cuda_tiles, py::arg("product"), py::arg("batch"), py::arg("directions"),
-        py::arg("wide"), "What the step kernels make of a product; `wide`: of float64.");
 #if FASTRNN_CUDA
   fastrnn::cuda::bind_schedules(m);
 #endif

@@ -16,7 +16,7 @@ import pytest
 import torch
 from bench_doubles import FACTS, Clock, row
 
-from bench import cuda, gpu, plans, results
+from bench import choose, cuda, gpu, plans, predictions, results
 from bench.contenders import OURS
 from bench.gpu import Stage
 from bench.measure import measure
@@ -263,3 +263,19 @@ def test_the_table_of_schedules():
     rows.append(row("fastrnn triton", ms=None, **place | {"status": "failed: broken"}))
     text = plans.table((one, FACTS) for one in rows)
     assert text.splitlines()[-1] == "| training | tf32 | GRU | 16 | 3.0 / - |"
+
+
+@pytest.mark.skipif(choose.COMPILER is None, reason="there is no C++ compiler")
+def test_the_table_of_predictions():
+    """That of RESULTS.md is what choose.h says today, beside the rows that are kept."""
+    _, (kept,) = results.kept(results.FOLDER)
+    text = predictions.table(kept)
+    assert text in (ROOT / "bench" / "RESULTS.md").read_text()
+    lines = {tuple(line.split(" | ")[:4]): line.split(" | ")[4:] for line in text.splitlines()}
+    assert len(lines) == 2 + 2 * 3 * 3 * 4
+    row = lines["| training", "float16", "LSTM", "16"]
+    assert row[2].split(" / ")[1:] == ["8.4", "5.2"] and row[4] == "- / - / - |"
+    forward, backward = (choose.plan(4, 512, 16, "float16", backward=b) for b in (False, True))
+    time = forward.time + backward.time + 2 * forward.input
+    assert row[2].split(" / ")[0] == f"{time / 1e3:.1f}"
+    assert any("*" in entry for entries in lines.values() for entry in entries)

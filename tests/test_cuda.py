@@ -13,7 +13,6 @@ from cuda_kernels import (
     WAYS,
     as_precise,
     force,
-    launch,
     layer_backward,
     layer_forward,
     layer_inference,
@@ -37,21 +36,33 @@ from torch.utils._pytree import tree_map_only
 
 from fastrnn.table import weight_names
 
-RUNS = ["stepwise-float32", "stepwise-tf32", "library-float32", *(f"{way}-tf32" for way in WAYS)]
+TENSOR_CORES = ("tf32", "bfloat16", "float16")
+RUNS = ["stepwise-float32", "stepwise-tf32", "library-float32"]
+RUNS += [f"{way}-{how}" for way in WAYS for how in TENSOR_CORES]
 
 
 @pytest.fixture(params=RUNS)
-def schedule(request, monkeypatch):
-    """Each schedule in turn, forced."""
+def run_of(request, monkeypatch):
+    """Each schedule in turn, forced, and how it makes products."""
     schedule, how = request.param.split("-")
     force(monkeypatch, schedule, how)
-    return schedule
+    return schedule, how
 
 
 @pytest.fixture
-def how(schedule):
-    """How the schedule makes products of float32."""
-    return launch.precision(torch.float32)
+def schedule(run_of):
+    return run_of[0]
+
+
+@pytest.fixture
+def how(run_of):
+    return run_of[1]
+
+
+@pytest.fixture
+def dtype(how):
+    """Of the tensors of a call."""
+    return torch.float32 if how == "tf32" else getattr(torch, how)
 
 
 def cases() -> list:
@@ -99,10 +110,10 @@ def features(case: Case, reset: bool) -> dict:
 
 @pytest.mark.parametrize("which", ["all", "lengths", "reset", "limits"])
 @pytest.mark.parametrize("cell", AXES["cell"])
-def test_features(cell, which, schedule, how):
+def test_features(cell, which, schedule, how, dtype):
     N, H = SIZES[schedule] if schedule in WAYS else (17, 5)
     directions = 1 if which in ("all", "reset") else 2
-    case = Case(cell, T=5, N=N, H=H, I=3, D=directions, dtype=torch.float32)
+    case = Case(cell, T=5, N=N, H=H, I=3, D=directions, dtype=dtype)
     options = features(case, reset=True)
     keep = {"all": options, "limits": ("detach_every", "grad_clip")}.get(which, (which,))
     options = {name: options[name] for name in keep}
@@ -117,7 +128,7 @@ def test_features(cell, which, schedule, how):
     double = converted(args, torch.float64)
     shapes = reference_ops.layer_forward(*double, **options)
     grads = [
-        torch.randn_like(t).float() if t.numel() else None
+        torch.randn_like(t).to(dtype) if t.numel() else None
         for t in (*shapes[:3], shapes[4] if case.D == 1 else torch.empty(0))
     ]
     wide = [None if g is None else g.double() for g in grads]
@@ -131,8 +142,8 @@ def test_features(cell, which, schedule, how):
 
 
 @pytest.mark.parametrize("cell", AXES["cell"])
-def test_missing_and_unneeded_gradients(cell, how):
-    case = Case(cell, H=3, N=2, T=2, I=2, dtype=torch.float32)
+def test_missing_and_unneeded_gradients(cell, how, dtype):
+    case = Case(cell, H=3, N=2, T=2, I=2, dtype=dtype)
     args = on_device(arguments(case))
     results = layer_forward(*args)
     grads = on_device(cotangents(results))
@@ -175,8 +186,8 @@ def test_depths(P, how, monkeypatch):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
 @pytest.mark.parametrize("cell", AXES["cell"])
-def test_special_values_stay_in_their_row(cell, value, how):
-    args = arguments(Case(cell, H=3, N=3, T=2, dtype=torch.float32))
+def test_special_values_stay_in_their_row(cell, value, how, dtype):
+    args = arguments(Case(cell, H=3, N=3, T=2, dtype=dtype))
     plain = layer_inference(*on_device(args))
     args[0][:, 1, 0] = value
     special = layer_inference(*on_device(args))
@@ -188,8 +199,8 @@ def test_special_values_stay_in_their_row(cell, value, how):
     assert_matches(output.bfloat16() if how == "tf32" else output, wanted)
 
 
-def test_zero_batch(how):
-    args = on_device(arguments(Case("gru", N=0, T=2, dtype=torch.float32)))
+def test_zero_batch(dtype):
+    args = on_device(arguments(Case("gru", N=0, T=2, dtype=dtype)))
     results = layer_forward(*args)
     assert results[0].shape == (2, 0, 34)
     grads = [torch.zeros_like(t) if t.numel() else None for t in results[:3]]

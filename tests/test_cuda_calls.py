@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,7 +26,7 @@ from op_cases import Case, arguments, assert_state_in_float32
 from wrong_calls import WRONG
 
 from fastrnn.call import Call
-from fastrnn.dispatch import cuda, gpu, selftest
+from fastrnn.dispatch import choice, cuda, gpu, selftest
 from fastrnn.results import Cotangents, Needs, Saved
 from fastrnn.table import CELLS
 
@@ -229,27 +230,40 @@ def test_an_unknown_precision_raises(monkeypatch):
         kernels().cuda_groups("elman", 3, "float32", 8, 8, 1, False)
 
 
+def step_kernels() -> set[str]:
+    """The names of all kernels in which no block waits for another."""
+    sources = [Path(__file__).parents[1] / f"csrc/cuda/{name}ward.cu" for name in ("for", "back")]
+    return {name for path in sources for name in re.findall(r', "(\w+)"', path.read_text())}
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_the_self_test_passes(how, monkeypatch):
-    """Of all cells at once, as "auto" asks for it on a GPU that nobody has tried."""
-    force(monkeypatch, "stepwise", how)
+    """Of all cells at once, as "auto" asks for it on a GPU that nobody has tried: it runs every
+    kernel that makes a step and no persistent one, whatever the environment or the user says."""
+    monkeypatch.setattr(launch, "schedule", "auto persistent")
+    monkeypatch.setattr(choice, "forced", "cuda")
+    monkeypatch.setattr(launch, "precision", lambda _: how)
     dtype = getattr(torch, "float32" if how == "tf32" else how)
     asked = selftest.subject(cuda, "gru", torch.device(DEVICE), dtype)
     assert asked.cell == ""
     asked = asked._replace(precision=how)
     monkeypatch.setattr(gpu, "precision", lambda _: how)  # by which the tolerance is chosen
+    if not ON_GPU:
+        emulation().launched()
     assert selftest._test(cuda, asked, None, lambda: 0.0) == selftest.Verdict(None)
+    if not ON_GPU:
+        assert emulation().launched() == step_kernels()
     right = cuda.run_backward
 
     def run_backward(call, *rest):
         gradients = right(call, *rest)
-        if call.cell == "rnn_relu" and call.h0.size(0) == 2:
+        if call.cell == "rnn_relu" and call.h0.size(0) == 2 and call.batch_sizes is None:
             gradients.weights[5][-1, -1] += 100  # w_hh of the reverse direction
         return gradients
 
     monkeypatch.setattr(cuda, "run_backward", run_backward)
     reason = selftest._test(cuda, asked, None, lambda: 0.0).reason
-    assert reason.startswith("rnn_relu: the gradient of weight 5 is off by")
+    assert reason.startswith("stepwise rnn_relu: the gradient of weight 5 is off by")
 
 
 def test_reasons(monkeypatch):

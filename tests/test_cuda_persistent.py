@@ -37,6 +37,7 @@ from op_cases import (
     expected,
 )
 
+from fastrnn.dispatch import choice
 from fastrnn.table import CELLS
 
 HOW = ["bfloat16", "float16", "tf32"]
@@ -136,6 +137,27 @@ def test_groups():
     assert choose(64, 16, "float32") == choose(64, 16, "float64") == choose(64, 0) == nothing
 
 
+@pytest.mark.parametrize(("largest", "units"), [(16, 32), (8, 16), (0, 16)])
+def test_where_clusters_cannot_run(largest, units, monkeypatch):
+    """The driver says that none, or none so large, fits: blocks go through memory instead, or where
+    they cannot either, each step is a launch."""
+    if ON_GPU:
+        pytest.skip("the driver of this GPU says what it says")
+    monkeypatch.setattr(launch, "schedule", "auto persistent")
+    monkeypatch.setattr(choice, "forced", "cuda")
+    H = 260 + largest  # a size that no other test asks the driver about
+    try:
+        emulation().clusters(largest)
+        assert choose(H, 2)[0] == units and (choose(H, 2)[2] > 0) == (units == 16)
+        assert choose(H, 300)[0] == (32 if largest == 16 else 0)
+        emulation().launched()
+        assert_right(Case("lstm", T=2, N=2, H=H, I=3, D=1, dtype=torch.bfloat16))
+        persistent = {"persistent_forward", "persistent_backward"}
+        assert emulation().launched() == persistent
+    finally:
+        emulation().clusters(16)
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_only_who_asks_gets_it(cell, monkeypatch):
     """No GPU has run these kernels, so nothing chooses them by itself."""
@@ -145,7 +167,14 @@ def test_only_who_asks_gets_it(cell, monkeypatch):
     emulation().launched()
     wanted = layer_inference(*args)
     assert launch.schedule == "auto" and emulation().launched() == {"forward_cell"}
-    monkeypatch.setattr(launch, "schedule", "auto persistent")
+    monkeypatch.setattr(launch, "schedule", "auto persistent")  # as the environment says
+    layer_inference(*args)
+    assert emulation().launched() == {"forward_cell"}  # "auto", where they were not tried
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "tried", lambda *_: True)
+        layer_inference(*args)
+    assert emulation().launched() == {"persistent_forward"}
+    monkeypatch.setattr(choice, "forced", "cuda")
     for actual, value in zip(layer_inference(*args), wanted, strict=True):
         assert_matches(actual, value)
     assert emulation().launched() == {"persistent_forward"}
@@ -169,6 +198,7 @@ def test_only_who_asks_gets_it(cell, monkeypatch):
 
 def test_a_projection_keeps_the_step_kernels(monkeypatch):
     monkeypatch.setattr(launch, "schedule", "auto persistent")
+    monkeypatch.setattr(choice, "forced", "cuda")
     args = arguments(Case("lstm_proj", T=3, N=5, H=40, dtype=torch.bfloat16))
     wanted = reference_ops.layer_inference(*converted(args, torch.float64))
     for actual, value in zip(layer_inference(*on_device(args)), wanted, strict=True):

@@ -17,6 +17,7 @@ from fastrnn.dispatch.gpu import graphs
 def nothing_known(monkeypatch):
     monkeypatch.setattr(graphs, "_graphs", OrderedDict())
     monkeypatch.setattr(graphs, "_seen", OrderedDict())
+    monkeypatch.setattr(graphs, "_credit", graphs.PRICE * graphs.HELD)
 
 
 def test_graphs_replay_what_repeats():
@@ -76,8 +77,9 @@ def test_graphs_that_are_not_used_give_way():
     assert set(graphs._graphs) == {("new", k) for k in range(graphs.LIMIT)}
 
 
-def test_graphs_hold_no_more_launches_than_they_may():
+def test_graphs_hold_no_more_launches_than_they_may(monkeypatch):
     """Long ones drive out those that were not used since; one alone may not be too long."""
+    monkeypatch.setattr(graphs, "_afford", lambda launches: True)
     done = []
 
     def repeat(chain, launches):
@@ -108,7 +110,9 @@ def test_graphs_hold_no_more_launches_than_they_may():
     assert sum(each.launches for each in graphs._graphs.values()) <= graphs.HELD
 
 
-def test_what_cannot_be_recorded_drives_out_no_launches():
+def test_what_cannot_be_recorded_drives_out_no_launches(monkeypatch):
+    monkeypatch.setattr(graphs, "_afford", lambda launches: True)
+
     def fail(run):
         raise RuntimeError("capture")
 
@@ -119,6 +123,49 @@ def test_what_cannot_be_recorded_drives_out_no_launches():
     for _ in range(2):
         graphs.repeat("failing", lambda: None, fail, graphs.LONGEST)
     assert list(graphs._graphs) == [*before, "failing"]
+
+
+class Loop:
+    """Calls of chains, of so many launches each; the launches that were run, recorded, replayed."""
+
+    def __init__(self):
+        self.counts = Counter()
+
+    def call(self, chain, launches: int) -> None:
+        def record(run):
+            self.counts["recorded"] += launches
+            return lambda: self.counts.update(replayed=launches)
+
+        graphs.repeat(chain, lambda: self.counts.update(ran=launches), record, launches)
+
+
+@pytest.mark.parametrize(("longest", "places"), [(400, 1), (400, 8), (900, 1)])
+def test_sequences_of_ever_other_lengths_do_not_pay_for_graphs(longest, places):
+    """Where chains seldom come again, as many lengths at several addresses do, recordings take no
+    longer than replays save, beyond what is given at first."""
+    draw, loop = random.Random(0), Loop()
+    for _ in range(30_000):
+        T = draw.randint(1, longest)
+        loop.call((T, draw.randrange(places)), T)
+    ran, recorded, replayed = (loop.counts[name] for name in ("ran", "recorded", "replayed"))
+    given = graphs.PRICE * graphs.HELD
+    assert recorded * graphs.PRICE <= given + replayed + ran / graphs.WAGE
+    assert recorded < 0.1 * (ran + replayed)
+
+
+def test_what_repeats_again_gets_its_graph_again():
+    """After lengths that left no credit, and no graph that is of use."""
+    draw, loop = random.Random(0), Loop()
+    for k in range(6_000):
+        T = draw.randint(500, 1000)
+        for _ in range(2):  # recorded, and never seen again
+            loop.call((T, k), T)
+    assert graphs._credit < graphs.PRICE * 1000
+    before = loop.counts.copy()
+    for _ in range(200):
+        loop.call("steady", 100)
+    assert loop.counts["recorded"] == before["recorded"] + 100
+    assert loop.counts["replayed"] >= 100 * 100
 
 
 class Chain:

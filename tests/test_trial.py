@@ -13,7 +13,7 @@ from test_triton import DEVICE
 from untried_gpu import call_of
 
 from fastrnn.call import Call
-from fastrnn.dispatch import reference, selftest, trial, triton
+from fastrnn.dispatch import choice, reference, selftest, trial, triton
 from fastrnn.dispatch.selftest import Subject, Verdict
 from fastrnn.table import CELLS
 
@@ -62,6 +62,48 @@ def test_functions_pass(name, dtype):
 RESULTS = ["output", "h_n", "c_n", "input", "h0", "c0", *range(4)]
 
 
+@pytest.mark.parametrize("what", ["projected", "no bias", "states", "packed", "inference"])
+def test_each_kind_of_call_counts(what):
+    """One in which a kernel is wrong is found."""
+
+    def off(call, came=None):
+        return {
+            "projected": call.projected,
+            "no bias": "b_ih" not in call.names,
+            "states": came is not None and came.cells is not None,
+            "packed": call.batch_sizes is not None,
+        }.get(what, False)
+
+    def run(call, save):
+        results = reference.run_detached(call, save)
+        if off(call) or (what == "inference" and not save):
+            results.output[-1] += 1
+        return results
+
+    def run_backward(call, came, *rest):
+        gradients = reference.run_backward(call, came, *rest)
+        if off(call, came):
+            gradients.input[-1] += 1
+        return gradients
+
+    kernels = SimpleNamespace(run=run, run_backward=run_backward, SCHEDULES=("stepwise",))
+    assert "is off by" in test_of("lstm", kernels=kernels).reason
+
+
+def test_each_schedule_counts():
+    def run(call, save):
+        results = reference.run_detached(call, save)
+        if choice.tested() == "library":
+            results.h_n[0] += 1
+        return results
+
+    kernels = SimpleNamespace(
+        run=run, run_backward=reference.run_backward, SCHEDULES=("stepwise", "library")
+    )
+    assert test_of("gru", kernels=kernels).reason.startswith("library gru: h_n is off by")
+    assert choice.tested() == ""
+
+
 @pytest.mark.parametrize("name", RESULTS)
 @pytest.mark.parametrize("function", [False, True])
 def test_one_wrong_number_is_found(name, function):
@@ -69,7 +111,7 @@ def test_one_wrong_number_is_found(name, function):
     reference, altered."""
     call = call_of("lstm") if function else None
     run, run_backward = reference.run_detached, reference.run_backward
-    kernels = SimpleNamespace(run=run, run_backward=run_backward)
+    kernels = SimpleNamespace(run=run, run_backward=run_backward, SCHEDULES=("stepwise",))
 
     def off(results):
         if isinstance(name, int):  # two gradients may lie in one place
@@ -89,7 +131,9 @@ def test_one_wrong_number_is_found(name, function):
     verdict = test_of(cell, call=call, kernels=kernels)
     assert verdict.lasting
     title = f"weight {name}" if isinstance(name, int) else name
-    assert verdict.reason.startswith(f"{cell}: ") and f"{title} is off by" in verdict.reason
+    assert (
+        verdict.reason.startswith(f"stepwise {cell}: ") and f"{title} is off by" in verdict.reason
+    )
 
 
 def test_nan_is_found():
@@ -98,16 +142,24 @@ def test_nan_is_found():
         results.h_n[-1, -1, -1] = torch.nan
         return results
 
-    kernels = SimpleNamespace(run=run, run_backward=reference.run_backward)
+    kernels = SimpleNamespace(run=run, run_backward=reference.run_backward, SCHEDULES=("stepwise",))
     assert "h_n is off by nan" in test_of("gru", kernels=kernels).reason
 
 
 def test_cases_cover_what_torch_nn_lacks():
-    for case in trial.cases(CELLS):
-        call = case.call
+    calls = [case.call for case in trial.cases(CELLS)]
+    for call in calls:
         assert (call.reset is None) == (call.h0.size(0) == 2)
-        assert set(call.lengths.tolist()) == set(range(trial.T + 1))
+        assert call.batch_sizes is not None or set(call.lengths.tolist()) == set(range(trial.T + 1))
         assert call.detach_every and call.grad_clip and call.input.dtype == torch.float64
+    for cell in CELLS:
+        own = [call for call in calls if call.cell == cell]
+        assert {call.h0.size(0) for call in own} == {1, 2}
+        assert {"b_ih" in call.names for call in own} == {True, False}
+        assert {call.batch_sizes is None for call in own} == {True, False}
+        assert {call.projected for call in own} == {False, cell == "lstm"}
+    came = [case.cotangents.cells is None for case in trial.cases(["lstm"])]
+    assert set(came) == {True, False}
     before = torch.get_rng_state()
     trial.cases(CELLS)
     assert torch.equal(before, torch.get_rng_state())  # the user's numbers go on as they were

@@ -102,7 +102,7 @@ def _types(case: Case, names: list[str]) -> dict[str, str | None]:
             types[name] = "fp32"
         elif name in absent:
             types[name] = None
-        elif name == "meetings":
+        elif name in ("meetings", "lost"):
             types[name] = "*i32"
         elif name == "reset":
             types[name] = "*i1"

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace fastrnn::cuda {
 
@@ -142,6 +143,13 @@ struct Device {
   int processors;
   int major;  // of the compute capability
 };
+constexpr int kClusterMajor = 9;  // the least of a GPU that has clusters
+
+// The schedule of a loop.
+struct Plan {
+  bool library = false;
+  Groups groups = {};  // of the persistent schedule, if there are any blocks
+};
 
 // Per nanosecond.
 struct Rates {
@@ -223,51 +231,93 @@ inline double persistent_time(const Groups& g, int64_t hidden, bool backward, in
   return kBeyondFloor * time;
 }
 
-// The groups of a loop in the persistent schedule, or one with 0 blocks where there are none: they
-// hold no projection, no layer of that size, nothing but tensor cores' products. at_once(groups) is
-// how many groups of so many blocks the device runs at the same time. Groups of a cluster never
-// wait for each other, so they may also follow each other; those that go through memory must all
-// run.
+// Nanoseconds that the product of the input, of all steps at once, takes of a step. The times of
+// the other schedules were fitted to rows that have it, with an input as wide as h; so the rate of
+// the library is for two products.
+inline double input_time(int gates, int64_t hidden, int64_t batch, int64_t directions, Dtype dtype,
+                         const Device& device) {
+  const double flops = static_cast<double>(directions * batch * gates) *
+                       static_cast<double>(hidden) * static_cast<double>(hidden);
+  return flops / rates(dtype, device).library / std::max(device.processors, 1);
+}
+
+// A loop without a projection, as the persistent schedule sees it.
+struct Whole {
+  int gates;
+  int64_t hidden, batch, directions;
+  Dtype dtype;
+  bool backward;
+
+  int item() const { return static_cast<int>(item_size(dtype)); }
+  Groups of(int units, int64_t rows) const {
+    return make_groups(units, rows, gates, hidden, batch, backward, item());
+  }
+  // Nanoseconds of a step, of which the device runs so many groups at the same time.
+  double time(const Groups& g, int64_t at_once, const Device& device) const {
+    const int64_t rounds = ceil_div(g.parts * directions, at_once);
+    return static_cast<double>(rounds) * persistent_time(g, hidden, backward, item()) +
+           input_time(gates, hidden, batch, directions, dtype, device);
+  }
+};
+
+constexpr double kNoLimit = std::numeric_limits<double>::infinity();
+
+// The groups of a loop in the persistent schedule whose step takes less than `limit` nanoseconds,
+// and least; or one with 0 blocks where there are none: they hold no layer of that size, nothing
+// but tensor cores' products. at_once(groups) is how many groups of so many blocks the device runs
+// at the same time; 0 where it cannot. Groups of a cluster never wait for each other, so they may
+// also follow each other; those that go through memory must all run.
 template <class AtOnce>
-Groups choose_groups(int gates, int64_t hidden, int64_t batch, int64_t directions, Dtype dtype,
-                     bool backward, AtOnce at_once) {
+Groups choose_groups(const Whole& loop, const Device& device, double limit, AtOnce at_once) {
   Groups best{};
-  if (dtype == Dtype::kFloat || dtype == Dtype::kDouble || batch == 0 || hidden == 0) return best;
-  const int item = static_cast<int>(item_size(dtype));
-  double least = 0;
-  const auto groups = [&](int units, int64_t rows) {
-    return make_groups(units, rows, gates, hidden, batch, backward, item);
-  };
-  for (const int units : {whole_units(item), kClusterUnits, kGridUnits}) {
-    Groups g = groups(units, kGroupRows);
-    if (hidden > most_hidden(units, item)) continue;
+  if (loop.dtype == Dtype::kFloat || loop.dtype == Dtype::kDouble) return best;
+  if (loop.batch == 0 || loop.hidden == 0 || device.major < kClusterMajor) return best;
+  for (const int units : {whole_units(loop.item()), kClusterUnits, kGridUnits}) {
+    Groups g = loop.of(units, kGroupRows);
+    if (loop.hidden > most_hidden(units, loop.item())) continue;
     if (!g.through_memory() && g.blocks > kMostCluster) continue;
     const int64_t most = at_once(g);
-    if (most < directions) continue;
-    g = groups(units, std::min<int64_t>(ceil_div(batch, most / directions), kGroupRows));
-    const int64_t rounds = ceil_div(g.parts * directions, most);
-    if (g.through_memory() && rounds > 1) continue;
-    const double time = static_cast<double>(rounds) * persistent_time(g, hidden, backward, item);
-    if (best.blocks == 0 || time < least) {
+    if (most < loop.directions) continue;
+    g = loop.of(units, std::min<int64_t>(ceil_div(loop.batch, most / loop.directions), kGroupRows));
+    if (g.through_memory() && g.parts * loop.directions > most) continue;
+    if (const double time = loop.time(g, most, device); time < limit) {
       best = g;
-      least = time;
+      limit = time;
     }
   }
   return best;
 }
 
-// Whether the library makes these products of the steps of a loop, with one launch for the cell, or
-// else one launch makes a product and its cell: what takes less time, of what a launch can have.
-inline bool choose_library(const ProductSize* products, int count, int64_t batch,
-                           int64_t directions, Dtype dtype, const Device& device) {
+// Nanoseconds of a step by the two schedules that make these products one by one; no launch has the
+// blocks where it is infinite.
+struct StepTimes {
   double library = 0, stepwise = 0;
-  bool fits = true;
+};
+inline StepTimes step_times(const ProductSize* products, int count, int64_t batch,
+                            int64_t directions, Dtype dtype, const Device& device) {
+  StepTimes times;
   for (int i = 0; i < count; ++i) {
-    library += library_time(products[i], batch, directions, dtype, device);
-    stepwise += stepwise_time(products[i], batch, directions, dtype, device);
-    fits = fits && blocks_of(products[i], batch, directions) <= INT32_MAX;
+    times.library += library_time(products[i], batch, directions, dtype, device);
+    times.stepwise += blocks_of(products[i], batch, directions) > INT32_MAX
+                          ? kNoLimit
+                          : stepwise_time(products[i], batch, directions, dtype, device);
   }
-  return !fits || library <= stepwise;
+  return times;
+}
+
+// The product of a step of a loop that has one.
+inline ProductSize product_of(const Whole& loop) {
+  return loop.backward ? ProductSize{1, loop.hidden, loop.gates * loop.hidden}
+                       : ProductSize{loop.gates, loop.hidden, loop.hidden};
+}
+
+// What takes least time of all, of a loop without a projection.
+template <class AtOnce>
+Plan choose_of_all(const Whole& loop, const Device& device, AtOnce at_once) {
+  const ProductSize product = product_of(loop);
+  const StepTimes t = step_times(&product, 1, loop.batch, loop.directions, loop.dtype, device);
+  return {t.library <= t.stepwise,
+          choose_groups(loop, device, std::min(t.library, t.stepwise), at_once)};
 }
 
 }  // namespace fastrnn::cuda

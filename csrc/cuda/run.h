@@ -22,18 +22,14 @@ inline void launched() {}
 // How a call is to be made, beside what it computes.
 struct How {
   Dtype dtype;
-  // "auto"; "auto persistent", that where there are groups; "library"; "stepwise"; "persistent"; or
-  // "persistent 32 3", of so many units and rows, where a layer has no projection
+  // "auto"; "auto persistent", of these and that what takes least time; "library"; "stepwise";
+  // "persistent"; or "persistent 32 3", of so many units and rows, where there is no projection
   std::string schedule;
   uintptr_t stream;  // a cudaStream_t of the current device, torch's current stream
   bool repeats;      // whether launches that repeat may be replayed as a graph
 };
 
 // The schedule of a loop whose steps are these products.
-struct Plan {
-  bool library = false;
-  Groups groups = {};  // of the persistent schedule, if there are any blocks
-};
 Plan choose_plan(const How& how, const Loop& loop, const std::vector<ProductSize>& products,
                  int64_t batch, int64_t directions, bool backward);
 

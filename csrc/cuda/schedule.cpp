@@ -18,43 +18,29 @@ namespace py = pybind11;
 namespace fastrnn::cuda {
 namespace {
 
-constexpr int kClusterMajor = 9;  // the least compute capability of a GPU that has clusters
+// How many groups of a loop the current device runs at the same time.
+auto at_once(const Loop& loop, bool backward) {
+  return [&loop, backward](const Groups& g) {
+    return backward ? backward_at_once(loop, g) : forward_at_once(loop, g);
+  };
+}
 
-struct GroupsOf {
-  Loop loop;
-  int64_t gates, hidden, batch, directions;
-  bool backward;
-
-  int item() const { return static_cast<int>(item_size(loop.dtype)); }
-  Groups of(int units, int64_t rows) const {
-    return make_groups(units, rows, static_cast<int>(gates), hidden, batch, backward, item());
-  }
-  Groups best() const {
-    if (current_device().major < kClusterMajor) return {};
-    return choose_groups(static_cast<int>(gates), hidden, batch, directions, loop.dtype, backward,
-                         [&](const Groups& g) {
-                           return backward ? backward_at_once(loop, g) : forward_at_once(loop, g);
-                         });
-  }
-  // The best, which the driver is asked for once.
-  Groups remembered() const {
-    const Device device = current_device();
-    using Key = std::array<int64_t, 9>;
-    thread_local std::map<Key, Groups> known;
-    const Key key{loop.cell,
-                  static_cast<int64_t>(loop.dtype),
-                  gates,
-                  hidden,
-                  batch,
-                  directions,
-                  backward,
-                  device.major,
-                  device.processors};
-    if (const auto found = known.find(key); found != known.end()) return found->second;
-    if (known.size() >= 1024) known.clear();
-    return known[key] = best();
-  }
-};
+// What takes least time, or of persistent groups alone, which the driver is asked for once.
+Plan remembered(const Loop& loop, const Whole& whole, bool alone) {
+  const Device device = current_device();
+  using Key = std::array<int64_t, 10>;
+  thread_local std::map<Key, Plan> known;
+  const Key key{loop.cell,      static_cast<int64_t>(loop.dtype),
+                whole.gates,    whole.hidden,
+                whole.batch,    whole.directions,
+                whole.backward, alone,
+                device.major,   device.processors};
+  if (const auto found = known.find(key); found != known.end()) return found->second;
+  if (known.size() >= 1024) known.clear();
+  const auto most = at_once(loop, whole.backward);
+  return known[key] = alone ? Plan{false, choose_groups(whole, device, kNoLimit, most)}
+                            : choose_of_all(whole, device, most);
+}
 
 // The function `replay` of Python, which outlives the interpreter.
 py::object& graphs() {
@@ -67,28 +53,29 @@ py::object& graphs() {
 Plan choose_plan(const How& how, const Loop& loop, const std::vector<ProductSize>& products,
                  int64_t batch, int64_t directions, bool backward) {
   const std::string& schedule = how.schedule;
-  const size_t persistent = schedule.find("persistent");
-  if (persistent != std::string::npos && products.size() == 1 && batch > 0) {
+  if (schedule == "library") return {true};
+  if (schedule == "stepwise") return {};
+  const bool automatic = schedule.starts_with("auto");
+  if (products.size() == 1 && batch > 0 && schedule != "auto") {
     const ProductSize& p = products[0];
     const int64_t hidden = backward ? p.units : p.depth;
-    const GroupsOf given{loop,    backward ? p.depth / hidden : p.planes, hidden, batch, directions,
-                         backward};
+    const int gates = static_cast<int>(backward ? p.depth / hidden : p.planes);
+    const Whole whole{gates, hidden, batch, directions, loop.dtype, backward};
     const size_t units = schedule.find_first_of("0123456789");
-    Groups groups{};
-    if (units != std::string::npos) {
+    if (units == std::string::npos) {
+      const Plan plan = remembered(loop, whole, !automatic);
+      if (automatic || plan.groups.blocks > 0) return plan;
+    } else {
       size_t end;
       const int count = std::stoi(schedule.substr(units), &end);
-      groups = given.of(count, std::stoi(schedule.substr(units + end)));
-    } else {
-      groups = given.remembered();
+      return {false, whole.of(count, std::stoi(schedule.substr(units + end)))};
     }
-    if (groups.blocks > 0) return {false, groups};
   }
   if (schedule == "persistent") throw std::runtime_error("no group of blocks holds this layer");
-  if (schedule == "library") return {true};
-  if (!schedule.starts_with("auto")) return {};
-  return {choose_library(products.data(), static_cast<int>(products.size()), batch, directions,
-                         how.dtype, current_device())};
+  if (!automatic) return {};
+  const StepTimes t = step_times(products.data(), static_cast<int>(products.size()), batch,
+                                 directions, how.dtype, current_device());
+  return {t.library <= t.stepwise};
 }
 
 void replay(const How& how, const std::string& key, int64_t launches,
@@ -131,11 +118,14 @@ void bind_schedules(py::module_& m) {
         if (position < 0 || info.program) throw std::invalid_argument("fastrnn: no cell " + cell);
         for (int k = 0; k < kDtypes; ++k) {
           if (dtype != kDtypeNames[k]) continue;
-          const GroupsOf given{
-              {position, static_cast<Dtype>(k), false}, gates, hidden, batch, directions, backward};
-          const Groups g = units > 0 ? given.of(units, rows) : given.best();
+          const Loop loop{position, static_cast<Dtype>(k), false};
+          const Whole whole{gates, hidden, batch, directions, loop.dtype, backward};
+          const Plan plan = units > 0
+                                ? Plan{false, whole.of(units, rows)}
+                                : choose_of_all(whole, current_device(), at_once(loop, backward));
+          const Groups& g = plan.groups;
           return std::tuple(g.units, g.rows,
-                            ring_size(g, gates, hidden, directions, backward, given.item()));
+                            ring_size(g, gates, hidden, directions, backward, whole.item()));
         }
         throw std::invalid_argument("fastrnn: no dtype " + dtype);
       },
@@ -143,7 +133,7 @@ void bind_schedules(py::module_& m) {
       py::arg("directions"), py::arg("backward"), py::arg("units") = 0, py::arg("rows") = 0,
       "What a loop without projection is given for the persistent schedule on the current device: "
       "units of a block and rows of a group, those that are asked for or the best, and numbers of "
-      "the ring in memory. All are 0 where that cannot run it.");
+      "the ring in memory. All are 0 where another schedule takes less time, or that cannot run.");
 }
 
 }  // namespace fastrnn::cuda

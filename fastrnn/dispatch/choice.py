@@ -6,6 +6,9 @@ takes PyTorch's own kernels for all that these can do, and the reference for the
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -23,10 +26,33 @@ def tried(backend: str, major: int, functions: bool) -> bool:
     return (backend, major) in (TRIED_FUNCTIONS if functions else TRIED)
 
 
+class _Here(threading.local):
+    schedule = ""
+
+
+_here = _Here()
+
+
+@contextlib.contextmanager
+def testing(schedule: str) -> Iterator[None]:
+    """Has the kernels run what this thread calls in a schedule, one of their `SCHEDULES`, whatever
+    the user, the environment or the sizes say: a self-test is about that schedule."""
+    _here.schedule = schedule
+    try:
+        yield
+    finally:
+        _here.schedule = ""
+
+
+def tested() -> str:
+    """The schedule of the self-test that this thread makes, or ""."""
+    return _here.schedule
+
+
 def may_meet(backend: str, major: int, functions: bool) -> bool:
     """Whether blocks of its kernels may wait for each other. If something were wrong, they would
-    wait for ever: no self-test could tell."""
-    return backend == forced or tried(backend, major, functions)
+    wait until a limit ends them: no self-test makes them."""
+    return not tested() and (backend == forced or tried(backend, major, functions))
 
 
 class Row(NamedTuple):

@@ -1,8 +1,9 @@
 """Whether kernels for GPUs may be taken where nobody has tried them: once a self-test has passed.
 
 It compares tiny layers, forward and backward, in the precision of a call. The first call waits for
-it, and the result is kept for later processes. Meanwhile and after it kernels make one launch for
-each step, in which no block waits for another. So each of them ends, whatever it computes.
+it, and the result is kept for later processes. Meanwhile and after it kernels run in `SCHEDULES` of
+their backend alone, whatever the environment says. In these no block waits for another, so each
+launch ends, whatever it computes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from ..call import Call
 from ..table import CELLS, cell_named
 from ..torch_private import constant_in_graphs
-from . import gpu, kept, trial
+from . import choice, gpu, kept, trial
 
 LEAST = 8  # the major compute capability from which on the kernels run
 LIMIT = 0.3  # seconds for all layers, once kernels are compiled and loaded
@@ -211,15 +212,17 @@ def _test(
     cases = [c.to("cpu", dtype) for c in trial.cases([asked.cell] if asked.cell else CELLS, call)]
     wanted = [trial.expected(case) for case in cases]
     cases = [case.to(device, dtype) for case in cases]
-    with gpu.current(device):
-        for case in cases:
-            trial.results(kernels, case)  # compiles and loads
-        began = clock()
-        found = [trial.results(kernels, case) for case in cases]
-        spent = clock() - began
-    for case, own, right in zip(cases, found, wanted, strict=True):
-        if text := trial.wrong(own, right, case, dtype):
-            return Verdict(text)
+    spent = 0.0
+    for schedule in kernels.SCHEDULES:
+        with gpu.current(device), choice.testing(schedule):
+            for case in cases:
+                trial.results(kernels, case)  # compiles and loads
+            began = clock()
+            found = [trial.results(kernels, case) for case in cases]
+            spent += clock() - began
+        for case, own, right in zip(cases, found, wanted, strict=True):
+            if text := trial.wrong(own, right, case, dtype):
+                return Verdict(f"{schedule} {text}")
     if spent > LIMIT:
         return Verdict(f"it took {spent:.1f} s, more than {LIMIT} s", lasting=False)
     return Verdict(None)

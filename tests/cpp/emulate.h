@@ -289,6 +289,7 @@ inline void previous_grid_wait(Where where = Where::current()) {
 
 namespace emulate {
 inline Device device{132, 9};           // an H200
+inline int largest_cluster = 16;        // blocks of a cluster that can run
 inline std::set<std::string> launched;  // names of kernels
 }  // namespace emulate
 
@@ -305,10 +306,11 @@ inline void copy_2d(void* to, size_t to_pitch, const void* from, size_t from_pit
 }
 inline void set_zero(void* to, size_t bytes, void*) { std::memset(to, 0, bytes); }
 
-// Those of an H200.
+// Those of an H200, up to the largest cluster.
 template <class... Parameters>
 int64_t clusters_at_once(void (*)(Parameters...), const LaunchShape& shape) {
   const int blocks = shape.cluster;
+  if (blocks > emulate::largest_cluster) return 0;
   return blocks > 8 ? 7 : blocks > 4 ? 15 : blocks > 2 ? 30 : blocks > 1 ? 66 : 132;
 }
 

@@ -20,4 +20,7 @@ PYBIND11_MODULE(emulated, m) {
       "device",
       [](int processors, int major) { fastrnn::cuda::emulate::device = {processors, major}; },
       "Makes it another GPU, as far as what is chosen for it goes.");
+  m.def(
+      "clusters", [](int most) { fastrnn::cuda::emulate::largest_cluster = most; },
+      "How many blocks a cluster can have there; 0: none can run.");
 }

@@ -17,6 +17,7 @@ from .. import gpu
 NAME = "cuda"
 DEVICE = "cuda"
 COMPILED = True  # at installation, not at the first call
+SCHEDULES = ("stepwise", "library")  # in which no block waits for another, see csrc/cuda/run.h
 CAPABILITY = (8, 0)  # the least that the kernels are compiled for
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

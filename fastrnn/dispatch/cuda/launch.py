@@ -18,13 +18,14 @@ from ... import _C
 from ...call import SCHEMA, Call
 from ...checks import check_lengths
 from ...results import Cotangents, Gradients, Needs, Results, Saved
-from .. import gpu
+from .. import choice, gpu
 from ..gpu import graphs, precision
 from ..gpu.gradients import of_h0
 from ..gpu.layer import checked
 from ..gpu.packing import packing
+from . import NAME
 
-# What csrc/cuda/run.h knows.
+# What csrc/cuda/run.h knows. Where nobody has tried the kernels, "auto" makes no persistent launch.
 schedule = "auto persistent" if os.environ.get("FASTRNN_PERSISTENT") == "1" else "auto"
 
 _HOW = "str precision, str schedule, int stream, bool repeats"
@@ -70,18 +71,28 @@ def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs)
     return Gradients(input, h0, c0, weights)
 
 
+def _schedule(device: torch.device) -> str:
+    """The schedule of a call that this thread makes."""
+    if tested := choice.tested():
+        return tested
+    if schedule == "auto persistent" and not choice.may_meet(NAME, gpu.nvidia(device), False):
+        return "auto"
+    return schedule
+
+
 def _run(op: Callable, call: Call, *given) -> tuple:
     """The op on the device of the input. Where it raises, the words are those of every backend."""
     input = call.input
     try:
+        how = precision(input.dtype), _schedule(input.device)
         if call.lengths is not None and call.lengths.is_cpu:
             check_lengths(call.lengths, input.size(0))
         if not input.is_cuda:
-            return op(*given, precision(input.dtype), schedule, 0, False, *call)
+            return op(*given, *how, 0, False, *call)
         with gpu.current(input.device):
             stream = torch.cuda.current_stream().cuda_stream
             repeats = not torch.cuda.is_current_stream_capturing()
-            return op(*given, precision(input.dtype), schedule, stream, repeats, *call)
+            return op(*given, *how, stream, repeats, *call)
     except RuntimeError as error:
         checked(call)
         if text := _out_of_memory(str(error), input.device):

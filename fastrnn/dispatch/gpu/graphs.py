@@ -28,6 +28,10 @@ STREAMS = 32  # whose chains are recorded: torch hands out as many before it beg
 # all of them: 10,000 steps of two launches fit. No memory was measured.
 LONGEST = 1 << 15
 HELD = 1 << 17
+# What recording a launch takes, in launches; a replay saves those of its chain. No GPU was asked:
+# a capture makes each launch once more, and instantiating a graph is taken to be as long or twice.
+PRICE = 4
+WAGE = 16  # of launches that are made as they are, one counts as saved: without any no graph begins
 
 
 class _Recorded:
@@ -41,7 +45,8 @@ class _Recorded:
 _graphs: OrderedDict[Hashable, _Recorded] = OrderedDict()  # the last used at the end
 _seen: OrderedDict[Hashable, int] = OrderedDict()  # when each came last
 _clock = itertools.count()
-_lock = threading.Lock()  # of the three
+_credit = PRICE * HELD  # launches that recordings may still cost; at first they fill all graphs
+_lock = threading.Lock()  # of the four
 _recording = threading.Lock()  # held while a chain is recorded, and of `_recorders`
 
 
@@ -175,14 +180,32 @@ def _look_up(chain: Hashable, launches: int) -> tuple[Callable[[], None] | None,
         if found is not None:
             found.used = now
             _graphs.move_to_end(chain)
+            _earn(launches if found.replay else launches / WAGE)
             return found.replay, False
+        _earn(launches / WAGE)
         before = _seen.pop(chain, None)
         _seen[chain] = now
         if len(_seen) > SEEN:
             _seen.popitem(last=False)
         if before is None or launches > LONGEST:
             return None, False
-        return None, all(_graphs[each].used < before for each in _in_the_way(launches))
+        unused = all(_graphs[each].used < before for each in _in_the_way(launches))
+        return None, unused and _afford(launches)
+
+
+def _earn(launches: float) -> None:
+    global _credit
+    _credit = min(_credit + launches, PRICE * HELD)
+
+
+def _afford(launches: int) -> bool:
+    """Takes the price of a recording off what replays have saved, if that is enough. So all
+    recordings together never take longer than they save, but for a constant and a few per cent."""
+    global _credit
+    if _credit < PRICE * launches:
+        return False
+    _credit -= PRICE * launches
+    return True
 
 
 def _in_the_way(launches: int) -> Iterator[Hashable]:

@@ -28,6 +28,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 COMPILED = False  # but at the first call
+SCHEDULES = ("stepwise",)  # in which no program waits for another
 
 
 PROGRAMS: dict[str, Program] = {}  # cells that are functions, by name

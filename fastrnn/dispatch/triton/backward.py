@@ -154,7 +154,7 @@ def backward(
     d_state,  # [rows, D, P] complete gradient of each h of a projected layer, or None
     sums,  # [D, N, 2, H] float32 room, where another launch takes them: for the gradient of h and,
     #        of a second product, for that of v; or None
-    lengths, offsets, reset, meetings,  # as in `forward`
+    lengths, offsets, reset, meetings, lost,  # as in `forward`
     T, N, rows, first, last,
     detach_every,  # no gradient crosses a time that is a multiple of it; 0: all do
     grad_clip,  # if CLIP, limit of the gradient that each step sends to h of the step before
@@ -237,7 +237,7 @@ def backward(
         if (w_hr is not None) and (PROJECTION & STAGES):
             if STATE_PRODUCT & STAGES:
                 arrivals += UNIT_TILES
-                meet(meetings + group, arrivals, UNIT_TILES == 1)
+                meet(meetings + group, arrivals, lost, UNIT_TILES == 1)
             (dh,) = product(
                 d_state + (row * D + d) * P, active, w_hr, held_hr, j, 1, P, H, False, BLOCK_N,
                 BLOCK_U, BLOCK_K, PERSISTENT, PRECISION,
@@ -268,7 +268,7 @@ def backward(
                 store(dw[:, None] + j[None, :], dw_t, mask, W, H)
                 if SECOND_PRODUCT & STAGES:
                     arrivals += UNIT_TILES
-                    meet(meetings + group, arrivals, UNIT_TILES == 1)
+                    meet(meetings + group, arrivals, lost, UNIT_TILES == 1)
             if SECOND_PRODUCT & STAGES:
                 of_v = product(
                     dw, active, w_w, held_w, j, W, H, P, False, BLOCK_N, BLOCK_U, BLOCK_K,
@@ -297,4 +297,4 @@ def backward(
                 rows, d, n, length, j, S, OWN, OLD, NEW, D, H, P,
             )  # fmt: skip
             arrivals += UNIT_TILES
-            meet(meetings + group, arrivals, UNIT_TILES == 1)
+            meet(meetings + group, arrivals, lost, UNIT_TILES == 1)

@@ -61,6 +61,7 @@ def forward(
     offsets,  # [T] int64 first row of each step of packed input, or None: t N
     reset,  # [T, N] bool: whether the state is zero before the step; or None
     meetings,  # [row blocks * D] int32 zeros
+    lost,  # int32, see `meet`; None where nobody meets
     T, N, rows,  # not specialised, like all run-time numbers: one compilation serves all
     first, last,  # steps to do, in the direction's own order, for the step schedule
     CELL: tl.constexpr,  # of cells.py
@@ -142,7 +143,7 @@ def forward(
                     store(gates + at_row * (S * H) + j[None, :], first_saved, mask, V, H)
                 if SECOND_PRODUCT & STAGES:
                     arrivals += UNIT_TILES
-                    meet(meetings + group, arrivals, UNIT_TILES == 1)
+                    meet(meetings + group, arrivals, lost, UNIT_TILES == 1)
             if SECOND_PRODUCT & STAGES:
                 of_v = product(
                     m + state * H, active, w_w, held_w, j, W, P, H, True, BLOCK_N, BLOCK_U, BLOCK_K,
@@ -172,7 +173,7 @@ def forward(
         if PROJECTS:
             if IN_CELL:
                 arrivals += UNIT_TILES
-                meet(meetings + group, arrivals, UNIT_TILES == 1)
+                meet(meetings + group, arrivals, lost, UNIT_TILES == 1)
             (value,) = product(
                 m + state * H, active, w_hr, held_hr, j, 1, H, P, True, BLOCK_N, BLOCK_U, BLOCK_K,
                 PERSISTENT, PRECISION,
@@ -190,4 +191,4 @@ def forward(
             t, active, row = step(i + 1, T, N, d, n, length, offsets, i + 1 < last)
             x_t = load(x + (row * D + d)[:, None] * (G * H), active[:, None] & unit, G, H)
             arrivals += UNIT_TILES
-            meet(meetings + group, arrivals, UNIT_TILES == 1)
+            meet(meetings + group, arrivals, lost, UNIT_TILES == 1)

@@ -163,6 +163,34 @@ def options(plan: Plan, units: int) -> dict[str, object]:
     }
 
 
+# By device where programs of its launches say that they waited in vain: one number on the host,
+# which they write and nobody has to fetch.
+_lost: dict[torch.device, Tensor] = {}
+
+
+def _watched(device: torch.device, meet: bool) -> Tensor | None:
+    """That number, for a launch whose programs meet.
+
+    Raises:
+        RuntimeError: an earlier launch left word there.
+    """
+    lost = _lost.get(device)
+    if lost is None:
+        if not meet:
+            return None
+        pinned = device.type == "cuda"
+        with torch.inference_mode(False):
+            lost = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=pinned)
+        lost = _lost.setdefault(device, lost)
+    if lost[0]:
+        lost.zero_()
+        raise RuntimeError(
+            f"programs of an earlier launch of the Triton kernels on {device} waited in vain for "
+            "each other, and its results are wrong: take another backend, and please report this"
+        )
+    return lost if meet else None
+
+
 def launch(
     kernel,
     cell: Cell,
@@ -174,7 +202,7 @@ def launch(
     """Launches `kernel`, one of the two.
 
     Args:
-        tensors: its pointers by name, but for `meetings`.
+        tensors: its pointers by name, but for `meetings` and `lost`.
         numbers: its arguments besides, which differ between the two.
         kinds: of the cell's parameters, see `tiles.parameters`.
     """
@@ -185,6 +213,7 @@ def launch(
     device = device_of(w_hh, cell.step is not None)
     plans = plans_for(kernel, cell, size, projected, w_hh.dtype, how, device)
     persistent, units = plans[0][1].persistent, max(size.H, size.P)
+    lost = _watched(w_hh.device, persistent and plans[0][1].unit_tiles(units) > 1)
     groups = [plan.row_blocks(size.N) * size.D for _, plan in plans]
     meetings = torch.zeros(groups[0], dtype=torch.int32, device=w_hh.device)
     fixed = [
@@ -197,6 +226,7 @@ def launch(
             kernel[(count * plan.unit_tiles(units),)](
                 **tensors,
                 meetings=meetings,
+                lost=lost,
                 T=size.T,
                 N=size.N,
                 rows=size.rows,

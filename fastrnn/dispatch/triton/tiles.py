@@ -15,6 +15,9 @@ SECOND_PRODUCT = tl.constexpr(choose.SECOND_PRODUCT)
 CELL_STAGE = tl.constexpr(choose.CELL_STAGE)
 PROJECTION = tl.constexpr(choose.PROJECTION)
 
+POLLS = tl.constexpr(1 << 22)  # of `meet`; each takes an H200 0.6 us or more
+NEVER = tl.constexpr(1 << 30)  # more arrivals than there are
+
 
 @triton.jit
 def place(
@@ -230,17 +233,25 @@ def biased(sums, bias, AT: tl.constexpr, PLANES: tl.constexpr):
 
 
 @triton.jit
-def meet(counter, arrivals, ALONE: tl.constexpr):
+def meet(counter, arrivals, lost, ALONE: tl.constexpr):
     """Waits until the programs of a group have come `arrivals` times in all.
 
     What each stored before it came, all can load afterwards: the program's own barrier orders the
     stores of its threads before the release, and their loads after the acquire. ALONE: one program
     is the whole group, and its own barrier does.
+
+    Who has looked POLLS times goes on, and leaves a 1 at `lost` for the launcher, `launch.py`. It
+    also has everyone go on who waits there, or will: the launch ends.
     """
     tl.debug_barrier()
     if not ALONE:
         tl.atomic_add(counter, 1, sem="release", scope="gpu")
         arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
-        while arrived < arrivals:
+        polls = 0
+        while (arrived < arrivals) & (polls < POLLS):
             arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+            polls += 1
+        if arrived < arrivals:
+            tl.atomic_max(counter, NEVER)
+            tl.store(lost, 1)
         tl.debug_barrier()
