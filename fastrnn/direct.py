@@ -20,15 +20,19 @@ from .table import cell_named, weight_names
 from .torch_private import is_any_autocast_enabled, unseen
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_PLAIN = (torch.nn.Parameter, Tensor)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def _records(module: torch.nn.Module, input: Tensor, hx) -> bool:
-    """Whether autograd may record a call. Of a frozen module it does not, whatever the mode."""
+    """Whether autograd may record a call. Of a frozen module it does not, whatever the mode.
+
+    Weights of a class of their own may answer anything, and count as recorded.
+    """
     if not torch.is_grad_enabled():
         return False
     for each in module._parameters.values():
-        if each is not None and each.requires_grad:
+        if each is not None and (type(each) not in _PLAIN or each.requires_grad):
             return True
     states = hx if isinstance(hx, tuple) else (hx,)
     return any(getattr(each, "requires_grad", False) for each in (input, *states))

@@ -189,6 +189,23 @@ def test_weights_outlive_the_call_that_reads_them(taken):
 
 
 @layers
+def test_a_frozen_module_with_gradients_on(name, taken):
+    """It takes the short way until anything requires a gradient, which then comes."""
+    module = getattr(fastrnn, name)(5, 7).requires_grad_(False)
+    x, hx = torch.randn(3, 2, 5), state(name, 1, 2, 7)
+    assert not module(x, hx)[0].requires_grad and not module(x)[0].requires_grad
+    assert taken == [True, True]
+    for tensor in [x, *tree_leaves(hx), module.weight_hh_l0, module.bias_ih_l0]:
+        tensor.requires_grad_()
+        module(x, hx)[0].sum().backward()
+        assert tensor.grad.abs().sum() > 0
+        tensor.requires_grad_(False)
+    assert not any(taken[2:])
+    module(x, hx)
+    assert taken[-1]
+
+
+@layers
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_training_goes_past_the_dispatcher(name, dtype, monkeypatch):
     """Forward and backward of every layer, and no bit is another than through the op."""
