@@ -34,7 +34,7 @@ def _records(module: torch.nn.Module, input: Tensor, hx) -> bool:
     for each in module._parameters.values():
         if each is not None and (type(each) not in _PLAIN or each.requires_grad):
             return True
-    states = hx if isinstance(hx, tuple) else (hx,)
+    states = hx if isinstance(hx, (tuple, list)) else (hx,)
     return any(getattr(each, "requires_grad", False) for each in (input, *states))
 
 

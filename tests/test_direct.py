@@ -197,12 +197,21 @@ def test_a_frozen_module_with_gradients_on(name, taken):
     assert taken == [True, True]
     for tensor in [x, *tree_leaves(hx), module.weight_hh_l0, module.bias_ih_l0]:
         tensor.requires_grad_()
-        module(x, hx)[0].sum().backward()
+        module(x, list(hx) if name == "LSTM" else hx)[0].sum().backward()
         assert tensor.grad.abs().sum() > 0
         tensor.requires_grad_(False)
     assert not any(taken[2:])
     module(x, hx)
     assert taken[-1]
+
+
+@pytest.mark.parametrize("form", [tuple, list])
+def test_a_frozen_cell_with_gradients_on(form, taken):
+    cell, states = fastrnn.LSTMCell(5, 7).requires_grad_(False), torch.randn(2, 3, 7)
+    cell(torch.randn(3, 5), form(states))
+    states.requires_grad_()
+    cell(torch.randn(3, 5), form(states))[0].sum().backward()
+    assert (states.grad.abs().sum((1, 2)) > 0).all() and taken == [True, False]
 
 
 @layers
