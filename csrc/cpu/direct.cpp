@@ -132,8 +132,8 @@ class Direct {
     try {
       c.emplace(given(inputs, call, py::none(), View{}, View{}));
       const int rank = c->given.batch_sizes ? 2 : 3;
-      kept = {lifted(plain(saved[0]), rank), {}, {}, plain(saved[1]), plain(saved[2]),
-              plain(saved[3])};
+      kept = {
+          lifted(plain(saved[0]), rank), {}, {}, plain(saved[1]), plain(saved[2]), plain(saved[3])};
       in = {lifted(plain(cotangents[0]), rank),
             lifted(plain(cotangents[1]), 3),
             lifted(plain(cotangents[2]), 3),
