@@ -1,31 +1,9 @@
 // Products of floats in parts, with emulated tiles: that the parts of a float are its sum, that
 // sums are at least as near as those of FMAs, or, of fewer parts, as near as these are to the
 // floats, that a number which has no parts is noticed, and from how many rows on parts are taken.
-#include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <limits>
 #include <utility>
 
-#include "check.h"
-
-#define FASTRNN_NAMESPACE emulated
-#define FASTRNN_BYTES 64
-#define FASTRNN_REGISTERS 32
-#define FASTRNN_PAIRS
-#define FASTRNN_TILES
-#include "cpu/activations.h"
-//
-#include "cells.h"
-#include "cpu/isa.h"
-#include "cpu/panels.h"
-#include "cpu/split.h"
-#include "cpu/zeros.h"
-#include "tensors.h"
-#include "together.h"
-
-using emulated::Parts;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+#include "parts.h"
 
 // The parts of floats of every exponent that parts have bits for; each is a Bf16 by its type.
 void test_sum() {

@@ -1,30 +1,10 @@
 // Layers of floats in parts, with emulated tiles: that results and gradients are as near as those
 // of FMAs, that a row depends on no other, and that a layer with a number which has no parts is
 // computed without them. Products alone are in test_parts.cpp.
-#include <algorithm>
-#include <cstdlib>
-#include <cstring>
 #include <functional>
-#include <limits>
 
-#include "check.h"
+#include "parts.h"
 
-#define FASTRNN_NAMESPACE emulated
-#define FASTRNN_BYTES 64
-#define FASTRNN_REGISTERS 32
-#define FASTRNN_PAIRS
-#define FASTRNN_TILES
-#include "cpu/activations.h"
-//
-#include "cells.h"
-#include "cpu/isa.h"
-#include "cpu/panels.h"
-#include "cpu/split.h"
-#include "cpu/zeros.h"
-#include "tensors.h"
-#include "together.h"
-
-using emulated::Parts;
 using fastrnn::cpu::run_backward, fastrnn::cpu::run_forward;
 
 fastrnn::Kernels with_emulated_tiles(const fastrnn::Kernels& others);  // emulated_tiles.cpp
@@ -34,7 +14,6 @@ constexpr int kCells = 0
     FASTRNN_CELLS(X)
 #undef X
     ;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Error {
   double most = 0, squares = 0;
