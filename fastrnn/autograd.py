@@ -102,7 +102,7 @@ def _gradients(
         return None
     derived = torch.is_grad_enabled()
     if in_vmap() or (derived and not backward.takes(call, cotangents)):
-        return reference.differentiable_gradients(call, cotangents)
+        return reference.differentiable_gradients(call, cotangents, needs)
     way = dispatch.way(backend, call)
     is_stale = _staleness(ctx)
     if is_stale():

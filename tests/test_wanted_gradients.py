@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 import fastrnn
 from fastrnn import autograd, backward
-from fastrnn.dispatch import cpu
+from fastrnn.dispatch import cpu, reference
 from fastrnn.results import Needs
 
 T, N, I, H = 4, 3, 5, 6
@@ -133,6 +133,38 @@ def test_a_cell(asked):
     torch.autograd.grad(cell(x)[0].sum(), x)
     torch.autograd.grad(cell(x)[0].sum(), cell.bias_hh)
     assert [needs[::2] for needs in asked] == [(True, False), (False, True)]
+
+
+@pytest.mark.parametrize("what", ["input", "weights"])
+def test_second_derivatives_by_the_reference(what, monkeypatch):
+    """Those of a cell that is a function: what nobody wants gets no graph, and no value changes."""
+    module = fastrnn.Recurrent(fastrnn.zoo.PeepholeLSTM, I, H, dtype=torch.float64)
+    x = torch.randn(T, N, I, dtype=torch.float64, requires_grad=True)
+    weights, found = list(module.parameters()), []
+    real = reference.differentiable_gradients
+
+    def spy(call, cotangents, needs):
+        gradients = real(call, cotangents, needs)
+        found.append((gradients.input.requires_grad, gradients.weights[0].requires_grad))
+        return gradients
+
+    monkeypatch.setattr(reference, "differentiable_gradients", spy)
+    loss = loss_of(module, x)
+    of = [x] if what == "input" else weights
+    some = torch.autograd.grad(loss, of, create_graph=True)
+    every = torch.autograd.grad(loss, [x, *weights], create_graph=True)
+    assert found == [(what == "input", what == "weights"), (True, True)]
+    every = every[:1] if what == "input" else every[1:]
+    for runs in zip(
+        *(
+            torch.autograd.grad(
+                sum(g.square().sum() for g in each), [x, *weights], retain_graph=True
+            )
+            for each in (some, every)
+        ),
+        strict=True,
+    ):
+        assert_matches(*runs)
 
 
 def test_a_small_call_asks_nothing(asked, monkeypatch):

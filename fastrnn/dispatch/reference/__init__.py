@@ -96,9 +96,12 @@ def run_backward(call: Call, cotangents: Cotangents, saved: Saved, needs: Needs)
     )
 
 
-def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
+_ALL = Needs(input=True, state=True, weights=True)
+
+
+def differentiable_gradients(call: Call, cotangents: Cotangents, needs: Needs = _ALL) -> Gradients:
     """The gradients under `create_graph=True` or in `vmap`: through the reference, which can be
-    derived again and transformed.
+    derived again and transformed. In eager mode those that are not needed are zeros.
 
     With grad_clip a second backward clamps twice, what comes through these gradients and what comes
     through the layer's results, where the reference by itself would clamp their sum.
@@ -119,9 +122,11 @@ def differentiable_gradients(call: Call, cotangents: Cotangents) -> Gradients:
         own = [t.view_as(t) if t.requires_grad else t for t in call.tensors()]
         # A result may depend on none, as the last state does where every step detaches.
         pairs = [(r, g) for r, g in zip(layer(*own), came, strict=True) if r.requires_grad]
+        states, weights = len(own) - len(call.weights) - 1, len(call.weights)
+        due = [needs.input, *[needs.state] * states, *[needs.weights] * weights]
+        inputs = [t for t, is_due in zip(own, due, strict=True) if is_due and t.requires_grad]
         found = {}
-        if pairs:
-            inputs = [t for t in own if t.requires_grad]
+        if pairs and inputs:
             results, seeds = zip(*pairs, strict=True)
             each = torch.autograd.grad(results, inputs, seeds, create_graph=True, allow_unused=True)
             found = dict(zip(map(id, inputs), each, strict=True))
