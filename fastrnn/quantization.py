@@ -91,7 +91,7 @@ def quantization_error(
             if format is None:
                 continue
             if name == "weight_ih_l0":
-                _warn_of_scale(own, x, weight.detach(), format)
+                _warn_of_scale(own, x, weight.detach(), format, activations)
             only = activations if format == "int8" else None
             alone = Streamer(layer, x.size(1), weights={name: format}, activations=only)
             rows.append(WeightError(own, format, _relative(_outputs(alone, x), y)))
@@ -126,12 +126,19 @@ def _relative(got: Tensor, wanted: Tensor) -> float:
     return float((got.double() - wanted).square().mean().sqrt() / size.clamp_min(1e-30))
 
 
-def _warn_of_scale(name: str, x: Tensor, weight: Tensor, format: str) -> None:
+def _warn_of_scale(
+    name: str, x: Tensor, weight: Tensor, format: str, activations: str | None
+) -> None:
+    both = "it"
     noise = x @ (small_weights.rounded(name, weight, format) - weight).T
+    if format == "int8":
+        both = "both"
+        noise += (small_weights.rounded_activations(x, activations) - x) @ weight.T
     added = float(noise.square().mean().sqrt())
     if not added <= 0.05:
         warnings.warn(
-            f"{name}: its input reaches {float(x.abs().max()):.2g}, and rounding it to {format} "
-            f"adds {added:.2g} to pre-activations: leave it in float (None), or scale the input",
+            f"{name}: its input reaches {float(x.abs().max()):.2g}, and rounding {both} for "
+            f"{format} adds {added:.2g} to pre-activations: leave it in float (None), or scale the "
+            "input",
             stacklevel=3,
         )

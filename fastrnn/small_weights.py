@@ -99,3 +99,11 @@ def rounded(name: str, weight: Tensor, format: str | None) -> Tensor:
     """The floats that a weight's numbers stand for in a format."""
     _, numbers, scale = packed(name, weight, format)
     return numbers.float() if scale is None else numbers.float() * scale[:, None]
+
+
+def rounded_activations(x: Tensor, activations: str | None) -> Tensor:
+    """What the numbers of x (..., columns) are in products with weights of int8: multiples of a
+    unit of each row, as in `quantise` of csrc/cpu/small_weights.h."""
+    units = 127 if activations == "int8" else max(1, min(32767, (2**31 - 1) // (127 * x.size(-1))))
+    most = x.abs().amax(-1, keepdim=True)
+    return (x * torch.where(most < _LEAST, 0.0, units / most)).round() * (most / units)

@@ -61,6 +61,21 @@ def test_a_warning_of_inputs_that_are_badly_scaled():
     assert found.weights[0].error > 10 * found.weights[1].error > 10 * found.whole / 2
 
 
+@pytest.mark.parametrize("large, activations", [(1e4, "int8"), (1e6, None)])
+def test_a_warning_of_an_input_that_leaves_no_digits_to_others(large, activations):
+    """One that no weight reads: none of them is rounded badly, but the row beside it is."""
+    module, x = fastrnn.LSTM(8, 20), torch.randn(30, 1, 8)
+    x[..., 3] = large
+    with torch.no_grad():
+        module.weight_ih_l0[:, 3] = 0
+    with pytest.warns(UserWarning, match="weight_ih_l0: its input reaches 1e.* leave it in float"):
+        found = fastrnn.quantization_error(module, x, activations=activations)
+    assert found.weights[0].error > 0.5 and found.whole < 0.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fastrnn.quantization_error(module, x, weights="bfloat16")
+
+
 def test_what_it_refuses():
     module, x = fastrnn.GRU(4, 6), torch.randn(5, 2, 4)
     with pytest.raises(ValueError, match="no weight is small"):
