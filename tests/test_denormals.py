@@ -139,3 +139,36 @@ def test_a_limit_that_is_a_denormal_number_is_one(name, dtype):
         hx = (state, torch.zeros(1, 2, 4, dtype=dtype)) if name == "LSTM" else state
         (found,) = torch.autograd.grad(module(x, hx, grad_clip=limit)[0].sum(), state)
         assert found.abs().max() <= least
+
+
+def ones(steps: int, rows: int) -> tuple[fastrnn.RNN, Tensor]:
+    """A layer of one unit, which adds the input to its biases, and an input of ones."""
+    module = fastrnn.RNN(1, 1, nonlinearity="relu")
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.fill_(parameter is module.weight_ih_l0)
+    return module, torch.ones(steps, rows, 1)
+
+
+def test_no_denormal_number_comes_of_sums_of_several_blocks(isa):
+    """A layer of few units adds up what blocks of rows give to a weight's gradient."""
+    module, x = ones(3, 64)
+    dy = torch.zeros(3, 64, 1)
+    dy[2, 0], dy[2, 16] = 1.5e-38, -1.4e-38
+    wanted = torch.autograd.grad(module(x)[0], list(module.parameters()), dy)
+    assert not any(map(denormals, wanted))
+    with flushing():
+        found = torch.autograd.grad(module(x)[0], list(module.parameters()), dy)
+    assert all(map(torch.equal, wanted, found))
+
+
+def test_a_bias_that_is_a_denormal_number_is_zero(isa):
+    """Both biases are added up once a call; in a call of one step, at each step."""
+    module, x = ones(12, 1)
+    with torch.no_grad():
+        module.weight_ih_l0.zero_()
+        module.bias_ih_l0.fill_(1.17e-38)
+        module.bias_hh_l0.fill_(1e-39)
+        assert not module(x[:1])[0].count_nonzero()
+        assert not module(x)[0].count_nonzero()
+        assert not fastrnn.Streamer(module)(x[0]).count_nonzero()

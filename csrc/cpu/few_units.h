@@ -79,12 +79,15 @@ class FewUnits : Layer<Cell, Stored> {
         if (b_->need_weights) add_lanes(sums, partial + (i * D + d) * count());
       }
     });
-    for (int64_t d = 0; d < D && b_->need_weights; ++d) {
-      for (int64_t i = 1; i < pieces; ++i)
-        for (int64_t k = 0; k < count(); ++k)
-          partial[d * count() + k] += partial[(i * D + d) * count() + k];
-      give(partial + d * count(), b_->dweights[d]);
-    }
+    if (!b_->need_weights) return;
+    run(parallel, 1, [&](int64_t) {
+      for (int64_t d = 0; d < D; ++d) {
+        for (int64_t i = 1; i < pieces; ++i)
+          for (int64_t k = 0; k < count(); ++k)
+            partial[d * count() + k] += partial[(i * D + d) * count() + k];
+        give(partial + d * count(), b_->dweights[d]);
+      }
+    });
   }
 
  private:

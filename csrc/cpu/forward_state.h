@@ -67,7 +67,9 @@ struct ForwardState : Base {
       const Bias b_hw(after_first(f.weights[d].b_hh, 1), 1, H, false, w.hw.groups);
       for (int64_t p = 0; p < w.hw.count(); ++p) b_hw.pack(p, w.b_hw + p * kLd);
       // Where the cell only sees x + u, the recurrent product starts from x_part, both biases in.
-      for (int64_t i = 0; i < w.ih.count() * kLd && !kind.split; ++i) w.b_ih[i] += w.b_hh[i];
+      run(this->parallel, 1, [&](int64_t) {
+        for (int64_t i = 0; i < w.ih.count() * kLd && !kind.split; ++i) w.b_ih[i] += w.b_hh[i];
+      });
     }
   }
 
