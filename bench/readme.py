@@ -115,14 +115,15 @@ def balance(results: list[list[Record]]) -> list[list[str]]:
 
 def not_faster(results: list[list[Record]]) -> list[list[str]]:
     """Every row in which fastrnn is even or slower, the least first."""
-    out = [["against", "case", "cell", "mode", "ratio", "±", "verdict", "machine"]]
+    out = [["against", "case", "cell", "mode", "ratio", "±", "verdict", "machine (commit)"]]
     out.append(["---"] * 4 + ["---:"] * 2 + ["---"] * 2)
     for who, found in opponents(results):
         for claim in sorted(found, key=lambda claim: claim.ratio):
             row, figures = claim.row, [f"{claim.ratio:.2f}", f"{claim.noise:.0%}"]
             if claim.verdict != "faster":
                 place = [who, row.case, row.cell, row.mode]
-                out.append([*place, *figures, claim.verdict, claims.name(claim.facts)])
+                where = f"{claims.name(claim.facts)} ({claim.facts.commit})"
+                out.append([*place, *figures, claim.verdict, where])
     return out
 
 

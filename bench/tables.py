@@ -7,8 +7,10 @@ from bench.timing import NOISY
 
 
 def markdown(records: list[Record]) -> str:
-    """The tables of one file of results, or of the rows of one suite of it."""
+    """The tables of one file of results, or of the rows of one suite of it. A table of rows that
+    are not as old as the last says how old they are."""
     facts = records[-1][1]
+    its = {id(row): its for row, its in records}
     parts = [
         f"{facts.gpu or facts.cpu}, {facts.cores} cores, {facts.isa}; fastrnn {facts.version} "
         f"({facts.commit}), torch {facts.torch}, Python {facts.python}, {facts.date}. "
@@ -16,7 +18,10 @@ def markdown(records: list[Record]) -> str:
     ]
     for title, group in tables(lines(row for row, _ in records)):
         table = wide if group[0].plain else long
-        parts.append(f"**{title}**\n\n" + table(group))
+        found = [its[id(row)] for line in group for row in line.rows.values()]
+        ages = dict.fromkeys(f"{one.commit}, {one.date}" for one in found)
+        own = "" if list(ages) == [f"{facts.commit}, {facts.date}"] else f" ({'; '.join(ages)})"
+        parts.append(f"**{title}**{own}\n\n" + table(group))
     return "\n\n".join(parts)
 
 

@@ -57,7 +57,9 @@ def test_what_the_readme_says_is_worked_out_from_the_rows():
     assert "| `torch.nn`, 2 threads | 1 | 0 | 0 |" in found["balance"]
     assert "the faster, 1 thread | 0 | 0 | 1 |" in found["balance"]
     assert "| A CPU, avx2, 2 threads (abc, 2026-01-02) | – | 9.00 |" in found["means"]
-    line = "| `torch.nn`, 1 thread | lm | LSTM | training | 0.50 | 1% | slower | A CPU, avx2 |"
+    line = (
+        "| `torch.nn`, 1 thread | lm | LSTM | training | 0.50 | 1% | slower | A CPU, avx2 (abc) |"
+    )
     assert line in readme.page([sizes])
 
 

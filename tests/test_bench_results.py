@@ -155,6 +155,16 @@ def test_the_markdown_table():
     assert "A CPU (R), 2 cores, avx2; fastrnn 1.0 (abc), torch 2.13.0" in table
 
 
+def test_a_table_of_rows_that_are_older_says_so():
+    old = replace(FACTS, commit="01d", date="2026-01-01")
+    text = tables.markdown([(row(threads=2), old), (row(), FACTS)])
+    assert "fastrnn 1.0 (abc), torch 2.13.0, Python 3.11.7, 2026-01-02." in text
+    assert "**float32, 1 thread**\n" in text
+    assert "**float32, 2 threads** (01d, 2026-01-01)\n" in text
+    mixed = tables.markdown([(row(case="b"), old), (row(), FACTS)])
+    assert "**float32, 1 thread** (01d, 2026-01-01; abc, 2026-01-02)\n" in mixed
+
+
 def test_the_markdown_table_says_what_is_special_in_a_case():
     table = tables.markdown([(row(directions=2), FACTS), (row(case="p", proj_size=2), FACTS)])
     assert "| tiny (9, 3, 4, 5, 2 bi) |" in table and "| p (9, 3, 4, 5, 2 proj 2) |" in table
