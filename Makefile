@@ -153,8 +153,8 @@ CHECKED := -std=c++20 -Og -g1 -ffp-contract=off -fno-math-errno -fno-trapping-ma
 SANITIZE := $(CHECKED) -fsanitize=address,undefined
 RACES := $(CHECKED) -fsanitize=thread
 ISA := $(filter-out isa_avx512% isa_amx,$(basename $(notdir $(wildcard csrc/cpu/isa*.cpp))))
-CPU_OBJECTS := $(patsubst %,build/sanitize/%.o,$(ISA) without_avx512 emulated_tiles emulated_dpbusd \
-    emulated_sdot emulated_byte_tiles memory)
+CPU_OBJECTS := $(patsubst %,build/sanitize/%.o,$(ISA) without_avx512 emulated_tiles emulated_rounding \
+    emulated_dpbusd emulated_sdot emulated_byte_tiles memory)
 PROGRAMS := $(patsubst tests/cpp/%.cpp,build/sanitize/%,$(CPP_TESTS)) \
     $(patsubst %,build/races/%,test_memory test_team test_threads)
 

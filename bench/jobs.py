@@ -2,7 +2,7 @@
 contenders' rows are read against is the first of torch.nn."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -34,27 +34,52 @@ def forced(backend: str, ours: Contender = OURS) -> Contender:
     )
 
 
-def in_parts(precision: str, tolerance: float = 0.0) -> Contender:
-    """Ours, on the tiles of AMX, where torch is told that much of its own products of float32."""
+@contextmanager
+def _allowed(precision: str) -> Iterator[None]:
+    """torch told that much of its own products of float32 in recurrent layers."""
+    products = torch.backends.mkldnn.rnn
+    told, products.fp32_precision = products.fp32_precision, precision
+    try:
+        yield
+    finally:
+        products.fp32_precision = told
+
+
+def _on_amx(precision: str) -> Contender:
+    """Ours, on the tiles of AMX, as `_allowed`."""
 
     @contextmanager
     def around() -> Iterator[None]:
         kernels = importlib.import_module("fastrnn._C")
         if kernels.isa() != "amx":
             raise ImportError(f"the instruction set is {kernels.isa()}, not amx")
-        cpu, products = importlib.import_module("fastrnn.dispatch.cpu"), torch.backends.mkldnn.rnn
-        before, told = kernels.in_parts(), products.fp32_precision
+        cpu, before = importlib.import_module("fastrnn.dispatch.cpu"), kernels.in_parts()
         cpu.set_in_parts("always")
-        products.fp32_precision = precision
         try:
-            yield
+            with _allowed(precision):
+                yield
         finally:
-            products.fp32_precision = told
             cpu.set_in_parts(before)
 
+    name = f"fastrnn in parts{'' if precision == 'ieee' else f', {precision}'}"
+    return _of_float32(OURS, name, around, {"ieee": 0.0, "tf32": 1e-3, "bf16": 8e-2}[precision])
+
+
+def _rounded(contender: Contender) -> Contender:
+    """The same, told that products may be of numbers rounded to bfloat16."""
+
+    def around():
+        if contender is OURS and not importlib.import_module("fastrnn._C").has_parts():
+            raise ImportError("this CPU gains nothing from products of bfloat16")
+        return _allowed("bf16")
+
+    return _of_float32(contender, f"{contender.name} rounded", around, tolerance=8e-2)
+
+
+def _of_float32(contender: Contender, name: str, around: Callable, tolerance: float) -> Contender:
     return replace(
-        OURS,
-        name=f"fastrnn in parts{'' if precision == 'ieee' else f', {precision}'}",
+        contender,
+        name=name,
         around=around,
         devices=("cpu",),
         dtypes=("float32",),
@@ -79,9 +104,8 @@ JOBS: dict[str, tuple[Contender, ...]] = {
         graph(OURS),
         graph(BASELINE),
         in_float32(OURS),
-        in_parts("ieee"),
-        in_parts("tf32", tolerance=1e-3),
-        in_parts("bf16", tolerance=8e-2),
+        *map(_on_amx, ("ieee", "tf32", "bf16")),
+        *map(_rounded, (OURS, BASELINE)),
         *LIBRARIES,
     ),
     "packed": (

@@ -77,6 +77,7 @@ def headline(records: list[Record]) -> str:
 def last_step(records: list[Record]) -> str:
     """A sentence on the suite `last-step`, or nothing without rows."""
     found = claims.claims([records], suite="last-step", dtype="float32", threads=1)
+    found = [claim for claim in found if claim.row.case.startswith("last")]
     cells = [f"{cell} {mean_of(found, cell, 'training')}" for cell in CELLS if found]
     if not cells:
         return ""

@@ -99,12 +99,17 @@ CORNERS = (
     slope("input-gradient-wide", 20, 64, 512, 512, modes=("training",)),
 )
 
+# Each size with a loss on the last output, and with one on all outputs.
 LAST = tuple(
-    Case(f"last-{T}", T, 32, 64, 128, 1, user, job="last")
+    case
     for T, user in (
         (100, "a classifier of sentences by their last state"),
         (200, "a forecaster that reads a week of hours and says the next"),
         (2000, "a classifier of recordings, sample by sample"),
+    )
+    for case in (
+        Case(f"last-{T}", T, 32, 64, 128, 1, user, job="last"),
+        Case(f"all-{T}", T, 32, 64, 128, 1, "the same where every output has a label"),
     )
 )
 
@@ -195,6 +200,11 @@ SUITES = {
         dtypes=("bfloat16",),
         extra=("fastrnn float32",),
     ),
+    "rounded": Suite(
+        "the same models in float32, also where torch allows products of bfloat16",
+        CPU[1:],
+        extra=("fastrnn rounded", "torch.nn rounded"),
+    ),
     "gpu": Suite(
         "published models and benchmarks, in the precisions of a GPU",
         GPU,
@@ -210,7 +220,10 @@ SUITES = {
         cells=CELLS + tuple(PUBLISHED),
     ),
     "last-step": Suite(
-        "training with a loss on the last output", LAST, (1, None), modes=("training",)
+        "training with a loss on the last output, and with one on all",
+        LAST,
+        (1, None),
+        modes=("training",),
     ),
     "corners": Suite(
         "short chunks, tiny layers, loops over cells, and gradients of other kinds", CORNERS

@@ -9,8 +9,9 @@ of the machine's core, weights at the bandwidth of where the part lies, and a me
 with the number of threads. Its figures are predictions: nobody has timed these kernels on more than
 two cores.
 
-The second table says what a wrong constant of `split.h` would cost: how much longer steps take that
-are shared by its half or its double, in the model of the right ones.
+The constants of `split.h` come from one core with AVX2. A line for each machine says what they cost
+there: how much longer steps take than if they were shared by the machine's own. The last table has
+the same for one constant of `split.h` at a time, halved or doubled.
 """
 
 from __future__ import annotations
@@ -67,9 +68,7 @@ def nanoseconds(row: Row, facts: Facts, threads: int) -> float:
 
     G, H, D = GATES[row.cell], row.hidden_size, row.directions
     rows, units = split(row, facts, threads)
-    costs = {"flops": facts.fma_gflops, "near_bytes": facts.cache_gbs, "far_bytes": FAR}
-    costs |= {"near": NEAR, "meeting": MEETING, "each_member": MEMBER}
-    step = step_time(row.N, G * H, H, 4, rows, units, costs)
+    step = step_time(row.N, G * H, H, 4, rows, units, own_costs(facts))
     step += CELL * -(-row.N // rows) * -(-G * H // units)
     loop = step * row.T * D / min(D, threads)  # directions run at the same time
     flops = 0.0  # of products over all steps
@@ -81,6 +80,19 @@ def nanoseconds(row: Row, facts: Facts, threads: int) -> float:
     loops = row.layers * (2 if row.mode == "training" else 1)
     products = flops / facts.fma_gflops / threads
     return CALL * row.layers + products + loops * (loop + (WAKE if threads > 1 else 0))
+
+
+def own_costs(facts: Facts) -> dict[str, float]:
+    """The constants of `split.h` as they are on a machine: its rates of FMAs and of the near cache
+    are measured when rows are saved (`bench.ceilings`)."""
+    return {
+        "flops": facts.fma_gflops,
+        "near": NEAR,
+        "near_bytes": facts.cache_gbs,
+        "far_bytes": FAR,
+        "meeting": MEETING,
+        "each_member": MEMBER,
+    }
 
 
 class Prediction(NamedTuple):
@@ -143,21 +155,36 @@ SIZES = tuple(
 )
 
 
-def wrong_constants() -> dict[str, list[float]]:
-    """By the cost and whether it is halved or doubled: how many times longer each step takes."""
-    from fastrnn._C import split_step, step_costs, step_time
+def slower(shared_by: dict[str, float], right: dict[str, float], isa: str = "avx2") -> list[float]:
+    """How many times longer each step of SIZES takes that is shared by these costs, where others
+    are right. What a dict leaves out is as in `split.h`."""
+    from fastrnn._C import split_step, step_time
 
     def time(N: int, H: int, G: int, threads: int, costs: dict[str, float]) -> float:
         work = N, G * H, H, 4
-        rows, units, _ = split_step(*work, threads, -(-H // panel("avx2")), costs)
-        return step_time(*work, rows, units)
+        rows, units, _ = split_step(*work, threads, -(-H // panel(isa)), costs)
+        return step_time(*work, rows, units, right)
 
-    found = {}
-    right = [time(*size, {}) for size in SIZES]
-    for (name, value), factor in itertools.product(step_costs().items(), (0.5, 2)):
-        wrong = [time(*size, {name: value * factor}) for size in SIZES]
-        found[f"{name} x {factor:g}"] = [a / b for a, b in zip(wrong, right, strict=True)]
-    return found
+    return [time(*size, shared_by) / time(*size, right) for size in SIZES]
+
+
+def wrong_constants() -> dict[str, list[float]]:
+    """By the cost and whether it is halved or doubled: `slower` by it."""
+    from fastrnn._C import step_costs
+
+    changes = itertools.product(step_costs().items(), (0.5, 2))
+    return {f"{name} x {by:g}": slower({name: value * by}, {}) for (name, value), by in changes}
+
+
+def own_constants(facts: Facts) -> str:
+    """A sentence on what the constants of `split.h` cost on a machine."""
+    own = own_costs(facts)
+    ratios = slower({}, own, facts.isa)
+    said = ", ".join(f"{name} {value:g}" for name, value in own.items())
+    return (
+        f"Shared by the constants of split.h instead of its own ({said}), steps here take "
+        f"{geometric_mean(ratios):.3f} times as long in the mean, {max(ratios):.2f} at most."
+    )
 
 
 def constants_table(found: dict[str, list[float]]) -> str:
@@ -177,7 +204,7 @@ def main() -> None:
     folder = parser.parse_args().results
     for path in sorted(folder.glob("*.csv")):
         if found := predictions(results.load(path)):
-            print(f"## {path.stem}\n\n{table(found)}\n")
+            print(f"## {path.stem}\n\n{table(found)}\n\n{own_constants(found[-1].facts)}\n")
     print(f"## Wrong constants\n\n{constants_table(wrong_constants())}")
 
 

@@ -157,8 +157,12 @@ PYBIND11_MODULE(_C, m) {
         "The instruction sets that this CPU offers and kernels were compiled for, best first.");
   m.def("isa", &fastrnn::cpu::isa_current, "The instruction set that the CPU kernels use.");
   m.def("in_parts", &in_parts,
-        "Which products of float32 tiles make, as six of bfloat16: \"never\", \"where faster\" or "
-        "\"always\". Only the instruction set \"amx\" has tiles.");
+        "Which products of float32 are made of bfloat16, if the instruction set in use has such "
+        "kernels: \"never\", \"where faster\" or \"always\".");
+  m.def(
+      "has_parts", [] { return fastrnn::cpu::kernels().forward_in_parts[0] != nullptr; },
+      "Whether it has: \"amx\" and, on an AMD, \"avx512bf16\", which rounds, and so takes a call "
+      "that allows one part alone.");
   m.def("set_in_parts", &set_in_parts, py::arg("which"),
         "Says so, from the next call on. Raises ValueError for any other word.");
   m.def("cells", &cells,

@@ -59,8 +59,8 @@ class Call(NamedTuple):
     # v > 0 clamps to [-v, v] what each step sends back through h to the step before it, or to h0,
     # before what comes from output, h_n and elsewhere is added.
     grad_clip: float = 0.0
-    # Of the three bfloat16 that a float32 is the sum of, how many products by the tiles of AMX use:
-    # see `dispatch.cpu.allowed`. Backward uses as many as its forward.
+    # Of the three bfloat16 that a float32 is the sum of, how many its products may use: see
+    # `dispatch.cpu.allowed`. Backward uses as many as its forward.
     parts: int = 3
 
     @property

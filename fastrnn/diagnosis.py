@@ -82,14 +82,18 @@ def _build() -> dict:
         "build": f"{info['compiler']}, {info['cxx_standard']}, for torch >= {target}, {cuda}",
         "flags": info["flags"],
         "instructions": ", ".join(names),
-        **({"float32 on AMX": _products_in_parts(extension.in_parts())} if chosen == "amx" else {}),
+        **({"float32": _float32(chosen, extension.in_parts())} if extension.has_parts() else {}),
     }
 
 
-def _products_in_parts(which: str) -> str:
-    """Which layers of float32 AMX multiplies, and how, by torch's settings."""
-    count = {1: "one product", 2: "three products", 3: "six products"}[cpu.allowed()]
-    return which if which == "never" else f"{which}, by {count} of bfloat16 for each"
+def _float32(instructions: str, which: str) -> str:
+    """Of how many products of bfloat16 one of float32 is made, by torch's settings, and where."""
+    parts = cpu.allowed()
+    if instructions != "amx":
+        rounds = which != "never" and parts == 1
+        return f"multiplied {'as bfloat16, as torch allows' if rounds else 'in float32'}"
+    count = {1: "one product", 2: "three products", 3: "six products"}[parts]
+    return "on AMX " + (which if which == "never" else f"{which}, by {count} of bfloat16 for each")
 
 
 def served() -> list[tuple[str, str]]:

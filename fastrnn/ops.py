@@ -177,7 +177,7 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
         if compiling:
             return Results(*torch.ops.fastrnn.torch_layer.default(*call))
         return cudnn.run(call, False)
-    if cpu.asks and not compiling:
+    if cpu.asks and backend is cpu:
         call = cpu.asked(call)
     if backend is cpu and are_transforms_active():
         return transforms.layer(call)
@@ -197,7 +197,7 @@ def step(call: Call) -> tuple[Tensor, Tensor | None]:
         backend = dispatch.choose(call)
         whole = backend in (reference, cudnn) or dispatch.widens(backend, call.input)
         if not whole:
-            call = cpu.asked(call) if cpu.asks else call
+            call = cpu.asked(call) if cpu.asks and backend is cpu else call
             return autograd.apply_step(backend, None, call, *call.tensors())
     _, h_n, c_n, *_ = layer(call.over_time(), backend)
     return h_n.squeeze(0), None if call.c0 is None else c_n.squeeze(0)

@@ -44,6 +44,18 @@ is_functional: Callable[[torch.Tensor], bool] = _private(
     "_is_functional_tensor", lambda _: True, torch
 )
 
+_fp32_precision = _private("_get_fp32_precision_getter", None)
+
+
+def precision_of_onednn(products: str) -> str:
+    """`torch.backends.mkldnn.<products>.fp32_precision` in less time: "none", "ieee", "tf32" or
+    "bf16". `products` are "rnn" or "matmul"."""
+    if _fp32_precision is not None:
+        return _fp32_precision("mkldnn", products)
+    settings = getattr(torch.backends.mkldnn, products, None)
+    return getattr(settings, "fp32_precision", "none")
+
+
 _functorch = _private("_functorch", None)
 # What tells which transforms are active, and what `vmap` made of a tensor.
 _of_transforms = (

@@ -46,6 +46,7 @@ def test_what_the_readme_says_is_worked_out_from_the_rows():
     assert "A CPU, avx2, one thread, float32, 2026-01-02: LSTM 4.00 and 0.50, GRU" in found["line"]
     assert "over 2 models." in found["line"] and "last output" not in found["line"]
     last = pair(7.0, suite="last-step", case="last-100", mode="training")
+    last += pair(3.0, suite="last-step", case="all-100", mode="training")
     line = readme.blocks([sizes + last])["line"]
     assert "over 2 models." in line
     assert "last output alone training is LSTM 7.00, GRU –, RNN – times as fast." in line

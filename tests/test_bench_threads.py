@@ -72,3 +72,16 @@ def test_wrong_constants():
     assert any(max(ratios) > 1 for ratios in found.values())
     lines = threads.constants_table({"meeting x 2": [1.0, 1.21]}).splitlines()
     assert lines[-1] == "| meeting x 2 | 1.100 | 1.21 | 50% |"
+
+
+def test_the_constants_of_a_machine():
+    """Those of split.h cost nothing where they are right."""
+    costs = KERNELS.step_costs()
+    assert set(threads.own_costs(FACTS)) == set(costs)
+    assert set(threads.slower({}, costs)) == {1.0}
+    assert max(threads.slower({"meeting": 1e6}, costs)) > 1.2
+    facts = replace(FACTS, isa="avx2", fma_gflops=100.0, cache_gbs=70.0)
+    text = threads.own_constants(facts)
+    ratios = threads.slower({}, threads.own_costs(facts))
+    assert "(flops 100, near 1.04858e+06, near_bytes 70, " in text
+    assert f"{max(ratios):.2f} at most" in text

@@ -1,7 +1,7 @@
-"""How many parts of a float32 the products on AMX use: what torch is told, and who is asked when.
+"""How many parts of a float32 its products use: what torch is told, and who is asked when.
 
-The kernels themselves are tested on emulated tiles, in tests/cpp/test_parts.cpp. Here the tiles are
-taken to be there.
+The kernels are tested on emulated tiles, in tests/cpp/test_parts.cpp. Here they are taken to be
+there. test_rounded_products.py has those that round to one part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastrnn
 from bench import jobs
-from fastrnn import diagnosis
+from fastrnn import diagnosis, torch_private
 from fastrnn.call import Call
 from fastrnn.dispatch import cpu
 
@@ -69,18 +69,21 @@ def test_what_torch_is_told_of_all_products():
 
 
 def test_a_torch_without_the_settings(monkeypatch):
+    monkeypatch.setattr(torch_private, "_fp32_precision", None)
+    mkldnn.rnn.fp32_precision = "bf16"
+    assert cpu.allowed() == 1
     monkeypatch.setattr(torch.backends, "mkldnn", types.SimpleNamespace(rnn=object()))
     assert cpu.allowed() == 3
 
 
 class Seen:
-    """`Direct`, and the parts of the calls that it was given, short ones for what they are."""
+    """`Direct`, and the parts of the calls that it was given, None of those that leave them out."""
 
     def __init__(self, kernels):
         self.kernels, self.parts = kernels, []
 
     def run(self, call, *others):
-        self.parts.append(call.parts if isinstance(call, Call) else None)
+        self.parts.append(Call(*call).parts if len(call) == len(Call._fields) else None)
         return self.kernels.run(call, *others)
 
     def run_backward(self, call, *others):
@@ -93,11 +96,12 @@ def seen(monkeypatch):
     """The parts of the kernels' calls, one by one, on a CPU that is said to have AMX."""
     if KERNELS is None or cpu.direct is None:
         pytest.skip("no kernels past the dispatcher")
-    before, direct = KERNELS.in_parts(), Seen(cpu._direct)
-    for name in ("asks", "direct"):
-        monkeypatch.setattr(cpu, name, getattr(cpu, name))
-    monkeypatch.setattr(cpu, "_direct", direct)
+    before, direct = KERNELS.in_parts(), Seen(cpu.direct)
+    monkeypatch.setattr(cpu, "asks", cpu.asks)
+    monkeypatch.setattr(cpu, "direct", direct)
+    monkeypatch.setattr(cpu, "LARGE", 0)
     monkeypatch.setattr(KERNELS, "isa", lambda: "amx")
+    monkeypatch.setattr(KERNELS, "has_parts", lambda: True)
     cpu.set_in_parts("where faster")
     yield direct.parts
     KERNELS.set_in_parts(before)
@@ -212,7 +216,7 @@ def test_the_ops_are_told(seen):
     assert ops.parts == [2, 2, 1] and not seen
 
 
-def test_compiled_graphs_use_all_parts(seen):
+def test_compiled_graphs_use_what_was_allowed_when_they_were_compiled(seen):
     module, x, found = fastrnn.LSTM(8, 8), torch.randn(3, 16, 8), []
 
     def read(graph, inputs):
@@ -220,8 +224,13 @@ def test_compiled_graphs_use_all_parts(seen):
         return graph.forward
 
     allow("bf16")
-    torch.compile(module, backend=read, fullgraph=True)(x)
-    assert found == [3]
+    compiled = torch.compile(module, backend=read, fullgraph=True)
+    compiled(x)
+    allow("none")
+    compiled(x)
+    torch.compiler.reset()
+    compiled(x)
+    assert found == [1, 3]
 
 
 def test_nobody_asks_without_the_switch(seen, monkeypatch):
@@ -233,12 +242,20 @@ def test_nobody_asks_without_the_switch(seen, monkeypatch):
         module(x)
     fastrnn.GRUCell(8, 8)(x[0]).sum().backward()
     assert seen == [3, 3, None, 3, 3]
-
-
-def test_nobody_asks_without_amx(seen, monkeypatch):
-    monkeypatch.setattr(KERNELS, "isa", lambda: "avx2")
+    monkeypatch.setattr(KERNELS, "has_parts", lambda: False)
     cpu.set_in_parts("where faster")
-    assert not cpu.asks and cpu.direct is cpu._direct
+    assert not cpu.asks
+
+
+def test_nobody_asks_of_a_small_call(seen, monkeypatch):
+    monkeypatch.setattr(cpu, "LARGE", 48 * 64)
+    allow("bf16")
+    for N, found in ((15, (3, 3, None)), (16, (1, 1, 1))):
+        module, x = fastrnn.LSTM(5, 8), torch.randn(3, N, 5)
+        module(x)[0].sum().backward()
+        with torch.no_grad():
+            module(x)
+        assert tuple(seen[-3:]) == found
 
 
 @pytest.mark.skipif(KERNELS is None, reason="no kernels are built")
@@ -257,17 +274,23 @@ def test_the_kernels_read_it():
         assert cpu.direct.run(call._replace(parts=parts), 1, None, *room)
 
 
-def test_the_report(seen):
+def test_the_report(seen, monkeypatch):
     def line() -> str:
-        return diagnosis.facts()["float32 on AMX"]
+        return diagnosis.facts()["float32"]
 
-    assert line() == "where faster, by six products of bfloat16 for each"
+    assert line() == "on AMX where faster, by six products of bfloat16 for each"
     allow("tf32")
-    assert line() == "where faster, by three products of bfloat16 for each"
+    assert line() == "on AMX where faster, by three products of bfloat16 for each"
     allow("bf16")
-    assert line() == "where faster, by one product of bfloat16 for each"
+    assert line() == "on AMX where faster, by one product of bfloat16 for each"
     cpu.set_in_parts("never")
-    assert line() == "never"
+    assert line() == "on AMX never"
+    monkeypatch.setattr(KERNELS, "isa", lambda: "avx512bf16")
+    assert line() == "multiplied in float32"
+    cpu.set_in_parts("where faster")
+    assert line() == "multiplied as bfloat16, as torch allows"
+    allow("tf32")
+    assert line() == "multiplied in float32"
 
 
 @pytest.mark.parametrize(("name", "parts"), [("", 3), (", tf32", 2), (", bf16", 1)])

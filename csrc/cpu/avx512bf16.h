@@ -1,5 +1,6 @@
 // Included by an isa_*.cpp of CPUs with AVX-512 and its products of bfloat16, which has defined
-// FASTRNN_NAMESPACE: their kernels of Bf16. Nothing after it is compiled for these CPUs.
+// FASTRNN_NAMESPACE: their kernels of Bf16, or, with FASTRNN_ROUNDS, those of float that round for
+// products. Nothing after it is compiled for these CPUs.
 #include "cpu/avx512.h"
 #include "cpu/before_target.h"
 
@@ -13,8 +14,10 @@
 #define FASTRNN_PAIRS
 #define FASTRNN_DPBF16PS _mm512_dpbf16_ps
 #define FASTRNN_CVTNEPS _mm512_cvtneps_pbh
+#if !defined(FASTRNN_ROUNDS)
 #include "cpu/table_bf16.h"
-#if defined(FASTRNN_TILES)
+#endif
+#if defined(FASTRNN_TILES) || defined(FASTRNN_ROUNDS)
 #include "cpu/table_parts.h"
 #endif
 #if defined(__clang__)

@@ -14,7 +14,7 @@ inline constexpr int64_t kFewWeights = 400;
 // Whether a register has room for the rows of a layer of that type, whose products are plain ones.
 template <class Stored>
 inline constexpr bool kMayBeFew =
-    std::is_same_v<Stored, Compute<Stored>> && !kInParts<Operand<Stored>> && kLanes<Stored> >= 4;
+    std::is_same_v<Stored, Compute<Stored>> && !kConverts<Stored> && kLanes<Stored> >= 4;
 
 template <class Cell, class Stored>
 class FewUnits : Layer<Cell, Stored> {

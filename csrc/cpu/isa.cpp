@@ -87,9 +87,10 @@ std::atomic<InParts> parts{InParts::kNever};
 
 InParts in_parts() { return parts.load(std::memory_order_relaxed); }
 void set_in_parts(InParts which) { parts = which; }
-bool in_parts(const StepWork& step, int parts) {
+bool in_parts(const StepWork& step, int parts, bool tiles) {
   const InParts which = in_parts();
-  return which == InParts::kAlways || (which == InParts::kWhereFaster && parts_pay(step, parts));
+  if (which == InParts::kNever || (!tiles && parts != 1)) return false;
+  return which == InParts::kAlways || (tiles ? parts_pay(step, parts) : rounding_pays(step));
 }
 
 // By parts where that is a way, and what it gives stands; else by the kernel of T.

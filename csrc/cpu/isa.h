@@ -54,6 +54,10 @@ Kernels with_small_streams(const Kernels& others, const char* name,
   return table;
 }
 
+// The table of `others` with kernels whose products are of floats that are rounded to Bf16, where
+// these are faster than FMAs; for isa_avx512bf16.cpp.
+Kernels with_rounded_products(const Kernels& others);
+
 int isa_count();
 const char* isa_name(int i);  // best first, i in [0, isa_count())
 const char* isa_current();
@@ -67,8 +71,9 @@ const Kernels& kernels_for_halves(int64_t rows);
 // Which layers of float have their products made of parts, where the current one has such kernels.
 enum class InParts { kNever, kWhereFaster, kAlways };
 InParts in_parts();
-// Whether those of this layer are, of the first so many parts.
-bool in_parts(const StepWork& step, int parts);
+// Whether those of this layer are, of the first so many parts, on tiles, or on others, which take
+// the first part alone.
+bool in_parts(const StepWork& step, int parts, bool tiles);
 void set_in_parts(InParts which);
 
 // A layer by the kernels of an instruction set, the cell by its position.

@@ -15,7 +15,7 @@ namespace FASTRNN_NAMESPACE {
 
 template <class Cell, class T>
 void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
-  if constexpr (!kInParts<Operand<T>>)
+  if constexpr (!kConverts<T>)
     if (FewSteps<Cell, T>::suits(arguments.size)) return FewSteps<Cell, T>(arguments, parallel)();
   if constexpr (kMayBeFew<T>)
     if (FewUnits<Cell, T>::suits(arguments))

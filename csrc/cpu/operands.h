@@ -1,8 +1,9 @@
 // What a matrix product multiplies: numbers, or pairs of Bf16 where the CPU multiplies those.
 //
 // The including file defines FASTRNN_PAIRS for products of pairs, and beside it FASTRNN_TILES for
-// those of whole tiles of pairs (tiles.h); and FASTRNN_DPBF16PS or FASTRNN_BFDOT where there is
-// such an intrinsic function for a pair, of x86 or of ARM.
+// those of whole tiles of pairs (tiles.h) or FASTRNN_ROUNDS, by which floats are rounded for
+// products; and FASTRNN_DPBF16PS or FASTRNN_BFDOT where there is such an intrinsic function for a
+// pair, of x86 or of ARM.
 #pragma once
 
 #include "cpu/ends.h"
@@ -14,11 +15,14 @@ constexpr FASTRNN_FN int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 constexpr FASTRNN_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr FASTRNN_FN int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// What a product takes numbers of type S as: Bf16 where it multiplies pairs of them, and Parts of a
-// float where it multiplies tiles.
+// What a product takes numbers of type S as: Bf16 where it multiplies pairs of them, and of a float
+// its Parts where it multiplies tiles.
 #if defined(FASTRNN_TILES)
 template <class S>
 using Operand = std::conditional_t<std::is_same_v<S, float>, Parts, S>;
+#elif defined(FASTRNN_ROUNDS)
+template <class S>
+using Operand = std::conditional_t<std::is_same_v<S, float>, Bf16, S>;
 #elif defined(FASTRNN_PAIRS)
 template <class S>
 using Operand = S;
@@ -29,6 +33,9 @@ using Operand = Compute<S>;
 // A register of operands: one in each lane, or, of Bf16, two, which follow in memory.
 template <class O>
 inline constexpr int kTerms = std::is_same_v<O, Bf16> ? 2 : 1;
+// Whether numbers that are computed as they are stored are multiplied as others.
+template <class S>
+inline constexpr bool kConverts = std::is_same_v<S, Compute<S>> && !std::is_same_v<S, Operand<S>>;
 // Whether each number is stored as the parts that it is a sum of (parts.h).
 template <class O>
 inline constexpr bool kInParts = std::is_same_v<O, Parts>;
@@ -90,11 +97,18 @@ FASTRNN_INLINE Operands<O> broadcast(const O* p) {
 FASTRNN_FN Operands<Bf16> pairs(const Bf16* first, const Bf16* second) {
   return load_bits<Vec<float>>(first) | (load_bits<Vec<float>>(second) << 16);
 }
+FASTRNN_FN Operands<Bf16> pairs(const float* first, const float* second) {
+  Bf16 lane[2][kLanes<float>];
+  store<Vec<float>>(lane[0], load<Vec<float>>(first));
+  store<Vec<float>>(lane[1], load<Vec<float>>(second));
+  return pairs(lane[0], lane[1]);
+}
 // The same of the first `count` lanes, the others zero. Where `second` is null so are its numbers.
-inline FASTRNN_NOINLINE Operands<Bf16> pairs(const Bf16* first, const Bf16* second, int64_t count) {
-  Bf16 lane[2][kLanes<float>] = {};
-  if (count > 0) memcpy(lane[0], first, count * sizeof(Bf16));
-  if (count > 0 && second) memcpy(lane[1], second, count * sizeof(Bf16));
+template <class S>
+FASTRNN_NOINLINE Operands<Bf16> pairs(const S* first, const S* second, int64_t count) {
+  S lane[2][kLanes<float>] = {};
+  if (count > 0) memcpy(lane[0], first, count * sizeof(S));
+  if (count > 0 && second) memcpy(lane[1], second, count * sizeof(S));
   return pairs(lane[0], lane[1]);
 }
 

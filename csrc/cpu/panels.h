@@ -8,18 +8,29 @@ namespace FASTRNN_NAMESPACE {
 // A number of a matrix in memory as an operand.
 template <class O, class S>
 FASTRNN_INLINE O as_operand(const S* p) {
-  if constexpr (std::is_same_v<S, O>)
+  if constexpr (std::is_same_v<S, O>) {
     return *p;
-  else
+  } else if constexpr (std::is_same_v<O, Bf16>) {
+    O rounded;
+    store<S>(&rounded, *p);
+    return rounded;
+  } else {
     return load<O>(p);
+  }
 }
 // A register's worth of a row, operands of one lane beside each other.
 template <class O, class S>
 FASTRNN_INLINE Operands<O> from_row(const S* p) {
-  if constexpr (std::is_same_v<S, O>)
+  if constexpr (std::is_same_v<S, O>) {
     return load_operands<O>(p);
-  else
+  } else if constexpr (kTerms<O> == 2) {
+    O rounded[2 * kLanes<O>];
+    store<Vec<S>>(rounded, load<Vec<S>>(p));
+    store<Vec<S>>(rounded + kLanes<O>, load<Vec<S>>(p + kLanes<O>));
+    return load_operands<O>(rounded);
+  } else {
     return load<Vec<O>>(p);
+  }
 }
 // A register's worth of columns, from kTerms rows, `column` on.
 template <class O, class S>

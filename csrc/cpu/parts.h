@@ -25,15 +25,9 @@ namespace FASTRNN_NAMESPACE {
 inline constexpr int64_t kDepth = kGrain<Parts>;  // of a block
 inline constexpr int64_t kPartBytes = kDepth * sizeof(Bf16), kBlockBytes = kParts * kPartBytes;
 
-// v, or NaN where a Bf16 would round it to infinity: its first part may be the only one used.
-FASTRNN_FN Vec<float> nan_without_parts(Vec<float> v) {
-  const Vec<float> beyond = set1<Vec<float>>(1.002f) * v;  // infinite from 3.3961e38 on
-  return fma(beyond, Vec<float>{}, v);
-}
-
 // Writes a register of numbers at `column`, a multiple of kLanes, of a row of blocks.
 FASTRNN_FN void store_parts(Parts* row, int64_t column, Vec<float> v) {
-  v = nan_without_parts(v);
+  v = nan_beyond_bf16(v);
   constexpr int kLane = kLanes<float>;
   Bf16* to = reinterpret_cast<Bf16*>(row + column / kDepth * kDepth) + column % kDepth;
   for (int part = 0; part < kParts; ++part, to += kDepth) {
@@ -49,8 +43,8 @@ struct PairedParts {
 };
 FASTRNN_FN PairedParts pair_parts(Vec<float> first, Vec<float> second) {
   PairedParts out;
-  first = nan_without_parts(first);
-  second = nan_without_parts(second);
+  first = nan_beyond_bf16(first);
+  second = nan_beyond_bf16(second);
   FASTRNN_UNROLL
   for (int part = 0; part < kParts; ++part) {
     Bf16 x[kLanes<float>], y[kLanes<float>];

@@ -1,5 +1,5 @@
-// Included beside table_bf16.h where there are tiles: arrays of the kernels of float whose products
-// are of parts, one column per cell.
+// Included beside table_bf16.h where there are tiles, or where floats are rounded for products:
+// arrays of the kernels of float whose products are of parts, one column per cell.
 #include "cpu/kernels.h"
 
 namespace FASTRNN_NAMESPACE {
@@ -9,7 +9,8 @@ template <class Cell>
 bool suits_parts(const fastrnn::Forward<float>& f) {
   using fastrnn::cpu::in_parts, fastrnn::cpu::InParts;
   const Sizes& s = f.size;
-  return in_parts({s.batch, Cell::kGates * s.hidden, s.state, sizeof(float)}, f.parts) &&
+  return in_parts({s.batch, Cell::kGates * s.hidden, s.state, sizeof(float)}, f.parts,
+                  kTiled<Operand<float>>) &&
          (in_parts() == InParts::kAlways || !FewSteps<Cell, float>::suits(s));
 }
 

@@ -159,10 +159,20 @@ FASTRNN_INLINE V load(const Bf16* p) {
   return bit_cast<V>(load_bits<V>(p) << 16);
 }
 
+// v, or NaN where it is infinite or a Bf16 would round it to infinity, from 3.3961e38 on.
+template <class V>
+FASTRNN_INLINE V nan_beyond_bf16(V v) {
+  return v + v * 1.002f * 0.0f;
+}
+
 // V of floats, rounded to the nearest, of two to the even one; a NaN stays a NaN. The instruction
-// takes numbers below 2^-126 for zero.
+// takes numbers below 2^-126 for zero. Where floats are rounded for products alone (operands.h),
+// one that has no finite Bf16 is NaN.
 template <class V>
 FASTRNN_INLINE void store(Bf16* p, V v) {
+#if defined(FASTRNN_ROUNDS)
+  v = nan_beyond_bf16(v);
+#endif
 #if defined(FASTRNN_CVTNEPS)
   if constexpr (std::is_same_v<V, Vec<float>>) {
     const auto half = FASTRNN_CVTNEPS(v);

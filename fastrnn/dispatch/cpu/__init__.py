@@ -14,6 +14,7 @@ from torch import Tensor
 from ...call import Call
 from ...programs.program import Program
 from ...results import Cotangents, Gradients, Needs, Results, Saved, room
+from ...torch_private import constant_in_graphs, precision_of_onednn
 from . import op
 
 NAME = "cpu"
@@ -61,26 +62,30 @@ def _open() -> object | None:
 
 _kernels, not_built = _load()
 # The kernels past the dispatcher, which costs more than a layer of one small step.
-direct = _direct = _open()
+direct = _open()
 # The instruction sets with instructions for products of bfloat16.
 OF_BFLOAT16 = ("amx", "avx512bf16", "neonbf16")
 # Whether the CPU has such instructions, which the kernels use.
 MULTIPLIES_BFLOAT16 = bool(_kernels) and _kernels.isa() in OF_BFLOAT16
 
-# Whether products of float32 may be made of parts: each call is then asked how many are `allowed`.
+# Whether products of float32 may be made of bfloat16: each large call is then asked how many parts
+# are `allowed`.
 asks = False
 # Of the three bfloat16 that a float32 is the sum of, those that torch's settings leave.
 _PARTS = {"tf32": 2, "bf16": 1}
+# Rows times H times H of a call that is worth a question.
+LARGE = 2**16
 
 
 def set_in_parts(which: str) -> None:
-    """Which layers of float32 go through the tiles of AMX: "never", "where faster" or "always"."""
-    global asks, direct
+    """Which layers of float32 are multiplied as bfloat16, if there are kernels for that: "never",
+    "where faster" or "always"."""
+    global asks
     _kernels.set_in_parts(which)
-    asks = which != "never" and _kernels.isa() == "amx"
-    direct = _Asking(_direct) if asks and _direct else _direct
+    asks = which != "never" and _kernels.has_parts()
 
 
+@constant_in_graphs
 def allowed() -> int:
     """How many parts of a float32 its products use, by what torch is told of oneDNN.
 
@@ -89,8 +94,7 @@ def allowed() -> int:
     TF32, and "bf16" leaves one.
     """
     for products in ("rnn", "matmul"):
-        settings = getattr(torch.backends.mkldnn, products, None)
-        precision = getattr(settings, "fp32_precision", "none")
+        precision = precision_of_onednn(products)
         if precision != "none":
             return _PARTS.get(precision, 3)
     return 3
@@ -98,23 +102,23 @@ def allowed() -> int:
 
 def asked(call: Call) -> Call:
     """The call with as many parts as it has and are allowed now."""
+    if not torch.compiler.is_compiling():  # a graph is for all sizes
+        H = call.h0.size(-1)
+        rows = call.input.numel() // max(1, call.input.size(-1))
+        if rows * H * H < LARGE:
+            return call
     return call._replace(parts=min(call.parts, allowed()))
 
 
-class _Asking:
-    """`Direct` that adds `parts` to the short tuples of `direct.py`, which end before the fields of
-    a Call that have defaults."""
-
-    def __init__(self, kernels: object) -> None:
-        self._run, self.run_backward = kernels.run, kernels.run_backward
-
-    def run(self, call: tuple, *others) -> bool:
-        whole = call if isinstance(call, Call) else Call(*call, parts=allowed())
-        return self._run(whole, *others)
+def _default() -> str:
+    """No CPU with AMX has run its kernels, so they wait for the user's word. Those that round wait
+    for torch's setting alone."""
+    told = os.environ.get("FASTRNN_AMX_FLOAT32") == "1"
+    return "where faster" if told or _kernels.isa() != "amx" else "never"
 
 
-if _kernels and os.environ.get("FASTRNN_AMX_FLOAT32") == "1":
-    set_in_parts("where faster")
+if _kernels:
+    set_in_parts(_default())
 
 
 def register(program: Program) -> None:
