@@ -156,6 +156,9 @@ using StreamKernel = Stream*(const Forward<T>&);
 // Of the Forward's weights it reads the biases.
 using SmallStreamKernel = Stream*(const Forward<float>&, const SmallWeights&);
 
+// One step of halves, of few rows: whether it is that, and was made.
+using HalfStepKernel = bool(const Forward<F16>&, const Parallel&);
+
 // Kernels of float whose products are of parts (cpu/parts.h). They return whether their results
 // stand: not where that is no way for the layer, nor where a number is infinite or NaN, or was on
 // the way.
@@ -174,6 +177,7 @@ struct Kernels {
   StreamKernel<float>* stream_float[8];
   StreamKernel<double>* stream_double[8];
   SmallStreamKernel* small_stream[8];        // null of programs
+  HalfStepKernel* half_step[8];              // null of programs
   ForwardInParts* forward_in_parts[8] = {};  // null of programs, and where there are no tiles
   BackwardInParts* backward_in_parts[8] = {};
 };

@@ -121,7 +121,7 @@ Backward<T> backward_of(const Call& call, const Results& saved, const Cotangents
 
 // function.operator()<T>() for the type of the call's numbers.
 template <class F>
-void for_type(const Call& call, F&& function) {
+auto for_type(const Call& call, F&& function) {
   switch (call.given.input.type) {
     case Type::kFloat:
       return function.template operator()<float>();

@@ -21,7 +21,7 @@ from .torch_private import is_any_autocast_enabled, unseen
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _PLAIN = (torch.nn.Parameter, Tensor)
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # the last for one step
 
 
 def _records(module: torch.nn.Module, input: Tensor, hx) -> bool:

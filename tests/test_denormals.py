@@ -42,11 +42,15 @@ def kept_by_torch() -> bool:
 
 @contextlib.contextmanager
 def flushing() -> Iterator[None]:
+    """On this thread, to which torch then keeps."""
     if not torch.set_flush_denormal(True):
         pytest.skip("this CPU cannot flush denormal numbers")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
 
 

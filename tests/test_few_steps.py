@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import KERNELS, assert_matches
-from torch_pairs import compare, exact, layers, state
+from direct_ways import both_ways, long_way
+from torch.utils._pytree import tree_leaves
+from torch_pairs import LAYERS, cells, compare, exact, layers, state
 
 import fastrnn
 
@@ -70,3 +72,52 @@ def test_resets_inside(name):
                 *((s if isinstance(s, tuple) else (s,)) for s in (last, end)), strict=True
             ):
                 assert_matches(a, e)
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "projected", "relu"])
+def test_one_step_in_float16(name, isa, taken):
+    """The kernels read halves as they lie. Bits are those of a layer that is cast to float32."""
+    special = {"projected": {"proj_size": 19}, "relu": {"nonlinearity": "relu"}}.get(name, {})
+    kind = {"projected": "LSTM", "relu": "RNN"}.get(name, name)
+    for H, layers_, bidirectional, bias in ((37, 2, True, True), (64, 1, False, False)):
+        options = {"bidirectional": bidirectional, "bias": bias, "dtype": torch.float16, **special}
+        ours = getattr(fastrnn, kind)(21, H, layers_, **options)
+        planes = layers_ * (1 + bidirectional)
+        for N in (1, 3, 32):
+            x = torch.randn(1, N, 21).half()
+            hx = state(kind, planes, N, special.get("proj_size", H), c_width=H, dtype=x.dtype)
+            with torch.no_grad():
+                for given in ((x,), (x, hx)):
+                    both_ways(ours, *given)
+    assert taken == [True, False] * len(taken[::2]) and len(taken) == 24
+    with torch.no_grad():
+        many = ours(torch.randn(1, 33, 21).half()), ours(torch.randn(2, 1, 21).half())
+    assert taken[-2:] == [False, False] and all(y.dtype is torch.float16 for y, _ in many)
+
+
+@cells
+def test_a_cell_in_float16(name, taken):
+    cell = getattr(fastrnn, name)(21, 37, dtype=torch.float16)
+    with torch.no_grad():
+        for N in (1, 5):
+            both_ways(cell, torch.randn(N, 21).half(), state(name, N, 37, dtype=torch.float16))
+    assert taken == [True, False] * 2
+
+
+@layers
+@pytest.mark.parametrize("place", ["x", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0"])
+def test_numbers_of_float16_that_are_not_finite(name, place):
+    module, x = getattr(fastrnn, name)(5, 7, dtype=torch.float16), torch.randn(1, 2, 5).half()
+    tensor = x if place == "x" else getattr(module, place).detach()
+    with torch.no_grad():
+        hx = state(name, 1, 2, 7, dtype=torch.float16)
+        for value in (float("inf"), float("nan"), 65504.0, 6e-8):
+            tensor.view(-1)[3] = value
+            found = tree_leaves(module(x, hx))
+            with long_way():
+                wanted = tree_leaves(module(x, hx))
+            assert all(map(torch.equal, *nans_as_numbers(found, wanted)))
+
+
+def nans_as_numbers(*several):
+    return [[each.nan_to_num(1.5, 2.5, 3.5) for each in tensors] for tensors in several]

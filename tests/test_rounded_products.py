@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch_pairs import layers, pair, state
 
 import fastrnn
+from bench import jobs
 from fastrnn.dispatch import cpu
 
 mkldnn = torch.backends.mkldnn
@@ -182,3 +183,11 @@ def test_compiled_and_through_the_dispatcher():
         assert torch.equal(torch.compile(lstm, backend="aot_eager")(x)[0], rounded)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]):
             assert torch.equal(lstm(x)[0], rounded)
+
+
+def test_the_contenders():
+    mkldnn.rnn.fp32_precision = "none"
+    for name in ("fastrnn", "torch.nn"):
+        with jobs.find("layer", f"{name} rounded").around():
+            assert cpu.allowed() == 1
+        assert cpu.allowed() == 3

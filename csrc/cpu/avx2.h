@@ -21,4 +21,5 @@ inline constexpr int32_t kFirstWords[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
 #define FASTRNN_LOAD_PART_4(p, n) _mm256_maskload_ps(p, FASTRNN_FIRST(n))
 #define FASTRNN_LOAD_PART_8(p, n) _mm256_maskload_pd(p, FASTRNN_FIRST(2 * (n)))
 #define FASTRNN_CVTPH(p) _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))
+#define FASTRNN_CVTPS(v) _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)
 #define FASTRNN_MADD(a, b) _mm256_madd_epi16((__m256i)(a), (__m256i)(b))

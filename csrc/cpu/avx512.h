@@ -22,5 +22,6 @@
 #define FASTRNN_STORE_PART_4(p, v, n) _mm512_mask_storeu_ps(p, FASTRNN_FIRST(16, n), (__m512)(v))
 #define FASTRNN_STORE_PART_8(p, v, n) _mm512_mask_storeu_pd(p, FASTRNN_FIRST(8, n), (__m512d)(v))
 #define FASTRNN_CVTPH(p) _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))
+#define FASTRNN_CVTPS(v) _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
 #define FASTRNN_CVT_BYTES(v) _mm512_cvtepi32_epi8((__m512i)(v))
 #define FASTRNN_MADD(a, b) _mm512_madd_epi16((__m512i)(a), (__m512i)(b))

@@ -48,6 +48,7 @@ Type type_of(const DLTensor& t) {
   if (is(kFloat, 32)) return Type::kFloat;
   if (is(kFloat, 64)) return Type::kDouble;
   if (is(kBfloat, 16)) return Type::kBf16;
+  if (is(kFloat, 16)) return Type::kHalf;
   if (is(kBool, 8)) return Type::kBool;
   return is(kInt, 64) ? Type::kInt64 : Type::kOther;
 }
@@ -75,8 +76,9 @@ struct Layers : Inputs {
   std::vector<Results> results;  // of each layer; an output that nobody wants is absent
 };
 
+// Whether the kernels of the type take such layers.
 template <class T>
-void compute(const Layers& all, bool save) {
+bool compute(const Layers& all, bool save) {
   std::unique_ptr<T[]> below, above;  // outputs that nobody wants
   void* x = nullptr;
   for (size_t k = 0; k < all.calls.size(); ++k) {
@@ -87,10 +89,16 @@ void compute(const Layers& all, bool save) {
       above.reset(new T[static_cast<size_t>(Counts(call).output)]);
       f.y = above.get();
     }
-    cpu::run_forward<T>(cpu::kernels(), call.cell, f, cpu::parallel());
+    if constexpr (std::is_same_v<T, F16>) {
+      auto* const step = cpu::kernels().half_step[call.cell];
+      if (save || step == nullptr || !step(f, cpu::parallel())) return false;
+    } else {
+      cpu::run_forward<T>(cpu::kernels(), call.cell, f, cpu::parallel());
+    }
     x = f.y;
     below = std::move(above);
   }
+  return true;
 }
 
 class Direct {
@@ -116,8 +124,8 @@ class Direct {
       return false;
     }
     const py::gil_scoped_release unlocked;
-    for_type(*all.calls[0], [&]<class T>() { compute<T>(all, !saved.empty()); });
-    return true;
+    if (all.calls[0]->given.input.type == Type::kHalf) return compute<F16>(all, !saved.empty());
+    return for_type(*all.calls[0], [&]<class T>() { return compute<T>(all, !saved.empty()); });
   }
 
   // See bind_direct.
@@ -142,6 +150,7 @@ class Direct {
             py::cast<int64_t>(call[kDetachEvery]),
             py::cast<double>(call[kGradClip])};
       check_backward(*c, kept, in);
+      if (c->given.input.type == Type::kHalf) throw Misfit();
       const Given& g = c->given;
       out = {like(*c, gradients[0], g.input), like(*c, gradients[1], g.h0),
              like(*c, gradients[2], g.c0 ? *g.c0 : View{})};

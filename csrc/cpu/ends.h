@@ -1,7 +1,7 @@
 // The end of a row that fills no register: loads and stores of its first lanes.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/halves.h"
 
 namespace FASTRNN_NAMESPACE {
 

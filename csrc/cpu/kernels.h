@@ -22,6 +22,12 @@ void forward(const fastrnn::Forward<T>& arguments, const Parallel& parallel) {
       return FewUnits<Cell, T>(arguments, parallel).forward();
   ForwardPass<ForwardStep<Cell, T>, T>(arguments, parallel)();
 }
+template <class Cell>
+bool half_step(const fastrnn::Forward<F16>& arguments, const Parallel& parallel) {
+  if (!FewSteps<Cell, F16>::suits(arguments.size)) return false;
+  FewSteps<Cell, F16>(arguments, parallel)();
+  return true;
+}
 template <class Cell, class T>
 void backward(const fastrnn::Backward<T>& arguments, const Parallel& parallel) {
   if constexpr (kMayBeFew<T>)

@@ -10,3 +10,4 @@
 #define FASTRNN_MAX vmaxq_f32
 // Exact, of halves below the normal ones, too, also where denormal floats count as zero.
 #define FASTRNN_CVTPH(p) vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t*>(p)))
+#define FASTRNN_CVTPS(v) vcvt_f16_f32(v)

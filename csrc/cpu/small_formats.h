@@ -3,12 +3,11 @@
 // Sums of int8 are exact: a row of activations is quantised to 8 bits, or to as many of 16 as leave
 // room for the largest sum in an int32. All instruction sets agree in each bit of a product.
 //
-// The including file may define FASTRNN_CVTPH, which makes floats of halves at an address; and for
-// int8 FASTRNN_CVT_BYTES, which makes bytes of the lowest bits of int32, FASTRNN_DOT, which adds to
-// each int32 the products of four bytes of activations and four of weights, or FASTRNN_MADD, which
-// sums pairs of products of int16. Bytes of activations are unsigned for FASTRNN_DOT, or with
-// FASTRNN_DOT_SIGNED signed. Beside a FASTRNN_DOT of unsigned ones and registers of 64 bytes it may
-// define FASTRNN_DOT_TILES: streams on tiles (tiles.h), too.
+// For int8 the including file may define FASTRNN_CVT_BYTES, which makes bytes of the lowest bits of
+// int32, FASTRNN_DOT, which adds to each int32 the products of four bytes of activations and four
+// of weights, or FASTRNN_MADD, which sums pairs of products of int16. Bytes of activations are
+// unsigned for FASTRNN_DOT, or with FASTRNN_DOT_SIGNED signed. Beside a FASTRNN_DOT of unsigned
+// ones and registers of 64 bytes it may define FASTRNN_DOT_TILES: streams on tiles (tiles.h), too.
 #pragma once
 
 #include "cpu/schedule.h"
@@ -70,29 +69,12 @@ struct Reals {
       memcpy(&pair, p, sizeof(pair));
       return {{bit_cast<Floats>(pair << 16), bit_cast<Floats>(pair & 0xffff0000u)}};
     } else {
-      return {{halves(p), halves(p + kLaneWords)}};
+      return {{load<Floats>(p), load<Floats>(p + kLaneWords)}};
     }
   }
   FASTRNN_INLINE static void add(Sum& sum, const Left& x, const Right& w) {
     FASTRNN_UNROLL
     for (int t = 0; t < kTerms; ++t) sum = fma(x.v[t], w.v[t], sum);
-  }
-
- private:
-  // Exact; neither infinity nor NaN is met.
-  FASTRNN_INLINE static Floats halves(const W* p) {
-#if defined(FASTRNN_CVTPH)
-    return FASTRNN_CVTPH(p);
-#else
-    constexpr uint32_t kBias = 112u << 23;  // of the exponents of the two types
-    const Words bits = load_bits<Floats>(reinterpret_cast<const Bf16*>(p));
-    const Words size = (bits & 0x7fffu) << 13;
-    // Below the normal numbers, those of 2^-14 on with the same mantissa lead to no denormal float.
-    const Floats normal = bit_cast<Floats>(size + kBias);
-    const Floats below = bit_cast<Floats>(size + (kBias + (1u << 23))) - 0x1p-14f;
-    const Floats value = select((bits & 0x7c00u) == 0, below, normal);
-    return bit_cast<Floats>(bit_cast<Words>(value) | ((bits & 0x8000u) << 16));
-#endif
   }
 };
 

@@ -33,6 +33,9 @@ static const fastrnn::Kernels kTable = {
 #define X(Cell, name) small_stream<Cell>,
     {FASTRNN_CELLS(X) nullptr},
 #undef X
+#define X(Cell, name) half_step<Cell>,
+    {FASTRNN_CELLS(X) nullptr},
+#undef X
 };
 
 }  // namespace FASTRNN_NAMESPACE

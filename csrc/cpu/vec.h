@@ -6,14 +6,16 @@
 // (sizeof(T) or less means one lane), and FASTRNN_NAMESPACE, one per instruction set, so that the
 // linker never merges code of two of them. Where there are such intrinsic functions, it also
 // defines FASTRNN_CVTNEPS, which rounds floats to Bf16, FASTRNN_MIN and FASTRNN_MAX, of floats,
-// and, both or none, FASTRNN_FMA and FASTRNN_FMA_DOUBLE.
+// and, both or none, FASTRNN_FMA and FASTRNN_FMA_DOUBLE, and FASTRNN_CVTPH and FASTRNN_CVTPS, which
+// make floats of the F16 at an address, and round floats to F16.
 //
 // Everything is compiled with -ffp-contract=off. A compiler that may fuse a product and a sum
 // chooses anew wherever it inlines, which of two products too, and bits would differ from place to
 // place.
 //
 // Bf16 is what numbers are in memory and in products, never what they are computed in: Vec<Bf16> is
-// a register of floats, and a load or a store with a pointer to Bf16 converts.
+// a register of floats, and a load or a store with a pointer to Bf16 converts (halves.h). So it is
+// with F16.
 #pragma once
 
 #include <cstdint>
@@ -59,9 +61,11 @@ struct Register {
   using type = T;
 };
 #endif
-using fastrnn::Bf16;
+using fastrnn::Bf16, fastrnn::F16;
 template <>
 struct Register<Bf16> : Register<float> {};
+template <>
+struct Register<F16> : Register<float> {};
 // A float as a sum (parts.h). Only whole blocks of them have an order in memory.
 inline constexpr int kParts = 3;
 struct Parts {
@@ -76,7 +80,8 @@ inline constexpr int kLanes = Register<T>::kLanes;
 
 // What numbers of type S are computed in.
 template <class S>
-using Compute = std::conditional_t<std::is_same_v<S, Bf16> || std::is_same_v<S, Parts>, float, S>;
+using Compute = std::conditional_t<
+    std::is_same_v<S, Bf16> || std::is_same_v<S, F16> || std::is_same_v<S, Parts>, float, S>;
 
 // What a register or a scalar V is made of, the unsigned integers of the same shape, and those of
 // 16 bits that are as many.
@@ -129,69 +134,6 @@ FASTRNN_INLINE To bit_cast(From from) {
 template <class M, class V>
 FASTRNN_INLINE V select(M mask, V yes, V no) {
   return mask ? yes : no;
-}
-
-// The bits of a Bf16 in the lower half of every lane of a V of floats.
-template <class V>
-FASTRNN_INLINE typename Shape<V>::bits load_bits(const Bf16* p) {
-  using Bits = typename Shape<V>::bits;
-  typename Shape<V>::halves half;
-  memcpy(&half, p, sizeof(half));
-  if constexpr (std::is_arithmetic_v<V>) {
-    return half;
-  } else {
-#if defined(FASTRNN_SHUFFLE) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    // One instruction, where GCC 12 makes five of __builtin_convertvector.
-    constexpr int kCount = sizeof(V) / sizeof(float);
-    return [&]<int... L>(std::integer_sequence<int, L...>) __attribute__((always_inline)) {
-      return bit_cast<Bits>(
-          __builtin_shufflevector(half, decltype(half){}, (L % 2 ? kCount : L / 2)...));
-    }(std::make_integer_sequence<int, 2 * kCount>{});
-#else
-    return __builtin_convertvector(half, Bits);
-#endif
-  }
-}
-
-// V of floats; exact.
-template <class V>
-FASTRNN_INLINE V load(const Bf16* p) {
-  return bit_cast<V>(load_bits<V>(p) << 16);
-}
-
-// v, or NaN where it is infinite or a Bf16 would round it to infinity, from 3.3961e38 on.
-template <class V>
-FASTRNN_INLINE V nan_beyond_bf16(V v) {
-  return v + v * 1.002f * 0.0f;
-}
-
-// V of floats, rounded to the nearest, of two to the even one; a NaN stays a NaN. The instruction
-// takes numbers below 2^-126 for zero. Where floats are rounded for products alone (operands.h),
-// one that has no finite Bf16 is NaN.
-template <class V>
-FASTRNN_INLINE void store(Bf16* p, V v) {
-#if defined(FASTRNN_ROUNDS)
-  v = nan_beyond_bf16(v);
-#endif
-#if defined(FASTRNN_CVTNEPS)
-  if constexpr (std::is_same_v<V, Vec<float>>) {
-    const auto half = FASTRNN_CVTNEPS(v);
-    memcpy(p, &half, sizeof(half));
-    return;
-  }
-#endif
-  using S = Shape<V>;
-  using Bits = typename S::bits;
-  const Bits bits = bit_cast<Bits>(v);
-  const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Bits quiet_nan = (bits >> 16) | 0x40u;
-  const Bits words = select(v != v, quiet_nan, rounded);
-  typename S::halves half;
-  if constexpr (std::is_arithmetic_v<V>)
-    half = static_cast<uint16_t>(words);
-  else
-    half = __builtin_convertvector(words, typename S::halves);
-  memcpy(p, &half, sizeof(half));
 }
 
 // Bytes of a line of memory.

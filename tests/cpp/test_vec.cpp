@@ -1,7 +1,7 @@
 // vec.h, activations.h and operands.h on the widest register, which the compiler splits where the
 // machine's are narrower: sigmoid and tanh within their stated error over the range of float and
-// double, limits, NaN, partial loads and stores, the transposition; Bf16: every one of them,
-// rounding to it, products of pairs.
+// double, limits, NaN, partial loads and stores, the transposition; Bf16 and F16: every one of
+// them, rounding to it; products of pairs.
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -171,7 +171,48 @@ void pairs_of_bf16() {
   }
 }
 
+// Every F16 as a number, and back; and the floats about the middle of two that follow each other.
+void halves() {
+  using V = Vec<float>;
+  constexpr int kCount = kLanes<float>;
+  const auto number = [](int bits) {  // what comes after the largest is 2^16
+    const int exponent = bits >> 10 & 0x1f, fraction = bits & 0x3ff;
+    const double size =
+        exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+    return static_cast<float>(bits & 0x8000 ? -size : size);
+  };
+  const auto stored = [](float x) {
+    F16 one, all[kCount];
+    store<float>(&one, x);
+    store<V>(all, set1<V>(x));
+    for (const F16& each : all) CHECK(each.bits == one.bits, "%g by lane and alone", x);
+    return one.bits;
+  };
+  for (int bits = 0; bits < 1 << 16; ++bits) {
+    F16 from[kCount];
+    for (F16& each : from) each.bits = static_cast<uint16_t>(bits);
+    const float x = load<float>(from), all = load<V>(from)[bits % kCount];
+    const bool beyond = (bits & 0x7c00) == 0x7c00;
+    if (beyond && bits & 0x3ff) {
+      CHECK(std::isnan(x) && std::isnan(all), "%04x is a NaN", bits);
+      CHECK((stored(x) & 0x7c00) == 0x7c00 && stored(x) & 0x3ff, "NaN %04x lost", bits);
+      continue;
+    }
+    const float want = beyond ? std::copysign(INFINITY, bits & 0x8000 ? -1.f : 1.f) : number(bits);
+    CHECK(bit_cast<uint32_t>(x) == bit_cast<uint32_t>(want) && x == all, "%04x is %g", bits, x);
+    CHECK(stored(x) == bits, "%g becomes %04x", x, stored(x));
+    if (beyond) continue;
+    const float middle = (want + number(bits + 1)) / 2;  // exact
+    CHECK(stored(middle) == bits + (bits & 1), "%g becomes %04x", middle, stored(middle));
+    const float less = std::nextafter(middle, 0.f), more = std::nextafter(middle, 2 * middle);
+    CHECK(stored(less) == bits && stored(more) == bits + 1, "about %g", middle);
+  }
+  CHECK(stored(1e30f) == 0x7c00 && stored(-1e30f) == 0xfc00, "beyond all");
+  CHECK(stored(0x1p-26f) == 0 && stored(-0x1p-140f) == 0x8000, "below all");
+}
+
 int main() {
+  halves();
   constexpr double kBound = 3;  // stated in activations.h
   for (uint64_t pattern = 0; pattern < (uint64_t{1} << 32); pattern += 16 * 997) {
     float x[16];
