@@ -15,15 +15,15 @@ from .call import Call, Stack
 from .checks import check_dense, check_packed
 from .features import Asked, mask_of
 from .interop import tracing
-from .table import weight_names
+from .table import cell_of, weight_names
 from .trees import map_tensors
 
 
 class RNNBase(torch.nn.RNNBase):
     """What RNN, LSTM, GRU and Recurrent share: `forward`, and `step` for one time step.
 
-    Use it with `isinstance`, and build one of the four. The attribute `mode` tells them apart:
-    LSTM, GRU, RNN_TANH, RNN_RELU, or the name of a cell that was made of a function.
+    Use it with `isinstance`, and build one of the four. An RNN reads its attribute `mode`, which is
+    RNN_TANH or RNN_RELU. The others do not, as in `torch.nn`: you may change it.
 
     Example:
         >>> isinstance(fastrnn.LSTM(10, 20), fastrnn.RNNBase)
@@ -32,6 +32,7 @@ class RNNBase(torch.nn.RNNBase):
 
     # The class of torch.nn that does the same, if there is one.
     torch_class: type[torch.nn.RNNBase] | None = None
+    _fastrnn_cell: str | None = None  # the cell's name, but of an RNN: `cell_of`
 
     def _update_flat_weights(self) -> None:
         parameters = self._parameters
@@ -71,23 +72,22 @@ class RNNBase(torch.nn.RNNBase):
     def _zero_state(self, input: Tensor, batch: int) -> Tensor | tuple[Tensor, Tensor]:
         planes = self.num_layers * (2 if self.bidirectional else 1)
         zeros = input.new_zeros(planes, batch, self.hidden_size)
-        if self.mode != "LSTM":
+        if self._fastrnn_cell != "lstm":
             return zeros
         return zeros[..., : self.proj_size] if self.proj_size else zeros, zeros
 
     def _state_names(self) -> tuple[str, ...]:
-        return ("h", "c") if self.mode == "LSTM" else ("h",)
+        return ("h", "c") if self._fastrnn_cell == "lstm" else ("h",)
 
     def _check_form(self, input: Tensor) -> None:
         if input.is_nested:
             raise RuntimeError("a nested tensor is not taken: give a PackedSequence, or lengths")
         check_dense("input", input)
         if input.dim() not in (2, 3):
-            tensor = " tensor" if self.mode.startswith("RNN") else ""
-            raise ValueError(
-                f"{self.mode.split('_')[0]}: Expected input to be 2D or 3D, "
-                f"got {input.dim()}D{tensor} instead"
-            )
+            tensor = "" if self._fastrnn_cell else " tensor"
+            name = self.torch_class.__name__ if self.torch_class else "Recurrent"
+            got = f"got {input.dim()}D{tensor} instead"
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, {got}")
 
     def _check_state_rank(self, hx: Tensor, batched: bool) -> None:
         if hx.dim() != (3 if batched else 2):
@@ -104,7 +104,7 @@ class RNNBase(torch.nn.RNNBase):
 
     def _parts(self, hx) -> tuple[Tensor, Tensor | None]:
         """The user's state as (h, c)."""
-        return hx if self.mode == "LSTM" else (hx, None)
+        return hx if self._fastrnn_cell == "lstm" else (hx, None)
 
     def _joined(self, h: Tensor, c: Tensor | None):
         """(h, c) as the user's state."""
@@ -122,7 +122,7 @@ class RNNBase(torch.nn.RNNBase):
         names, weights = self._named_weights(input, batch_sizes, asked)
         directions, dropout = 2 if self.bidirectional else 1, self.dropout if self.training else 0.0
         count = self.num_layers * directions * (names.count(" ") + 1)  # may be less by now
-        call = Call(input, batch_sizes, h0, c0, weights[:count], self.mode.lower(), names)
+        call = Call(input, batch_sizes, h0, c0, weights[:count], cell_of(self), names)
         whole = Stack(call, self.num_layers, directions, dropout, self.batch_first)
         whole = whole if asked is None else asked.of(whole)
         if torch.compiler.is_compiling():

@@ -179,7 +179,7 @@ def as_they_are(module) -> bool:
     """Whether a module's own weights are those of a `Call`: w_hh among them, and heads, if there
     are several, of units that fill whole registers, as the kernels take them."""
     heads = module.heads
-    return table.cell_named(module.mode).hidden_gates > 0 and (
+    return table.cell_named(module._fastrnn_cell).hidden_gates > 0 and (
         heads == 1 or module.hidden_size // heads % HEAD_UNITS == 0
     )
 
@@ -200,7 +200,7 @@ def weights(
     names = module._names
     if not given and module._as_they_are:
         return names, flat
-    hidden = table.cell_named(module.mode).hidden_gates
+    hidden = table.cell_named(module._fastrnn_cell).hidden_gates
     each = len(flat) // (module.num_layers * (2 if module.bidirectional else 1))
     whole: list[Tensor] = []
     for at in range(0, len(flat), each):

@@ -136,6 +136,7 @@ class GRU(AsTorch, RNNBase):
     """
 
     torch_class = torch.nn.GRU
+    _fastrnn_cell = "gru"
 
     def __init__(
         self,
@@ -210,6 +211,7 @@ class LSTM(AsTorch, RNNBase):
     """
 
     torch_class = torch.nn.LSTM
+    _fastrnn_cell = "lstm"
 
     def __init__(
         self,

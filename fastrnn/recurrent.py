@@ -63,8 +63,7 @@ class Recurrent(RNNBase):
         (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
     """
 
-    # Nothing of torch.nn computes it.
-    torch_class = None
+    torch_class = None  # nothing of torch.nn computes it
 
     def __init__(
         self,
@@ -142,7 +141,8 @@ class Recurrent(RNNBase):
 
     def _register(self) -> None:
         """Makes the cell known in this process."""
-        self.mode = made.register(self.cell, self.hidden_size, self.proj_size > 0, self.heads)
+        name = made.register(self.cell, self.hidden_size, self.proj_size > 0, self.heads)
+        self.mode = self._fastrnn_cell = name
         self._names = made.names_of(self)
         self._as_they_are = made.as_they_are(self)
         self._takes_inputs = bool(self.cell.inputs)

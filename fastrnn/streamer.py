@@ -12,7 +12,7 @@ from . import arguments, checks, small_weights
 from .made import HeldInputs
 from .modules import RNNBase
 from .packed_stack import packed_stack
-from .table import cell_named
+from .table import cell_named, cell_of
 from .trees import map_tensors
 
 State = Tensor | tuple[Tensor, ...]
@@ -98,7 +98,7 @@ class Streamer:
         width = module.proj_size or module.hidden_size
         with torch.inference_mode(False), torch.device("cpu"):
             self._h = torch.zeros(module.num_layers, batch_size, width, dtype=_WIDE[self._dtype])
-            own = cell_named(module.mode.lower()).own * module.hidden_size
+            own = cell_named(cell_of(module)).own * module.hidden_size
             self._c = self._h.new_zeros(module.num_layers, batch_size, own) if own else None
             self._output = self._h.new_zeros(batch_size, width)
             self._inputs = HeldInputs(module, self._output)
