@@ -56,7 +56,13 @@ class _CellBase(torch.nn.RNNCellBase):
         for k, state in enumerate(states):
             self._check_state_sizes(k, state, batch)
         h, c = states if cell == "lstm" else (*states, None)
-        return functional.step(cell, input, h, c, weights, bias)
+        try:
+            return functional.step(cell, input, h, c, weights, bias)
+        except RuntimeError:
+            alike = all(each.dtype == h.dtype for each in (input, *weights))
+            if c is None or c.dtype == h.dtype or not alike:
+                raise
+        return tracing.as_torch(self, input, states)  # which computes c in the wider dtype
 
     def _weights(self) -> tuple[list[Tensor], bool]:
         """The weights in the order of the op, and whether there are biases."""
@@ -276,7 +282,7 @@ class LSTMCell(AsTorch, _CellBase):
 
         Raises:
             ValueError: a wrong rank.
-            RuntimeError: a size, dtype or device does not fit.
+            RuntimeError: a size, dtype or device does not fit. c alone may have another dtype.
         """
         if not isinstance(input, Tensor):
             return tracing.of_no_tensor(self, input, hx)
