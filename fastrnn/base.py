@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import direct, stack
 from .arguments import check_state
 from .call import Call, Stack
-from .checks import check_dense, check_packed
+from .checks import check_dense, check_packed, check_step_state
 from .features import Asked, mask_of
 from .interop import tracing
 from .table import cell_of, weight_names
@@ -267,6 +267,7 @@ class RNNBase(torch.nn.RNNBase):
                 check_state(state, self._state_names())
             raise
         except RuntimeError as error:  # whose words are of a reset with a time
+            check_step_state(self, input, state)
             due, got = input.shape[:1], None if reset is None else reset.squeeze(time).shape
             if got not in (None, due):
                 raise RuntimeError(f"Expected reset size {(*due,)}, got {(*got,)}") from error

@@ -230,7 +230,9 @@ class Streamer:
             self._refuse(frames.shape, frames.dtype, frames.device, name, ("T",))
 
     def _refuse(self, shape, dtype, device, name: str = "x", before: tuple = ()) -> None:
-        own = f"({', '.join(map(str, (*before, *self._input_shape)))}) {self._dtype}"
+        N, I = self._input_shape
+        sizes = ", ".join((*before, f"batch_size={N}", f"input_size={I}"))
+        own = f"({sizes}) {self._dtype}"
         raise ValueError(f"{name} must be {own} on the CPU, got {tuple(shape)} {dtype} on {device}")
 
     def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
@@ -268,7 +270,7 @@ class Streamer:
         checks.check_outside_transforms()
         own = self._module._joined(self._h, self._c)
         own, given = map(checks.parts_of, (own, state))
-        checks.check_states(self._module.mode, own, given)
+        checks.check_states(self._module, own, given)
         with torch.no_grad():
             copies = [torch.empty_like(to).copy_(new) for to, new in zip(own, given, strict=True)]
             with self._stack:
