@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch_pairs import LAYERS, assert_same_error, assert_same_results, pair
+from torch_pairs import LAYERS, assert_same_error, assert_same_results, outcome, pair
 
 import fastrnn
 
@@ -91,6 +91,22 @@ def test_weights_that_do_not_fit(name, made, now, message):
     for training in (True, False):
         with pytest.raises(RuntimeError, match=message), torch.set_grad_enabled(training):
             module(torch.randn(5, 2, 4))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_another_input_size(name):
+    """As torch.nn with gradients; without, the weight counts, which docs/differences.md says."""
+    x = torch.randn(5, 2, 4)
+    ours, theirs = (
+        outcome(lambda lib: change(getattr(lib, name)(4, 3), {"input_size": 7})(x), library)
+        for library in (fastrnn, torch.nn)
+    )
+    assert ours == theirs and ours[0] is RuntimeError
+    module = getattr(fastrnn, name)(4, 3)
+    with torch.no_grad():
+        assert torch.equal(module(x)[0], change(module, {"input_size": 7})(x)[0])
+    with pytest.raises(RuntimeError, match=r"weight_ih_l0 must have shape \(\d+, 7\)"):
+        fastrnn.Streamer(module, 2)
 
 
 MODES = ["x", None, 3, [], "gru", "LSTM"]
