@@ -54,7 +54,7 @@ class _CellBase(torch.nn.RNNCellBase):
                 f"input has inconsistent input_size: got {width} expected {weights[0].size(1)}"
             )
         for k, state in enumerate(states):
-            self._check_state_sizes(k, state, batch)
+            self._check_state_sizes(k, state, batch, weights[1].size(-1))
         h, c = states if cell == "lstm" else (*states, None)
         try:
             return functional.step(cell, input, h, c, weights, bias)
@@ -104,12 +104,12 @@ class _CellBase(torch.nn.RNNCellBase):
                     f"{name}: For {rank}D input, hidden{k} should also be {rank}D, got {found}D"
                 )
 
-    def _check_state_sizes(self, k: int, state: Tensor, batch: int) -> None:
+    def _check_state_sizes(self, k: int, state: Tensor, batch: int, width: int) -> None:
         if state.size(0) != batch:
             raise RuntimeError(
                 f"Input batch size {batch} doesn't match hidden{k} batch size {state.size(0)}"
             )
-        if state.size(1) != self.hidden_size:
+        if state.size(1) not in (self.hidden_size, width):  # torch.nn goes by the weight alone
             raise RuntimeError(
                 f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, "
                 f"expected {self.hidden_size}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch_pairs import LAYERS, assert_same_error, assert_same_results, outcome, pair
+from torch_pairs import CELLS, LAYERS, assert_same_error, assert_same_results, outcome, pair, state
 
 import fastrnn
 
@@ -107,6 +107,21 @@ def test_another_input_size(name):
         assert torch.equal(module(x)[0], change(module, {"input_size": 7})(x)[0])
     with pytest.raises(RuntimeError, match=r"weight_ih_l0 must have shape \(\d+, 7\)"):
         fastrnn.Streamer(module, 2)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_hidden_size_that_is_not_that_of_the_weights(name):
+    """As of a subclass with a meaning of its own for it: with a state torch.nn does not read it."""
+    ours, theirs = (change(each, {"hidden_size": 7}) for each in pair(name, 4, 3))
+    x, hx = torch.randn(2, 4), state(name, 2, 3)
+    for training in (True, False):
+        with torch.set_grad_enabled(training):
+            assert_same_results(ours(x, hx), theirs(x, hx))
+            for module in (ours, theirs):
+                with pytest.raises(RuntimeError):
+                    module(x)
+                with pytest.raises(RuntimeError):
+                    module(x, state(name, 2, 5))
 
 
 MODES = ["x", None, 3, [], "gru", "LSTM"]
