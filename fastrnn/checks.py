@@ -129,7 +129,7 @@ def parts_of(state: Any) -> tuple[Tensor, ...]:
 
 def check_states(module: RNNBase, own: Sequence[Tensor], given: Sequence[Tensor]) -> None:
     """ValueError if states cannot take the place of a module's own."""
-    names = module._state_names()
+    names = module._state_names_()
     if len(own) != len(given):
         raise ValueError(f"state has {len(own)} parts ({', '.join(names)}), got {len(given)}")
     for name, to, tensor in zip(names, own, given, strict=True):
@@ -142,10 +142,10 @@ def check_states(module: RNNBase, own: Sequence[Tensor], given: Sequence[Tensor]
 def check_step_state(module: RNNBase, input: Tensor, state: Any) -> None:
     """RuntimeError that says which tensor of the `state` of a step has another shape than it must
     have, and nothing where that is not what is wrong."""
-    due = module._zero_state(input, input.size(0))
+    due = module._zero_state_(input, input.size(0))
     parts = [(each,) if isinstance(each, Tensor) else each for each in (due, state)]
     if isinstance(parts[1], tuple | list):
-        for name, to, tensor in zip(module._state_names(), *parts, strict=False):
+        for name, to, tensor in zip(module._state_names_(), *parts, strict=False):
             if isinstance(tensor, Tensor) and to.shape != tensor.shape:
                 raise RuntimeError(_wrong_state(module, name, to, tensor))
 

@@ -73,7 +73,7 @@ def stack(
     if layers > 1 and module.training and module.dropout:
         return None
     try:
-        cell = module._fastrnn_cell or RNNS[module.mode]
+        cell = module._cell_ or RNNS[module.mode]
     except (KeyError, TypeError):
         return None
     hidden, projection = module.hidden_size, module.proj_size
@@ -111,7 +111,7 @@ def stack(
             return None
         names, kept = module._names, cell_named(cell).own
         if hx is not None:
-            h0, c0 = module._parts(hx)
+            h0, c0 = module._parts_(hx)
         if kept:
             c_n = new_empty(planes, batch, kept * hidden)
     else:
@@ -150,7 +150,7 @@ def stack(
     if dtypes is not None:
         y, h_n, c_n = _cast(dtypes, y, h_n, c_n)
     output = y.transpose(0, 1) if transposed else y
-    state = h_n if c_n is None else module._joined(h_n, c_n)
+    state = h_n if c_n is None else module._joined_(h_n, c_n)
     if not states:
         return output, state
     results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]

@@ -33,7 +33,7 @@ def packed_stack(
     _, batch, width = h.shape
     rows = torch.tensor([batch], device="cpu")  # a step is packed input
     module._update_flat_weights()
-    names, weights = module._named_weights(h[0], rows, Asked(inputs=planes))
+    names, weights = module._named_weights_(h[0], rows, Asked(inputs=planes))
     for weight in module._flat_weights:
         checks.address_of(weight, "a weight")
         if weight.dtype != dtype or not weight.is_cpu:

@@ -257,7 +257,7 @@ class Streamer:
     def _state_in(self, dtype: torch.dtype) -> State:
         with self._stack:
             h, c = (s if s is None else s.to(dtype, copy=True) for s in (self._h, self._c))
-        return self._module._joined(h, c)
+        return self._module._joined_(h, c)
 
     def load_state(self, state: State) -> None:
         """Goes on from `state`, in the form that `state` and the module return it; copied.
@@ -268,7 +268,7 @@ class Streamer:
             RuntimeError: a tensor has a tangent of forward-mode AD.
         """
         checks.check_outside_transforms()
-        own = self._module._joined(self._h, self._c)
+        own = self._module._joined_(self._h, self._c)
         own, given = map(checks.parts_of, (own, state))
         checks.check_states(self._module, own, given)
         with torch.no_grad():

@@ -108,7 +108,7 @@ def names_in(cell: str, bias: bool, count: int) -> str:
 def cell_of(module: RNNBase) -> str:
     """The name of a layer's cell; AssertionError for an RNN of another mode than its two."""
     try:
-        return module._fastrnn_cell or RNNS[module.mode]
+        return module._cell_ or RNNS[module.mode]
     except (KeyError, TypeError):
         message = f"mode must be RNN_TANH or RNN_RELU, got {module.mode}"
         raise AssertionError(message) from None
