@@ -12,26 +12,27 @@ from torch.nn.utils.rnn import PackedSequence
 from . import direct, stack
 from .arguments import check_state
 from .call import Call, Stack
-from .checks import check_dense, check_packed
+from .checks import check_dense, check_packed, check_step_state
 from .features import Asked, mask_of
 from .interop import tracing
-from .table import weight_names
+from .table import cell_of, weight_names
 from .trees import map_tensors
 
 
 class RNNBase(torch.nn.RNNBase):
     """What RNN, LSTM, GRU and Recurrent share: `forward`, and `step` for one time step.
 
-    Use it with `isinstance`, and build one of the four. The attribute `mode` tells them apart:
-    LSTM, GRU, RNN_TANH, RNN_RELU, or the name of a cell that was made of a function.
+    Use it with `isinstance`, and build one of the four. An RNN reads its attribute `mode`, which is
+    RNN_TANH or RNN_RELU. The others do not, as in `torch.nn`: you may change it.
 
     Example:
         >>> isinstance(fastrnn.LSTM(10, 20), fastrnn.RNNBase)
         True
     """
 
-    # The class of torch.nn that does the same, if there is one.
-    torch_class: type[torch.nn.RNNBase] | None = None
+    # Names of methods end in _: a user's subclass may have a `_step` or `_weights` of its own.
+    torch_class: type[torch.nn.RNNBase] | None = None  # that does the same
+    _cell_: str | None = None  # the cell's name, but of an RNN: `cell_of`
 
     def _update_flat_weights(self) -> None:
         parameters = self._parameters
@@ -45,13 +46,13 @@ class RNNBase(torch.nn.RNNBase):
             if weight is None:
                 raise TypeError(f"{name} is None, expected a tensor")
 
-    def _are_weights_for_torch(self) -> bool:
+    def _are_weights_for_torch_(self) -> bool:
         """Whether weights, which are brought up to date, know torch's own functions alone."""
         if not torch.compiler.is_compiling():
             self._update_flat_weights()
-        return self.torch_class is not None and tracing.are_own_affair(self._weights())
+        return self.torch_class is not None and tracing.are_own_affair(self._weights_())
 
-    def _weights(self) -> list[Tensor]:
+    def _weights_(self) -> list[Tensor]:
         """The weights of all layers, which are up to date; another thread may replace those of the
         module meanwhile. A compiled graph reads the parameters: if it wrote to the module's list,
         the list might afterwards hold what a transform of `torch.func` had put in the place of the
@@ -64,65 +65,64 @@ class RNNBase(torch.nn.RNNBase):
                 raise TypeError(f"{name} is None, expected a tensor")
         return weights
 
-    def _is_recorded(self) -> bool:
+    def _is_recorded_(self) -> bool:
         """Whether the call is recorded as one of torch.nn."""
         return self.torch_class is not None and tracing.recording()
 
-    def _zero_state(self, input: Tensor, batch: int) -> Tensor | tuple[Tensor, Tensor]:
+    def _zero_state_(self, input: Tensor, batch: int) -> Tensor | tuple[Tensor, Tensor]:
         planes = self.num_layers * (2 if self.bidirectional else 1)
         zeros = input.new_zeros(planes, batch, self.hidden_size)
-        if self.mode != "LSTM":
+        if self._cell_ != "lstm":
             return zeros
         return zeros[..., : self.proj_size] if self.proj_size else zeros, zeros
 
-    def _state_names(self) -> tuple[str, ...]:
-        return ("h", "c") if self.mode == "LSTM" else ("h",)
+    def _state_names_(self) -> tuple[str, ...]:
+        return ("h", "c") if self._cell_ == "lstm" else ("h",)
 
-    def _check_form(self, input: Tensor) -> None:
+    def _check_form_(self, input: Tensor) -> None:
         if input.is_nested:
             raise RuntimeError("a nested tensor is not taken: give a PackedSequence, or lengths")
         check_dense("input", input)
         if input.dim() not in (2, 3):
-            tensor = " tensor" if self.mode.startswith("RNN") else ""
-            raise ValueError(
-                f"{self.mode.split('_')[0]}: Expected input to be 2D or 3D, "
-                f"got {input.dim()}D{tensor} instead"
-            )
+            tensor = "" if self._cell_ else " tensor"
+            name = self.torch_class.__name__ if self.torch_class else "Recurrent"
+            got = f"got {input.dim()}D{tensor} instead"
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, {got}")
 
-    def _check_state_rank(self, hx: Tensor, batched: bool) -> None:
+    def _check_state_rank_(self, hx: Tensor, batched: bool) -> None:
         if hx.dim() != (3 if batched else 2):
             kind, rank = ("batched 3-D", 3) if batched else ("unbatched 2-D", 2)
             raise RuntimeError(
                 f"For {kind} input, hx should also be {rank}-D but got {hx.dim()}-D tensor"
             )
 
-    def _unsqueeze_state(self, hx: Tensor) -> Tensor:
+    def _unsqueeze_state_(self, hx: Tensor) -> Tensor:
         return hx.unsqueeze(1)
 
-    def _squeeze_state(self, hx: Tensor) -> Tensor:
+    def _squeeze_state_(self, hx: Tensor) -> Tensor:
         return hx.squeeze(1)
 
-    def _parts(self, hx) -> tuple[Tensor, Tensor | None]:
+    def _parts_(self, hx) -> tuple[Tensor, Tensor | None]:
         """The user's state as (h, c)."""
-        return hx if self.mode == "LSTM" else (hx, None)
+        return hx if self._cell_ == "lstm" else (hx, None)
 
-    def _joined(self, h: Tensor, c: Tensor | None):
+    def _joined_(self, h: Tensor, c: Tensor | None):
         """(h, c) as the user's state."""
         return h if c is None else (h, c)
 
-    def _named_weights(
+    def _named_weights_(
         self, input: Tensor, batch_sizes: Tensor | None, asked: Asked | None
     ) -> tuple[str, Sequence[Tensor]]:
         """The names of a direction's weights as in a `Call`, and those of all layers."""
-        return weight_names(self.bias, self.proj_size > 0), self._weights()
+        return weight_names(self.bias, self.proj_size > 0), self._weights_()
 
-    def _run(self, input: Tensor, hx, batch_sizes: Tensor | None, asked: Asked | None):
+    def _run_(self, input: Tensor, hx, batch_sizes: Tensor | None, asked: Asked | None):
         """(output, state) of the stack, and States if asked for."""
-        h0, c0 = self._parts(hx)
-        names, weights = self._named_weights(input, batch_sizes, asked)
+        h0, c0 = self._parts_(hx)
+        names, weights = self._named_weights_(input, batch_sizes, asked)
         directions, dropout = 2 if self.bidirectional else 1, self.dropout if self.training else 0.0
         count = self.num_layers * directions * (names.count(" ") + 1)  # may be less by now
-        call = Call(input, batch_sizes, h0, c0, weights[:count], self.mode.lower(), names)
+        call = Call(input, batch_sizes, h0, c0, weights[:count], cell_of(self), names)
         whole = Stack(call, self.num_layers, directions, dropout, self.batch_first)
         whole = whole if asked is None else asked.of(whole)
         if torch.compiler.is_compiling():
@@ -132,7 +132,7 @@ class RNNBase(torch.nn.RNNBase):
         except RuntimeError:
             whole.check_weights()  # in the module's names, where that is what is wrong
             raise
-        state = self._joined(h_n, None if c0 is None else c_n)
+        state = self._joined_(h_n, None if c0 is None else c_n)
         return (output, state) if states is None else (output, state, states)
 
     def forward(
@@ -177,41 +177,41 @@ class RNNBase(torch.nn.RNNBase):
             asked = Asked(
                 reset, lengths, return_states, return_gates, detach_every, grad_clip, reset_state
             )
-        return self._forward(input, hx, asked)
+        return self._forward_(input, hx, asked)
 
-    def _forward(self, input: Tensor | PackedSequence, hx, asked: Asked | None):
+    def _forward_(self, input: Tensor | PackedSequence, hx, asked: Asked | None):
         if type(input) is not Tensor:
             if isinstance(input, PackedSequence):
-                return self._forward_packed(input, hx, asked)
+                return self._forward_packed_(input, hx, asked)
             if not isinstance(input, Tensor):
                 return tracing.of_no_tensor(self, input, hx, asked and asked._asdict())
         batched = input.dim() == 3
         batch_dim = 0 if self.batch_first else 1
         if not batched:
-            self._check_form(input)
+            self._check_form_(input)
             input = input.unsqueeze(batch_dim)
             asked = asked and asked.of_one_row(batch_dim, input)
         if hx is not None:
-            self._check_state_rank(hx, batched)
+            self._check_state_rank_(hx, batched)
             if not batched:
-                hx = self._unsqueeze_state(hx)
+                hx = self._unsqueeze_state_(hx)
         results = direct.stack(self, input, hx, None, asked)
         if results is None:
-            self._check_form(input)
-            if self._is_recorded() or self._are_weights_for_torch():
+            self._check_form_(input)
+            if self._is_recorded_() or self._are_weights_for_torch_():
                 results = tracing.as_torch(self, input, hx, asked and asked._asdict())
         if results is None:
             if hx is None:
                 self.check_input(input, None)
-                hx = self._zero_state(input, input.size(batch_dim))
+                hx = self._zero_state_(input, input.size(batch_dim))
             else:
                 self.check_forward_args(input, hx, None)
-            results = self._run(input, hx, None, asked)
+            results = self._run_(input, hx, None, asked)
         if batched:
             return results
         output, state, *states = results
         states = map_tensors(lambda each: each.squeeze(batch_dim), states)
-        return output.squeeze(batch_dim), self._squeeze_state(state), *states
+        return output.squeeze(batch_dim), self._squeeze_state_(state), *states
 
     def step(
         self,
@@ -241,9 +241,9 @@ class RNNBase(torch.nn.RNNBase):
             >>> for frame in torch.randn(5, 3, 10):
             ...     y, h = gru.step(frame, h)
         """
-        return self._step(input, state, reset, reset_state)
+        return self._step_(input, state, reset, reset_state)
 
-    def _step(self, input: Tensor, state, reset, reset_state, inputs=None):
+    def _step_(self, input: Tensor, state, reset, reset_state, inputs=None):
         if self.bidirectional:
             raise ValueError("step needs a network of one direction: this one is bidirectional")
         try:
@@ -264,17 +264,18 @@ class RNNBase(torch.nn.RNNBase):
             )
         except (AttributeError, TypeError, LookupError):  # as torch says what is no state
             if state is not None:
-                check_state(state, self._state_names())
+                check_state(state, self._state_names_())
             raise
         except RuntimeError as error:  # whose words are of a reset with a time
+            check_step_state(self, input, state)
             due, got = input.shape[:1], None if reset is None else reset.squeeze(time).shape
             if got not in (None, due):
                 raise RuntimeError(f"Expected reset size {(*due,)}, got {(*got,)}") from error
             raise
         return output.squeeze(time), state
 
-    def _forward_packed(self, packed: PackedSequence, hx, asked: Asked | None):
-        if self._is_recorded():
+    def _forward_packed_(self, packed: PackedSequence, hx, asked: Asked | None):
+        if self._is_recorded_():
             return tracing.as_torch(self, packed, hx, asked and asked._asdict())
         input, batch_sizes, sorted_indices, unsorted_indices = packed
         check_packed(batch_sizes, None, None)
@@ -288,12 +289,12 @@ class RNNBase(torch.nn.RNNBase):
             hx = self.permute_hidden(hx, sorted_indices)
         results = direct.stack(self, input, hx, batch_sizes, asked)
         if results is None:
-            if self._are_weights_for_torch():
+            if self._are_weights_for_torch_():
                 return tracing.as_torch(self, packed, given, asked and asked._asdict())
             if hx is None:
                 self.check_input(input, batch_sizes)
-                hx = self._zero_state(input, int(batch_sizes[0]))
-            results = self._run(input, hx, batch_sizes, asked)
+                hx = self._zero_state_(input, int(batch_sizes[0]))
+            results = self._run_(input, hx, batch_sizes, asked)
         output, state = results
         output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
         return output, self.permute_hidden(state, unsorted_indices)

@@ -15,16 +15,16 @@ __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 
 class _CellBase(torch.nn.RNNCellBase):
-    """What the cells share: a cell is a layer of one time step."""
+    """What the cells share: a cell is a layer of one time step. Names end in _ as in `RNNBase`."""
 
-    def _step(self, name: str, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
+    def _step_(self, name: str, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
         """The states after one step of `cell`; zeros if None. `name` is the class in messages."""
         rank = input.dim()
         if rank not in (1, 2):
             check_dense(f"{name}: input", input)
             raise ValueError(f"{name}: Expected input to be 1D or 2D, got {rank}D instead")
         if states is not None:
-            self._check_state_ranks(name, states, rank)
+            self._check_state_ranks_(name, states, rank)
         if rank == 1:
             check_dense(f"{name}: input", input)
             input = input.unsqueeze(0)
@@ -37,12 +37,12 @@ class _CellBase(torch.nn.RNNCellBase):
             results = tracing.as_torch(self, input, hx)
             results = results if cell == "lstm" else (results,)
         if results is None:
-            results = self._long_step(cell, input, states)
+            results = self._long_step_(cell, input, states)
         return results if rank == 2 else tuple(state.squeeze(0) for state in results)
 
-    def _long_step(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
-        """`_step` of batched input through the op, with all checks."""
-        weights, bias = self._weights()
+    def _long_step_(self, cell: str, input: Tensor, states: tuple[Tensor, ...] | None):
+        """`_step_` of batched input through the op, with all checks."""
+        weights, bias = self._weights_()
         if states is None:
             h = input.new_zeros(input.size(0), self.hidden_size)
             states = (h, h) if cell == "lstm" else (h,)
@@ -54,11 +54,17 @@ class _CellBase(torch.nn.RNNCellBase):
                 f"input has inconsistent input_size: got {width} expected {weights[0].size(1)}"
             )
         for k, state in enumerate(states):
-            self._check_state_sizes(k, state, batch)
+            self._check_state_sizes_(k, state, batch, weights[1].size(-1))
         h, c = states if cell == "lstm" else (*states, None)
-        return functional.step(cell, input, h, c, weights, bias)
+        try:
+            return functional.step(cell, input, h, c, weights, bias)
+        except RuntimeError:
+            alike = all(each.dtype == h.dtype for each in (input, *weights))
+            if c is None or c.dtype == h.dtype or not alike:
+                raise
+        return tracing.as_torch(self, input, states)  # which computes c in the wider dtype
 
-    def _weights(self) -> tuple[list[Tensor], bool]:
+    def _weights_(self) -> tuple[list[Tensor], bool]:
         """The weights in the order of the op, and whether there are biases."""
         p = self._parameters
         try:
@@ -74,7 +80,7 @@ class _CellBase(torch.nn.RNNCellBase):
         b_hh = torch.zeros_like(b_ih) if b_hh is None else b_hh
         return [w_ih, w_hh, b_ih, b_hh], True
 
-    def _check_state_ranks(self, name: str, states: tuple[Tensor, ...], rank: int) -> None:
+    def _check_state_ranks_(self, name: str, states: tuple[Tensor, ...], rank: int) -> None:
         """ValueError for ranks that no input has, RuntimeError if not that of this input, TypeError
         for a tensor in place of a pair, AttributeError, as of torch.nn, for what is no tensor."""
         if isinstance(states, Tensor) and rank == 2:
@@ -98,12 +104,12 @@ class _CellBase(torch.nn.RNNCellBase):
                     f"{name}: For {rank}D input, hidden{k} should also be {rank}D, got {found}D"
                 )
 
-    def _check_state_sizes(self, k: int, state: Tensor, batch: int) -> None:
+    def _check_state_sizes_(self, k: int, state: Tensor, batch: int, width: int) -> None:
         if state.size(0) != batch:
             raise RuntimeError(
                 f"Input batch size {batch} doesn't match hidden{k} batch size {state.size(0)}"
             )
-        if state.size(1) != self.hidden_size:
+        if state.size(1) not in (self.hidden_size, width):  # torch.nn goes by the weight alone
             raise RuntimeError(
                 f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, "
                 f"expected {self.hidden_size}"
@@ -167,11 +173,11 @@ class RNNCell(AsTorch, _CellBase):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         cell = f"rnn_{self.nonlinearity}"
         if torch.is_grad_enabled() and input.dim() == 2 and not input.is_nested:
-            weights, _ = self._weights()
+            weights, _ = self._weights_()
             h = input.new_zeros(input.size(0), self.hidden_size) if hx is None else hx
             if isinstance(h, Tensor) and dispatch.is_torch_step(input, h, weights):
                 return getattr(torch, f"{cell}_cell")(input, h, *weights)
-        return self._step("RNNCell", cell, input, None if hx is None else (hx,))[0]
+        return self._step_("RNNCell", cell, input, None if hx is None else (hx,))[0]
 
 
 class GRUCell(AsTorch, _CellBase):
@@ -224,7 +230,7 @@ class GRUCell(AsTorch, _CellBase):
         """
         if not isinstance(input, Tensor):
             return tracing.of_no_tensor(self, input, hx)
-        return self._step("GRUCell", "gru", input, None if hx is None else (hx,))[0]
+        return self._step_("GRUCell", "gru", input, None if hx is None else (hx,))[0]
 
 
 class LSTMCell(AsTorch, _CellBase):
@@ -276,8 +282,8 @@ class LSTMCell(AsTorch, _CellBase):
 
         Raises:
             ValueError: a wrong rank.
-            RuntimeError: a size, dtype or device does not fit.
+            RuntimeError: a size, dtype or device does not fit. c alone may have another dtype.
         """
         if not isinstance(input, Tensor):
             return tracing.of_no_tensor(self, input, hx)
-        return self._step("LSTMCell", "lstm", input, hx)
+        return self._step_("LSTMCell", "lstm", input, hx)

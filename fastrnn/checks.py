@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch.autograd import forward_ad
 
 from .arguments import check_kind
 from .torch_private import are_transforms_active, in_forward_ad, is_batched
+
+if TYPE_CHECKING:
+    from .base import RNNBase
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -124,15 +127,35 @@ def parts_of(state: Any) -> tuple[Tensor, ...]:
     return tuple(parts)
 
 
-def check_states(mode: str, own: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+def check_states(module: RNNBase, own: Sequence[Tensor], given: Sequence[Tensor]) -> None:
     """ValueError if states cannot take the place of a module's own."""
+    names = module._state_names_()
     if len(own) != len(given):
-        raise ValueError(f"the state of {mode} has {len(own)} parts")
-    for to, tensor in zip(own, given, strict=True):
+        raise ValueError(f"state has {len(own)} parts ({', '.join(names)}), got {len(given)}")
+    for name, to, tensor in zip(names, own, given, strict=True):
         if to.shape != tensor.shape:
-            raise ValueError(f"expected a state {tuple(to.shape)}, got {tuple(tensor.shape)}")
+            raise ValueError(_wrong_state(module, name, to, tensor))
         if not torch.can_cast(tensor.dtype, to.dtype):
-            raise ValueError(f"expected a state of {to.dtype}, got {tensor.dtype}")
+            raise ValueError(f"state {name} must be of {to.dtype}, got {tensor.dtype}")
+
+
+def check_step_state(module: RNNBase, input: Tensor, state: Any) -> None:
+    """RuntimeError that says which tensor of the `state` of a step has another shape than it must
+    have, and nothing where that is not what is wrong."""
+    due = module._zero_state_(input, input.size(0))
+    parts = [(each,) if isinstance(each, Tensor) else each for each in (due, state)]
+    if isinstance(parts[1], tuple | list):
+        for name, to, tensor in zip(module._state_names_(), *parts, strict=False):
+            if isinstance(tensor, Tensor) and to.shape != tensor.shape:
+                raise RuntimeError(_wrong_state(module, name, to, tensor))
+
+
+def _wrong_state(module: RNNBase, name: str, due: Tensor, got: Tensor) -> str:
+    layers, batch, width = due.shape
+    projected = module.proj_size and width == module.proj_size
+    of = "proj_size" if projected else "hidden_size"
+    sizes = f"(num_layers={layers}, batch_size={batch}, {of}={width})"
+    return f"state {name} must be {sizes}, got {tuple(got.shape)}"
 
 
 def rows_of(given: Any, N: int) -> Tensor | slice:

@@ -16,7 +16,7 @@ from .call import Call
 from .dispatch import cpu, gpu
 from .features import Asked, states_of
 from .results import Results, room_to_save
-from .table import cell_named, weight_names
+from .table import CELLS, RNNS, cell_named, weight_names
 from .torch_private import is_any_autocast_enabled, unseen
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -72,7 +72,11 @@ def stack(
     layers, batch_first = module.num_layers, module.batch_first
     if layers > 1 and module.training and module.dropout:
         return None
-    cell, hidden, projection = module.mode.lower(), module.hidden_size, module.proj_size
+    try:
+        cell = module._cell_ or RNNS[module.mode]
+    except (KeyError, TypeError):
+        return None
+    hidden, projection = module.hidden_size, module.proj_size
     directions, width = 2 if module.bidirectional else 1, projection or hidden
     transposed = batch_first and batch_sizes is None
     if transposed:
@@ -102,12 +106,12 @@ def stack(
         batch = int(batch_sizes[0]) if len(batch_sizes) else 0
         y = new_empty(input.size(0), directions * width)
     planes, h0, c0, c_n = layers * directions, hx, None, None
-    if module.torch_class is None:
+    if cell not in CELLS:
         if not module._as_they_are or (asked is not None and asked.inputs):
             return None
         names, kept = module._names, cell_named(cell).own
         if hx is not None:
-            h0, c0 = module._parts(hx)
+            h0, c0 = module._parts_(hx)
         if kept:
             c_n = new_empty(planes, batch, kept * hidden)
     else:
@@ -148,7 +152,7 @@ def stack(
     if dtypes is not None:
         y, h_n, c_n = _cast(dtypes, y, h_n, c_n)
     output = y.transpose(0, 1) if transposed else y
-    state = h_n if c_n is None else module._joined(h_n, c_n)
+    state = h_n if c_n is None else module._joined_(h_n, c_n)
     if not states:
         return output, state
     results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]

@@ -165,7 +165,7 @@ def begun(module, given: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, Te
     module._check_count(given, "reset_state")
     most = max(tensors, key=Tensor.dim)
     tensors = [t if t.dim() == most.dim() else t.expand(len(most), *t.shape) for t in tensors]
-    h, c = module._parts(tensors if module._several else tensors[0])
+    h, c = module._parts_(tensors if module._several else tensors[0])
     return h if c is None else (h, c)
 
 
@@ -179,7 +179,7 @@ def as_they_are(module) -> bool:
     """Whether a module's own weights are those of a `Call`: w_hh among them, and heads, if there
     are several, of units that fill whole registers, as the kernels take them."""
     heads = module.heads
-    return table.cell_named(module.mode).hidden_gates > 0 and (
+    return table.cell_named(module._cell_).hidden_gates > 0 and (
         heads == 1 or module.hidden_size // heads % HEAD_UNITS == 0
     )
 
@@ -192,7 +192,7 @@ def weights(
     Raises:
         ValueError: an input does not broadcast.
     """
-    flat = module._weights()
+    flat = module._weights_()
     given = [
         _spread(name, each, input, batch_sizes, module.hidden_size, module.batch_first)
         for name, each in (inputs or {}).items()
@@ -200,7 +200,7 @@ def weights(
     names = module._names
     if not given and module._as_they_are:
         return names, flat
-    hidden = table.cell_named(module.mode).hidden_gates
+    hidden = table.cell_named(module._cell_).hidden_gates
     each = len(flat) // (module.num_layers * (2 if module.bidirectional else 1))
     whole: list[Tensor] = []
     for at in range(0, len(flat), each):

@@ -136,6 +136,7 @@ class GRU(AsTorch, RNNBase):
     """
 
     torch_class = torch.nn.GRU
+    _cell_ = "gru"
 
     def __init__(
         self,
@@ -210,6 +211,7 @@ class LSTM(AsTorch, RNNBase):
     """
 
     torch_class = torch.nn.LSTM
+    _cell_ = "lstm"
 
     def __init__(
         self,
@@ -275,7 +277,7 @@ class LSTM(AsTorch, RNNBase):
             return hx
         return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
-    def _check_state_rank(self, hx: tuple[Tensor, Tensor], batched: bool) -> None:
+    def _check_state_rank_(self, hx: tuple[Tensor, Tensor], batched: bool) -> None:
         rank = 3 if batched else 2
         h, c = hx[0].dim(), hx[1].dim()
         if h != rank or c != rank:
@@ -285,8 +287,8 @@ class LSTM(AsTorch, RNNBase):
                 "tensors"
             )
 
-    def _unsqueeze_state(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _unsqueeze_state_(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return hx[0].unsqueeze(1), hx[1].unsqueeze(1)
 
-    def _squeeze_state(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _squeeze_state_(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return hx[0].squeeze(1), hx[1].squeeze(1)

@@ -6,6 +6,7 @@ registers everything else that an op runs on.
 
 from __future__ import annotations
 
+import operator
 import warnings
 
 import torch
@@ -185,7 +186,11 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
     if compiling:
         return op.run(call, save)
     if attached:
-        results = autograd.apply(backend, traced, call, *call.tensors())
+        try:
+            results = autograd.apply(backend, traced, call, *call.tensors())
+        except RuntimeError:
+            call = _out_of_inference_mode(call)
+            results = autograd.apply(backend, traced, call, *call.tensors())
         return Results(*results) if traced else Results(*results[:3])
     return dispatch.way(backend, call).run(call, save)
 
@@ -198,9 +203,29 @@ def step(call: Call) -> tuple[Tensor, Tensor | None]:
         whole = backend in (reference, cudnn) or dispatch.widens(backend, call.input)
         if not whole:
             call = cpu.asked(call) if cpu.asks and backend is cpu else call
-            return autograd.apply_step(backend, None, call, *call.tensors())
+            try:
+                return autograd.apply_step(backend, None, call, *call.tensors())
+            except RuntimeError:
+                call = _out_of_inference_mode(call)
+                return autograd.apply_step(backend, None, call, *call.tensors())
     _, h_n, c_n, *_ = layer(call.over_time(), backend)
     return h_n.squeeze(0), None if call.c0 is None else c_n.squeeze(0)
+
+
+def _out_of_inference_mode(call: Call) -> Call:
+    """The call that has failed, with copies of what inference mode made, which autograd does not
+    save. Raises the error that is being handled if there is nothing of the kind."""
+
+    def own(tensor: Tensor | None) -> Tensor | None:
+        return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+
+    given = call.batch_sizes, call.reset, call.lengths
+    tensors = [own(each) for each in call.tensors()]
+    batch_sizes, reset, lengths = (own(each) for each in given)
+    if all(map(operator.is_, (*tensors, batch_sizes, reset, lengths), (*call.tensors(), *given))):
+        raise
+    call = call.with_tensors(tensors)
+    return call._replace(batch_sizes=batch_sizes, reset=reset, lengths=lengths)
 
 
 def handed_out(results: Results) -> Results:

@@ -13,6 +13,7 @@ from .dispatch import cpu
 from .features import Asked
 from .made import check_learned
 from .modules import RNNBase
+from .table import cell_of
 
 
 def packed_stack(
@@ -32,7 +33,7 @@ def packed_stack(
     _, batch, width = h.shape
     rows = torch.tensor([batch], device="cpu")  # a step is packed input
     module._update_flat_weights()
-    names, weights = module._named_weights(h[0], rows, Asked(inputs=planes))
+    names, weights = module._named_weights_(h[0], rows, Asked(inputs=planes))
     for weight in module._flat_weights:
         checks.address_of(weight, "a weight")
         if weight.dtype != dtype or not weight.is_cpu:
@@ -47,14 +48,14 @@ def packed_stack(
         x = h.new_empty(batch, width if k else module.input_size)
         cells = None if c is None else c[k : k + 1]
         own = weights[k * count : (k + 1) * count]
-        call = Call(x, rows, h[k : k + 1], cells, own, module.mode.lower(), names)
+        call = Call(x, rows, h[k : k + 1], cells, own, cell_of(module), names)
         call.check_weights(x.size(1), f"_l{k}")
         call.sizes()
         check_learned(names, own[: count - inputs], module.hidden_size, f"_l{k}")
     small = small_weights.all_packed(module._flat_weights_names[: len(weights)], weights, formats)
     weights = [numbers for _, numbers, _ in small] or weights
     return cpu.stream_class()(
-        module.mode.lower(),
+        cell_of(module),
         dtype == torch.float64,
         module.num_layers,
         batch,

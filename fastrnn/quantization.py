@@ -12,6 +12,7 @@ from . import modules, small_weights
 from .arguments import check_kind
 from .modules import RNNBase
 from .streamer import Streamer
+from .table import cell_of
 
 
 class WeightError(NamedTuple):
@@ -101,12 +102,13 @@ def quantization_error(
 
 def _layer(module: RNNBase, k: int) -> RNNBase:
     """Layer k alone, with copies of its weights."""
-    kind = getattr(modules, module.mode.split("_")[0])
+    name, *nonlinearity = cell_of(module).split("_")
+    kind = getattr(modules, name.upper())
     options: dict = {"bias": module.bias, "device": "cpu"}
     if module.proj_size:
         options["proj_size"] = module.proj_size
     if kind is modules.RNN:
-        options["nonlinearity"] = module.mode.split("_")[1].lower()
+        options["nonlinearity"] = nonlinearity[0]
     width = (module.proj_size or module.hidden_size) if k else module.input_size
     layer = kind(width, module.hidden_size, dtype=torch.float32, **options)
     weights = dict(zip(module._flat_weights_names, module._flat_weights, strict=True))

@@ -63,8 +63,7 @@ class Recurrent(RNNBase):
         (torch.Size([5, 3, 20]), torch.Size([1, 3, 20]))
     """
 
-    # Nothing of torch.nn computes it.
-    torch_class = None
+    torch_class = None  # nothing of torch.nn computes it
 
     def __init__(
         self,
@@ -142,7 +141,8 @@ class Recurrent(RNNBase):
 
     def _register(self) -> None:
         """Makes the cell known in this process."""
-        self.mode = made.register(self.cell, self.hidden_size, self.proj_size > 0, self.heads)
+        name = made.register(self.cell, self.hidden_size, self.proj_size > 0, self.heads)
+        self.mode = self._cell_ = name
         self._names = made.names_of(self)
         self._as_they_are = made.as_they_are(self)
         self._takes_inputs = bool(self.cell.inputs)
@@ -160,19 +160,19 @@ class Recurrent(RNNBase):
     def _each(self, hx: State) -> Sequence[Tensor]:
         return hx if self._several else (hx,)
 
-    def _state_names(self) -> tuple[str, ...]:
+    def _state_names_(self) -> tuple[str, ...]:
         return self.cell.states
 
     def _width(self, state: str) -> int:
         return (state == self.cell.recurrent and self.proj_size) or self.hidden_size
 
-    def _zero_state(self, input: Tensor, batch: int) -> State:
+    def _zero_state_(self, input: Tensor, batch: int) -> State:
         zeros = input.new_zeros(self.num_layers * self._directions, batch, self.hidden_size)
         states = self.cell.states
         each = [zeros[..., : self._width(s)] if self.proj_size else zeros for s in states]
         return tuple(each) if self._several else each[0]
 
-    def _check_state_rank(self, hx: State, batched: bool) -> None:
+    def _check_state_rank_(self, hx: State, batched: bool) -> None:
         self._check_count(hx)
         rank = 3 if batched else 2
         try:
@@ -210,20 +210,20 @@ class Recurrent(RNNBase):
         change = None if permutation is None else lambda each: each.index_select(1, permutation)
         return hx if change is None else map_tensors(change, hx)
 
-    def _unsqueeze_state(self, hx: State) -> State:
+    def _unsqueeze_state_(self, hx: State) -> State:
         return map_tensors(lambda each: each.unsqueeze(1), hx)
 
-    def _squeeze_state(self, hx: State) -> State:
+    def _squeeze_state_(self, hx: State) -> State:
         return map_tensors(lambda each: each.squeeze(1), hx)
 
-    def _parts(self, hx: State) -> tuple[Tensor, Tensor | None]:
+    def _parts_(self, hx: State) -> tuple[Tensor, Tensor | None]:
         """(h0, c0) of a `Call`: the recurrent state, and the others beside each other."""
         if self._is_pair or not self._several:
             return hx if self._is_pair else (hx, None)
         states = dict(zip(self.cell.states, hx, strict=True))
         return states.pop(self.cell.recurrent), torch.cat(tuple(states.values()), -1)
 
-    def _joined(self, h: Tensor, c: Tensor | None) -> State:
+    def _joined_(self, h: Tensor, c: Tensor | None) -> State:
         """The states of (h, c)."""
         if c is None:
             return h
@@ -274,7 +274,7 @@ class Recurrent(RNNBase):
             asked = Asked(
                 reset, lengths, return_states, False, detach_every, grad_clip, reset_state, given
             )
-        results = self._forward(input, hx, asked)
+        results = self._forward_(input, hx, asked)
         return (*results[:2], self._named(results[2])) if return_states else results
 
     def _named(self, states: States) -> dict[str, tuple[Tensor, ...]]:
@@ -282,7 +282,7 @@ class Recurrent(RNNBase):
         others = zip(*(c.split(self.hidden_size, -1) for c in states.c or ()), strict=True)
         return {s: states.h if s == recurrent else next(others) for s in self.cell.states}
 
-    def _named_weights(
+    def _named_weights_(
         self, input: Tensor, batch_sizes: Tensor | None, asked: Asked | None
     ) -> tuple[str, Sequence[Tensor]]:
         return made.weights(self, input, batch_sizes, asked and asked.inputs)
@@ -297,4 +297,4 @@ class Recurrent(RNNBase):
     ) -> tuple[Tensor, Any]:
         """One time step of all layers, as `LSTM.step`; `inputs` broadcast to (N, H)."""
         inputs = with_dimension(inputs, 1 if self.batch_first else 0)
-        return self._step(input, state, reset, reset_state, inputs)
+        return self._step_(input, state, reset, reset_state, inputs)

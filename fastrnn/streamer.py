@@ -12,7 +12,7 @@ from . import arguments, checks, small_weights
 from .made import HeldInputs
 from .modules import RNNBase
 from .packed_stack import packed_stack
-from .table import cell_named
+from .table import cell_named, cell_of
 from .trees import map_tensors
 
 State = Tensor | tuple[Tensor, ...]
@@ -98,7 +98,7 @@ class Streamer:
         width = module.proj_size or module.hidden_size
         with torch.inference_mode(False), torch.device("cpu"):
             self._h = torch.zeros(module.num_layers, batch_size, width, dtype=_WIDE[self._dtype])
-            own = cell_named(module.mode.lower()).own * module.hidden_size
+            own = cell_named(cell_of(module)).own * module.hidden_size
             self._c = self._h.new_zeros(module.num_layers, batch_size, own) if own else None
             self._output = self._h.new_zeros(batch_size, width)
             self._inputs = HeldInputs(module, self._output)
@@ -230,7 +230,9 @@ class Streamer:
             self._refuse(frames.shape, frames.dtype, frames.device, name, ("T",))
 
     def _refuse(self, shape, dtype, device, name: str = "x", before: tuple = ()) -> None:
-        own = f"({', '.join(map(str, (*before, *self._input_shape)))}) {self._dtype}"
+        N, I = self._input_shape
+        sizes = ", ".join((*before, f"batch_size={N}", f"input_size={I}"))
+        own = f"({sizes}) {self._dtype}"
         raise ValueError(f"{name} must be {own} on the CPU, got {tuple(shape)} {dtype} on {device}")
 
     def reset(self, rows: int | Sequence[int] | Tensor | None = None) -> None:
@@ -255,7 +257,7 @@ class Streamer:
     def _state_in(self, dtype: torch.dtype) -> State:
         with self._stack:
             h, c = (s if s is None else s.to(dtype, copy=True) for s in (self._h, self._c))
-        return self._module._joined(h, c)
+        return self._module._joined_(h, c)
 
     def load_state(self, state: State) -> None:
         """Goes on from `state`, in the form that `state` and the module return it; copied.
@@ -266,9 +268,9 @@ class Streamer:
             RuntimeError: a tensor has a tangent of forward-mode AD.
         """
         checks.check_outside_transforms()
-        own = self._module._joined(self._h, self._c)
+        own = self._module._joined_(self._h, self._c)
         own, given = map(checks.parts_of, (own, state))
-        checks.check_states(self._module.mode, own, given)
+        checks.check_states(self._module, own, given)
         with torch.no_grad():
             copies = [torch.empty_like(to).copy_(new) for to, new in zip(own, given, strict=True)]
             with self._stack:

@@ -8,7 +8,10 @@ table. Cells that users make of functions join it while a process runs: see `pro
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .base import RNNBase
 
 
 class Cell(NamedTuple):
@@ -63,6 +66,8 @@ _NAMES = {
 }
 
 
+RNNS = {"RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}  # the cell of an RNN by its `mode`
+
 # How `torch.nn` calls the parameters; what follows names the layer and the direction.
 PARAMETERS = {
     "w_ih": "weight_ih",
@@ -98,6 +103,15 @@ def names_in(cell: str, bias: bool, count: int) -> str:
     if kind.has_c and count == len(names.split()):
         return names
     raise RuntimeError(f"{cell} with bias={bias} cannot take {count} weights in a direction")
+
+
+def cell_of(module: RNNBase) -> str:
+    """The name of a layer's cell; AssertionError for an RNN of another mode than its two."""
+    try:
+        return module._cell_ or RNNS[module.mode]
+    except (KeyError, TypeError):
+        message = f"mode must be RNN_TANH or RNN_RELU, got {module.mode}"
+        raise AssertionError(message) from None
 
 
 def cell_named(name: str) -> Cell:

@@ -141,7 +141,7 @@ torch.set_num_threads(1)
 sys.setswitchinterval(1e-5)
 layer = fastrnn.Recurrent(fastrnn.zoo.PeepholeLSTM, 1, 1)
 x = zeros = torch.zeros(1, 1, 1)
-names, weights = layer._named_weights(x, None, None)
+names, weights = layer._named_weights_(x, None, None)
 call = Call(x, None, zeros, zeros, [w.detach() for w in weights], layer.mode, names)
 
 def run():

@@ -114,6 +114,9 @@ def test_states_that_are_wrong_in_every_way(name, grad, good):
                 continue
             with torch.set_grad_enabled(grad):
                 found, expected = (outcome(lambda m, hx=hx: m(x, hx), m) for m in (ours, theirs))
+            if name == "LSTMCell" and hx[0] is h and getattr(hx[-1], "dtype", h.dtype) != h.dtype:
+                assert_same_results(found, expected)  # c alone has another dtype
+                continue
             assert isinstance(found, tuple) and isinstance(found[0], type), hx
             if isinstance(expected, tuple) and isinstance(expected[0], type):
                 assert issubclass(found[0], (expected[0], RuntimeError, ValueError)), found

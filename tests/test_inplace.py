@@ -250,6 +250,21 @@ def test_what_goes_in_may_not_be_changed(name):
             y.sum().backward()
 
 
+@everything
+def test_a_float16_weight_that_is_changed(name):
+    """Backward reads its cast to float32, which is of the old numbers; the next call, the new."""
+    module, theirs = pair(name, 4, 3, dtype=torch.float16)
+    x = example(name, dtype=torch.float16).requires_grad_()
+    weight = next(module.parameters())
+    ys = [tree_leaves(module(x))[0] for _ in range(2)]
+    wanted = torch.autograd.grad(ys[0].sum(), x)
+    with torch.no_grad():
+        weight.mul_(2)
+    assert torch.equal(*torch.autograd.grad(ys[1].sum(), x), *wanted)
+    theirs.load_state_dict(module.state_dict())
+    assert_matches(tree_leaves(module(x))[0], tree_leaves(theirs(x))[0])
+
+
 @layers
 def test_nothing_outlives_its_use(name):
     """The graph holds no cycle, and after backward no memory of the output."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch_pairs import (
     assert_same_error,
+    assert_same_results,
     cells,
     example,
     layers,
+    pair,
     state,
 )
 
@@ -60,6 +64,39 @@ def test_mixed_dtypes_and_devices(name):
     module.bias_hh_l0 = torch.nn.Parameter(module.bias_hh_l0.double())
     with pytest.raises(RuntimeError, match="must have the same dtype"):
         module(x)
+
+
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64]
+MIXED = [(one, c) for one, c in product(DTYPES[:4], DTYPES) if one is not c]
+
+
+@pytest.mark.parametrize("way", ["eager", "compiled", "autocast"])
+@pytest.mark.parametrize("unbatched", [False, True])
+@pytest.mark.parametrize("dtype, of_c", MIXED, ids=str)
+def test_a_c_of_another_dtype(dtype, of_c, unbatched, way):
+    """An LSTMCell of torch.nn computes it. Of all other mixes it raises RuntimeError, too."""
+    if way == "autocast" and torch.float64 not in (dtype, of_c):
+        pytest.skip("autocast makes one dtype of them")
+    ours, theirs = (cell.to(dtype) for cell in pair("LSTMCell", 4, 3))
+    if way == "compiled":
+        torch.compiler.reset()
+        ours = torch.compile(ours, backend="eager", fullgraph=True)
+    h, c = torch.randn(2, 3).to(dtype), torch.randn(2, 3).to(of_c)
+    given = [each[0] if unbatched else each for each in (torch.randn(2, 4).to(dtype), h, c)]
+    for grad in (True, False):
+        results = []
+        for cell in (ours, theirs):
+            leaves = [each.clone().requires_grad_(grad) for each in given[:2]]
+            with (
+                torch.set_grad_enabled(grad),
+                torch.autocast("cpu", torch.bfloat16, enabled=way == "autocast"),
+            ):
+                states = cell(leaves[0], (leaves[1], given[2]))
+            if grad:
+                states[0].float().sum().backward()
+            results.append((states, [each.grad for each in leaves]))
+        assert [each.dtype for each in results[0][0]] == [each.dtype for each in results[1][0]]
+        assert_same_results(*results)
 
 
 @layers

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import assert_matches
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils._pytree import tree_leaves
-from torch_pairs import CELLS, LAYERS, assert_same_results, everything, example, layers
+from torch_pairs import (
+    CELLS,
+    LAYERS,
+    assert_same_results,
+    everything,
+    example,
+    gradients,
+    layers,
+    pair,
+    state,
+)
 
 import fastrnn
 
@@ -133,3 +145,56 @@ def test_training_on_what_inference_mode_made(name):
         module(features)[0].sum().backward()
     for a, e in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert_matches(a.grad, e.grad)
+
+
+@pytest.mark.parametrize("which", ["x", "h", "c", "xhc"])
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("name", [*LAYERS, "LSTMCell", "GRUCell"])
+def test_any_tensor_of_inference_mode(name, frozen, which):
+    """torch.nn takes those that its backward does not read, as the h of a frozen GRU."""
+    ours, theirs = pair(name, 4, 3)
+    with torch.inference_mode():
+        hx = state(name, 3, 3) if name in CELLS else state(name, 1, 3, 3)
+        made = dict(zip("xhc", [example(name), *tree_leaves(hx)], strict=False))
+    free = {key: each.clone().requires_grad_() for key, each in made.items()}
+    mixed = {key: made[key] if key in which else each for key, each in free.items()}
+    leaves = [free[key] for key in free if key not in which]
+    results = []
+    for module, (x, *states) in ((ours, mixed.values()), (theirs, free.values())):
+        module.requires_grad_(not frozen)
+        parameters = [*leaves, *([] if frozen else module.parameters())]
+        call = partial(module, x, tuple(states) if "LSTM" in name else states[0])
+        results.append([call(), gradients(call, parameters) if parameters else []])
+    assert_same_results(*results)
+
+
+def test_masks_and_lengths_of_inference_mode():
+    """As those of a rollout. The packed sequence is of data of its own."""
+    gru, x = fastrnn.GRU(4, 3), torch.randn(5, 2, 4)
+    with torch.inference_mode():
+        reset, lengths = torch.rand(5, 2) < 0.3, torch.tensor([3, 5])
+        batch_sizes = pack_padded_sequence(x, [5, 3]).batch_sizes
+    for call in (
+        lambda each: gru(x, reset=each(reset))[0],
+        lambda each: gru(x, lengths=each(lengths))[0],
+        lambda each: gru(PackedSequence(x.flatten(0, 1)[:8], each(batch_sizes)))[0].data,
+    ):
+        found, wanted = (
+            gradients(partial(call, each), list(gru.parameters())) for each in (lambda t: t, copied)
+        )
+        assert all(map(torch.equal, found, wanted))
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone()
+
+
+def test_an_error_that_inference_mode_has_no_part_in():
+    gru = fastrnn.GRU(4, 3)
+    with torch.inference_mode():
+        x = torch.randn(5, 2, 4)
+    gru.weight_hh_l0 = torch.nn.Parameter(torch.randn(9, 4))
+    with pytest.raises(RuntimeError, match="weight_hh_l0 must have shape"):
+        gru(x)
+    with pytest.raises(RuntimeError, match="weight_hh_l0 must have shape"):
+        gru(x.clone())

@@ -7,12 +7,17 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import assert_matches
 from program_cells import CELLS, lstm
 from program_checks import check, draw
+from torch.func import vmap
 
+import fastrnn
 from fastrnn import torch_private
 from fastrnn.programs import Cell
 
@@ -99,6 +104,34 @@ def test_a_cell_is_a_value():
         cell.gates = ("i",)
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pickle.dumps(Cell(lambda g, s, p: g.a, "a"))
+
+
+NOTEBOOK = """
+def step(g, s, p):
+    return {body}
+
+layer = fastrnn.Recurrent(fastrnn.Cell(step, gates="a"), 4, 3)
+"""
+
+
+def test_a_notebook_cell_that_runs_again():
+    """A function of the same name with another body is another cell, on every way to compute it."""
+    x, scope = torch.randn(5, 2, 4), {"fastrnn": fastrnn, "torch": torch}
+    for body in ("torch.tanh(g.a)", "torch.sin(g.a) * 2", "torch.tanh(g.a)"):
+        exec(NOTEBOOK.format(body=body), scope)
+        layer = scope["layer"]
+        h, wanted = torch.zeros(2, 3), []
+        for step in x:
+            a = F.linear(step, layer.weight_ih_l0, layer.bias_ih_l0)
+            a = a + F.linear(h, layer.weight_hh_l0, layer.bias_hh_l0)
+            h = scope["step"](SimpleNamespace(a=a), None, None)
+            wanted.append(h)
+        wanted = torch.stack(wanted)
+        for way in ("auto", "reference"):
+            with fastrnn.backend(way):
+                assert_matches(layer(x)[0], wanted)
+                assert_matches(vmap(layer, 1, 1)(x[:, :, None])[0].squeeze(2), wanted)
+        assert_matches(fastrnn.Streamer(layer, 2).steps(x), wanted.detach())
 
 
 def test_a_program_is_plain_data():

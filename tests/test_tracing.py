@@ -87,6 +87,20 @@ def test_trace(name, options, grad):
     assert_same_results(ours, theirs)
 
 
+@pytest.mark.filterwarnings("default:Converting a tensor to a Python")
+@pytest.mark.parametrize("grad", [True, False])
+@everything
+def test_a_trace_warns_as_that_of_torch(name, grad):
+    said = []
+    for module in pair(name, 4, 3):
+        with warnings.catch_warnings(record=True) as caught, torch.set_grad_enabled(grad):
+            warnings.simplefilter("always")
+            torch.jit.trace(module, example(name), check_trace=False)
+        said.append({str(each.message) for each in caught if "Converting" in str(each.message)})
+    ours, theirs = said
+    assert len(ours) <= len(theirs)
+
+
 @everything
 def test_trace_with_a_state_and_unbatched(name):
     model = Model(getattr(fastrnn, name)(4, 3)).eval()

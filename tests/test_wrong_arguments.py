@@ -46,7 +46,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     ones = torch.ones(1, 2, 3)
     with pytest.raises((RuntimeError, NotImplementedError)):
         stream.load_state((ones, ones.to("meta")))
-    with pytest.raises(ValueError, match="expected a state of torch.float32, got torch.complex64"):
+    with pytest.raises(ValueError, match="state c must be of torch.float32, got torch.complex64"):
         stream.load_state((ones, ones + 1j))
     assert not stream.state[0].any()
     stream.load_state((ones.double(), ones))

@@ -80,6 +80,26 @@ def test_a_step(given):
         layers()[1].step(x, 5)
 
 
+def test_a_state_of_a_wrong_shape():
+    """A step and a stream name the tensor and its dimensions."""
+    x, h = torch.zeros(2, 4), torch.zeros(3, 2, 5)
+    due = r"must be \(num_layers=3, batch_size=2, {}\), got {}$"
+    peephole = fastrnn.Recurrent(fastrnn.zoo.PeepholeLSTM, 4, 5, 3)
+    cases = [
+        (fastrnn.GRU(4, 5, 3), h[0], "h", "hidden_size=5", r"\(2, 5\)"),
+        (fastrnn.GRU(4, 5, 3), h[:1], "h", "hidden_size=5", r"\(1, 2, 5\)"),
+        (fastrnn.LSTM(4, 5, 3), (h, h[:, :1]), "c", "hidden_size=5", r"\(3, 1, 5\)"),
+        (fastrnn.LSTM(4, 5, 3), (h[0], h), "h", "hidden_size=5", r"\(2, 5\)"),
+        (fastrnn.LSTM(4, 5, 3, proj_size=2), (h, h), "h", "proj_size=2", r"\(3, 2, 5\)"),
+        (fastrnn.LSTM(4, 5, 3, proj_size=2), (h[..., :2],) * 2, "c", "hidden_size=5", ".*"),
+        (peephole, (h, h[..., 1:]), "c", "hidden_size=5", r"\(3, 2, 4\)"),
+    ]
+    for layer, state, name, width, got in cases:
+        said = f"^state {name} {due.format(width, got)}"
+        refused(RuntimeError, said, layer.step, x, state)
+        refused(ValueError, said, fastrnn.Streamer(layer, 2).load_state, state)
+
+
 def test_an_error_of_a_step_that_is_not_the_state():
     layer = fastrnn.GRU(4, 5)
     layer.register_forward_pre_hook(lambda *_: {}["of a hook"])
@@ -226,10 +246,12 @@ def test_formats_of_a_stream():
         fastrnn.Streamer(gru, 2, weights="int8", activations=array)
     for wrong in (frames.long(), frames[..., :3], frames.double()):
         with pytest.raises(
-            ValueError, match=r"^frames must be \(T, 2, 4\) torch.float32 on the CPU"
+            ValueError, match=r"^frames must be \(T, batch_size=2, input_size=4\) torch.float32"
         ):
             fastrnn.quantization_error(gru, wrong)
-        with pytest.raises(ValueError, match=r"^x must be \(T, 2, 4\) torch.float32 on the CPU"):
+        with pytest.raises(
+            ValueError, match=r"^x must be \(T, batch_size=2, input_size=4\) torch.float32"
+        ):
             fastrnn.Streamer(gru, 2).steps(wrong)
 
 

@@ -255,9 +255,9 @@ def is_torch_step(input: Tensor, h: Tensor, weights: list[Tensor]) -> bool:
         and input.is_cpu
         and input.layout is torch.strided
         and input.dim() == h.dim() == 2
-        and input.size(1) > 0
         and _chosen == "auto"
         and unseen()
+        and input.size(1) > 0  # of which torch.jit.trace, which sees, would warn
     )
 
 

@@ -43,7 +43,9 @@ class Cell:
         step: the function. It computes each unit of each row by itself, but for sums over the
             units of a row: `x.sum(-1, keepdim=True)`, `x.mean(-1, keepdim=True)` and
             `F.layer_norm(x, x.shape[-1:])`. It draws no random numbers and has no control flow
-            that depends on numbers. A `torch.autograd.Function` keeps its own derivative.
+            that depends on numbers. A `torch.autograd.Function` keeps its own derivative. A number
+            that the step reads from outside, such as a global, must not change: make a new function
+            and a new cell for another number.
         gates: names, with spaces between them, or a list of them. `g.n` of a gate `n` is
             W_ih x + b_ih + W_hh h + b_hh. That of `x:n` is `g.x_n`, the input part alone; that of
             `u:n` is `g.u_n`, the hidden part alone. That of `w:n` is a function: `g.w_n(v)` is
