@@ -98,13 +98,11 @@ def means(results: list[list[Record]]) -> list[list[str]]:
 
 
 def opponents(results: list[list[Record]]) -> Iterator[tuple[str, list[Claim]]]:
-    """Against whom, and the claims in all suites of float32."""
-    suites = "cpu", "variants", "features", "overhead", "stream", "corners", "last-step"
+    """Against whom, and the claims in float32."""
     peers = "onnxruntime and OpenVINO, the faster"
     for who, against in (("`torch.nn`", claims.to_torch), (peers, claims.to_peers)):
         for threads, words in ((1, "1 thread"), (2, "2 threads")):
             found = claims.claims(results, against, threads=threads, dtype="float32")
-            found = [claim for claim in found if claim.row.suite in suites]
             if found:
                 yield f"{who}, {words}", found
 

@@ -47,7 +47,10 @@ def test_what_the_readme_says_is_worked_out_from_the_rows():
     assert "over 2 models." in found["line"] and "last output" not in found["line"]
     last = pair(7.0, suite="last-step", case="last-100", mode="training")
     last += pair(3.0, suite="last-step", case="all-100", mode="training")
-    line = readme.blocks([sizes + last])["line"]
+    last += pair(5.0, suite="rounded", case="lm")
+    more = readme.blocks([sizes + last])
+    line = more["line"]
+    assert "5.00" not in more["kinds"] + line
     assert "over 2 models." in line
     assert "last output alone training is LSTM 7.00, GRU –, RNN – times as fast." in line
     assert "| one time step a call | 4.00 (4.00–4.00) | – |" in found["kinds"]

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/halves.h"
 #include "layer.h"
 
 using fastrnn::Bf16;
