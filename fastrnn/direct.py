@@ -85,8 +85,13 @@ def stack(
         input = input.contiguous()
     reset = lengths = None
     if asked is not None:
-        if batch_sizes is not None or asked.reset_state is not None:
+        if batch_sizes is not None:
             return None
+        if asked.reset_state is not None:
+            hx = None if module.bidirectional else _begun(asked, hx, input, transposed)
+            if hx is None:
+                return None
+            asked = asked._replace(reset=None, reset_state=None)
         if type(asked.lengths) not in (type(None), Tensor):
             return None
         if not (asked.detach_every is asked.grad_clip is None):
@@ -158,6 +163,30 @@ def stack(
     results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]
     of = states_of(cell_named(cell), directions, batch_first, asked.return_gates, results)
     return output, state, of
+
+
+def _begun(asked: Asked, hx, input: Tensor, transposed: bool):
+    """The states with which a call of one step begins where some rows begin anew from
+    `reset_state`; None of a call of several, with gradients, or if something does not fit."""
+    reset, steps, batch = asked.reset, input.size(0), input.size(1)
+    if steps != 1 or asked.lengths is not None or torch.is_grad_enabled():
+        return None
+    if type(reset) is not Tensor or reset.dtype is not torch.bool:
+        return None
+    if reset.shape != ((batch, 1) if transposed else (1, batch)):
+        return None
+    several = isinstance(hx, tuple)
+    old, new = (hx, asked.reset_state) if several else ((hx,), (asked.reset_state,))
+    if not isinstance(new, tuple) or len(new) != len(old):
+        return None
+    for a, b in zip(old, new, strict=True):
+        if type(a) is not Tensor or type(b) is not Tensor or a.shape != b.shape:
+            return None
+        if a.dtype is not b.dtype or a.dim() != 3 or not a.is_cpu or not b.is_cpu:
+            return None
+    begins = reset.view(1, batch, 1)
+    begun = tuple([torch.where(begins, b, a) for a, b in zip(old, new, strict=True)])
+    return begun if several else begun[0]
 
 
 def step(

@@ -6,6 +6,8 @@ import itertools
 
 import pytest
 import torch
+from conftest import KERNELS
+from direct_ways import long_way
 from feature_calls import FEATURES, each_backend, using
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -155,6 +157,31 @@ def test_step(name):
         torch.testing.assert_close(y, output[t])
     for a, e in zip(parts_of(now), parts_of(final), strict=True):
         torch.testing.assert_close(a, e)
+
+
+@pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
+@layers
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_step_without_gradients_goes_the_short_way(name, batch_first, taken):
+    module = getattr(fastrnn, name)(I, H, 2, batch_first=batch_first)
+    x, reset = torch.randn(T, N, I), torch.rand(T, N) < 0.3
+    hx, begins = ([each.float() for each in given(name, {"num_layers": 2})] for _ in range(2))
+    now = one(hx)
+    with torch.no_grad():
+        for t in range(T):
+            results = tree_leaves(module.step(x[t], now, reset[t], one(begins)))
+            with long_way():
+                y, now = module.step(x[t], now, reset[t], one(begins))
+            assert all(map(torch.equal, results, tree_leaves((y, now))))
+        assert taken[::2] == [True] * T
+        # Several steps, states of each step, a mask of numbers and gradients go the long way.
+        turned = x.transpose(0, 1) if batch_first else x
+        flags = reset.t() if batch_first else reset
+        module(turned, one(hx), reset=flags, reset_state=one(begins))
+        for mask, new in ((reset[0].tolist(), begins), (reset[0], [each[None] for each in begins])):
+            module.step(x[0], one(hx), mask, one(new))
+    module.step(x[0], one(hx), reset[0], one(begins))
+    assert taken[-4:] == [False, True, False, False]
 
 
 @layers
