@@ -59,18 +59,18 @@ def _type_behind(cls):
     return cls.stands_for if isinstance(cls, _StandIn) else cls
 
 
-def _stand_in(cls: type) -> type:
+def _stand_in_(cls: type) -> type:
     """The stand-in of `cls`, made once. A class that derives from torch's needs none: `cls`."""
     torchs = cls.torch_class
     if issubclass(cls, torchs):
         return cls
-    made = cls.__dict__.get("_stand_in")
+    made = cls.__dict__.get("_stand_in_")
     if made is None or made.stands_for is not cls:  # the namespace of another class was copied
         names = {name: getattr(cls, name) for name in ("__module__", "__qualname__", "__doc__")}
         made = type.__new__(
             _meta(type(cls)), cls.__name__, (cls, torchs), names | {"stands_for": cls}
         )
-        cls._stand_in = made
+        cls._stand_in_ = made
     return made
 
 
@@ -112,7 +112,7 @@ class PassesFor:
         asks = sys._getframe(1).f_globals.get("__name__", "")
         if not asks or asks.startswith(_TOLD_THE_TYPE):
             return type(self)
-        return _stand_in(type(self))
+        return _stand_in_(type(self))
 
     @__class__.setter
     def __class__(self, new: type) -> None:
