@@ -59,7 +59,7 @@ def _type_behind(cls):
     return cls.stands_for if isinstance(cls, _StandIn) else cls
 
 
-def _stand_in_(cls: type) -> type:
+def _stand_in(cls: type) -> type:
     """The stand-in of `cls`, made once. A class that derives from torch's needs none: `cls`."""
     torchs = cls.torch_class
     if issubclass(cls, torchs):
@@ -112,7 +112,7 @@ class PassesFor:
         asks = sys._getframe(1).f_globals.get("__name__", "")
         if not asks or asks.startswith(_TOLD_THE_TYPE):
             return type(self)
-        return _stand_in_(type(self))
+        return _stand_in(type(self))
 
     @__class__.setter
     def __class__(self, new: type) -> None:
