@@ -106,6 +106,8 @@ def stack(
     new_empty = input.new_empty
     if batch_sizes is None:
         steps, batch, _ = input.shape
+        if steps > 1 and input.dtype is torch.float16:
+            return None
         y = new_empty(steps, batch, directions * width)
     else:
         batch = int(batch_sizes[0]) if len(batch_sizes) else 0

@@ -28,6 +28,7 @@ NAMES = [
     "torch.autograd.profiler._is_profiler_enabled",
     "torch._is_functional_tensor",
     "torch._C._will_engine_execute_node",
+    "torch._C._get_fp32_precision_getter",
 ]
 
 
