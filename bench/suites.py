@@ -202,7 +202,7 @@ SUITES = {
     ),
     "rounded": Suite(
         "the same models in float32, also where torch allows products of bfloat16",
-        CPU[1:],
+        tuple(replace(case, name=f"{case.name}-rounded") for case in CPU[1:]),
         extra=("fastrnn rounded", "torch.nn rounded"),
     ),
     "gpu": Suite(

@@ -1,7 +1,4 @@
-"""How many parts of a float32 its products use: what torch is told, and who is asked when.
-
-The kernels are tested in tests/cpp/test_parts*.cpp and test_rounded_products.py.
-"""
+"""How many parts of a float32 its products use: what torch is told, and who is asked when."""
 
 from __future__ import annotations
 
@@ -100,6 +97,7 @@ def seen(monkeypatch):
     monkeypatch.setattr(cpu, "asks", cpu.asks)
     monkeypatch.setattr(cpu, "direct", direct)
     monkeypatch.setattr(cpu, "LARGE", 0)
+    monkeypatch.setattr(cpu, "FEW_ROWS", 0)
     monkeypatch.setattr(KERNELS, "isa", lambda: "amx")
     monkeypatch.setattr(KERNELS, "has_parts", lambda: True)
     cpu.set_in_parts("where faster")

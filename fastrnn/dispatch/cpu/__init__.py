@@ -73,8 +73,9 @@ MULTIPLIES_BFLOAT16 = bool(_kernels) and _kernels.isa() in OF_BFLOAT16
 asks = False
 # Of the three bfloat16 that a float32 is the sum of, those that torch's settings leave.
 _PARTS = {"tf32": 2, "bf16": 1}
-# Rows times H times H of a call that is worth a question.
-LARGE = 2**16
+# Rows times H times H of a call that is worth a question, unless it is one step of few rows, which
+# is multiplied in float32.
+LARGE, FEW_ROWS = 2**16, 32
 
 
 def set_in_parts(which: str) -> None:
