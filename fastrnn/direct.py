@@ -110,7 +110,8 @@ def stack(
             return None
         y = new_empty(steps, batch, directions * width)
     else:
-        steps, batch = len(batch_sizes), int(batch_sizes[0]) if len(batch_sizes) else 0
+        steps = batch_sizes.size(0)
+        batch = int(batch_sizes[0]) if steps else 0
         y = new_empty(input.size(0), directions * width)
     planes, h0, c0, c_n = layers * directions, hx, None, None
     if cell not in CELLS:
@@ -152,7 +153,7 @@ def stack(
         dtypes = autocast.returned_of_few_rows(like, step=False)
         if dtypes is None or states:
             return None
-    if cpu.asks and (steps > 1 or batch > cpu.FEW_ROWS) and y.numel() * hidden >= cpu.LARGE:
+    if cpu.asks and cpu.is_large(steps, batch, width):
         call += 0, 0.0, cpu.allowed()
     if not cpu.direct.run(call, directions, module._parameters, ys, h_n, c_n, saved):
         return None
@@ -215,7 +216,7 @@ def step(
         dtypes = autocast.returned_of_few_rows(Call(input, None, h, c, (), cell, form), step=True)
         if dtypes is None:
             return None
-    if cpu.asks and len(h) > cpu.FEW_ROWS and h.numel() * module.hidden_size >= cpu.LARGE:
+    if cpu.asks and cpu.is_large(1, *h.shape):
         call += 0, 0.0, cpu.allowed()
     if not cpu.direct.run(call, 1, parameters, (h,), h, c, ()):
         return None

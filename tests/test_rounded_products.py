@@ -11,7 +11,7 @@ import torch
 from conftest import KERNELS
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
-from torch_pairs import layers, pair, state
+from torch_pairs import LAYERS, layers, pair, state
 
 import fastrnn
 from bench import jobs
@@ -55,12 +55,15 @@ def weigh(each: torch.Tensor) -> torch.Tensor:
     return torch.linspace(-1, 1, each.numel()).view(each.shape).to(each.dtype)
 
 
-@layers
+def names_with(*forms: str) -> list[tuple[str, str]]:
+    return [(n, form) for n in LAYERS for form in forms if form != "projected" or n == "LSTM"]
+
+
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("form", ["", "bidirectional", "projected", "batch first", "no bias"])
+@pytest.mark.parametrize(
+    ("name", "form"), names_with("", "bidirectional", "projected", "batch first", "no bias")
+)
 def test_all_results_are_of_products_of_bfloat16(name, form, threads, one_thread):
-    if form == "projected" and name != "LSTM":
-        return
     torch.set_num_threads(threads)
     special = {
         "bidirectional": {"bidirectional": True},
@@ -93,6 +96,28 @@ def test_a_row_depends_on_no_other(name):
         for n in (0, 4, 8):
             assert torch.equal(module(x[:, n : n + 1].contiguous())[0], whole[:, n : n + 1])
     assert share(whole, module.double()(x.double())[0]) > 2**-12
+
+
+LEAST = ((15, 1, False), (16, 1, True), (5, 3, False), (4, 4, True), (1, 32, False))
+
+
+@pytest.mark.parametrize(("name", "form"), names_with("", "bidirectional", "projected"))
+def test_the_same_bits_with_gradients_and_without(name, form):
+    """About the least call that may round, which both ways must tell alike."""
+    special = {"bidirectional": {"bidirectional": True}, "projected": {"proj_size": 64}}
+    module = getattr(fastrnn, name)(12, 96 if form == "projected" else 64, **special.get(form, {}))
+    for T, N, rounds in LEAST:
+        x = torch.randn(T, N, 12)
+        rows = pack_padded_sequence(x, [T] * N)
+        mkldnn.rnn.fp32_precision = "bf16"
+        recorded = module(x)[0].detach(), module(rows)[0].data.detach()
+        with torch.no_grad():
+            found = module(x)[0], module(rows)[0].data
+            mkldnn.rnn.fp32_precision = "none"
+            exact = module(x)[0]
+        assert torch.equal(found[0], recorded[0]) and torch.equal(found[1], recorded[1])
+        assert torch.equal(found[0].flatten(0, 1), found[1])
+        assert torch.equal(found[0], exact) != rounds
 
 
 @layers

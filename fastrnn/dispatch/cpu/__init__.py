@@ -73,8 +73,8 @@ MULTIPLIES_BFLOAT16 = bool(_kernels) and _kernels.isa() in OF_BFLOAT16
 asks = False
 # Of the three bfloat16 that a float32 is the sum of, those that torch's settings leave.
 _PARTS = {"tf32": 2, "bf16": 1}
-# Rows times H times H of a call that is worth a question, unless it is one step of few rows, which
-# is multiplied in float32.
+# Steps times batch times P times P of a call that is worth a question, unless it is one step of few
+# rows, which is multiplied in float32.
 LARGE, FEW_ROWS = 2**16, 32
 
 
@@ -101,14 +101,20 @@ def allowed() -> int:
     return 3
 
 
+def is_large(steps: int, batch: int, P: int) -> bool:
+    """Whether a call with an output of that width is worth the question, with gradients or not."""
+    return (steps > 1 or batch > FEW_ROWS) and steps * batch * P * P >= LARGE
+
+
 def asked(call: Call) -> Call:
     """The call with as many parts as it has and are allowed now."""
     if not torch.compiler.is_compiling():  # a graph is for all sizes
-        H = call.h0.size(-1)
-        rows = call.input.numel() // max(1, call.input.size(-1))
-        if rows * H * H < LARGE:
+        batch, P = call.h0.shape[-2:]
+        in_time = call.input if call.batch_sizes is None else call.batch_sizes
+        if not is_large(1 if call.is_step else in_time.size(0), batch, P):
             return call
-    return call._replace(parts=min(call.parts, allowed()))
+    parts = min(call.parts, allowed())
+    return call if parts == call.parts else call._replace(parts=parts)
 
 
 def _default() -> str:
