@@ -178,7 +178,7 @@ struct Kernels {
   StreamKernel<double>* stream_double[8];
   SmallStreamKernel* small_stream[8];        // null of programs
   HalfStepKernel* half_step[8];              // null of programs
-  ForwardInParts* forward_in_parts[8] = {};  // null of programs, and where there are no tiles
+  ForwardInParts* forward_in_parts[8] = {};  // null of programs, and where they gain nothing
   BackwardInParts* backward_in_parts[8] = {};
 };
 

@@ -60,10 +60,10 @@ inline bool parts_pay(const StepWork& w, int parts) {
 }
 
 // Whether a layer of float is faster with products of pairs of bfloat16, in half the time, than
-// with FMAs: what rounding costs grows with the units, what it saves with the weights of a step. A
-// Zen 4 took 0.52 to 0.75 of the time in inference, and 0.53 to 0.9 in training, of LSTM and GRU
-// from 64 units on and RNN from 128. At the least here, 32 units of an LSTM and 64 of an RNN, it
-// took 0.75 to 1.0, and with a quarter of that 0.9 to 1.5.
+// with FMAs: what rounding costs grows with the units, what it saves with the weights of a step. Of
+// a Zen 4 beside other work: LSTM and GRU from 64 units on and RNN from 128 took 0.52 to 0.78 of
+// the time in inference and 0.53 to 1.0 in training. At the least here, 32 units of an LSTM and 64
+// of an RNN, it was 0.75 to 1.1, and with a quarter of that 0.83 to 1.25.
 inline bool rounding_pays(const StepWork& w) { return w.outputs * w.depth >= 4096; }
 
 // Whether tiles multiply so many rows by int8 faster than VNNI does, which reads the weights for up
