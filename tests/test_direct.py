@@ -177,11 +177,15 @@ def test_weights_outlive_the_call_that_reads_them(taken, monkeypatch):
             results.append(module(x)[0])
 
     monkeypatch.setattr(cpu, "direct", types.SimpleNamespace(run=run))
-    thread = threading.Thread(target=call)
-    thread.start()
-    # The kernels hold every weight once they hold one: they take all of them under one lock.
-    while thread.is_alive() and (not holders or sys.getrefcount(weight()) <= holders[0]):
-        time.sleep(0.001)
+    for _ in range(10):  # on a busy machine this thread may come too late
+        holders.clear()
+        thread = threading.Thread(target=call)
+        thread.start()
+        # The kernels hold every weight once they hold one: they take all of them under one lock.
+        while thread.is_alive() and (not holders or sys.getrefcount(weight()) <= holders[0]):
+            time.sleep(0.001)
+        if thread.is_alive():
+            break
     assert thread.is_alive()
     for name, parameter in list(module.named_parameters()):
         setattr(module, name, torch.nn.Parameter(torch.zeros_like(parameter)))
@@ -190,7 +194,7 @@ def test_weights_outlive_the_call_that_reads_them(taken, monkeypatch):
     thread.join()
     assert alive
     assert weight() is None
-    assert torch.equal(results[0], wanted) and taken == [True, True]
+    assert torch.equal(results[-1], wanted) and all(taken)
 
 
 @layers
