@@ -27,6 +27,17 @@ FASTRNN_INLINE typename Shape<V>::bits load_bits(const Bf16* p) {
   }
 }
 
+// Writes the lower half of every lane.
+template <class V>
+FASTRNN_INLINE void store_bits(void* p, typename Shape<V>::bits words) {
+  typename Shape<V>::halves half;
+  if constexpr (std::is_arithmetic_v<V>)
+    half = static_cast<uint16_t>(words);
+  else
+    half = __builtin_convertvector(words, typename Shape<V>::halves);
+  memcpy(p, &half, sizeof(half));
+}
+
 // V of floats; exact.
 template <class V>
 FASTRNN_INLINE V load(const Bf16* p) {
@@ -54,18 +65,12 @@ FASTRNN_INLINE void store(Bf16* p, V v) {
     return;
   }
 #endif
-  using S = Shape<V>;
-  using Bits = typename S::bits;
+  using Bits = typename Shape<V>::bits;
   const Bits bits = bit_cast<Bits>(v);
   const Bits rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const Bits quiet_nan = (bits >> 16) | 0x40u;
   const Bits words = select(v != v, quiet_nan, rounded);
-  typename S::halves half;
-  if constexpr (std::is_arithmetic_v<V>)
-    half = static_cast<uint16_t>(words);
-  else
-    half = __builtin_convertvector(words, typename S::halves);
-  memcpy(p, &half, sizeof(half));
+  store_bits<V>(p, words);
 }
 
 // V of floats; exact.
@@ -95,8 +100,7 @@ FASTRNN_INLINE void store(F16* p, V v) {
     return;
   }
 #endif
-  using S = Shape<V>;
-  using Bits = typename S::bits;
+  using Bits = typename Shape<V>::bits;
   constexpr uint32_t kBias = 112u << 23, kInfinity = 0x7c00u, kQuietNan = 0x7e00u;
   const Bits bits = bit_cast<Bits>(v), size = bits & 0x7fffffffu;
   const Bits normal = (size + 0xfffu + ((size >> 13) & 1u) - kBias) >> 13;
@@ -105,12 +109,7 @@ FASTRNN_INLINE void store(F16* p, V v) {
   const Bits most = select(normal > kInfinity, Bits{} + kInfinity, normal);
   const Bits number = select(size < (113u << 23), below, most);
   const Bits words = select(v != v, Bits{} + kQuietNan, number) | (bits >> 16 & 0x8000u);
-  typename S::halves half;
-  if constexpr (std::is_arithmetic_v<V>)
-    half = static_cast<uint16_t>(words);
-  else
-    half = __builtin_convertvector(words, typename S::halves);
-  memcpy(p, &half, sizeof(half));
+  store_bits<V>(p, words);
 }
 
 }  // namespace FASTRNN_NAMESPACE

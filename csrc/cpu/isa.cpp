@@ -87,10 +87,10 @@ std::atomic<InParts> parts{InParts::kNever};
 
 InParts in_parts() { return parts.load(std::memory_order_relaxed); }
 void set_in_parts(InParts which) { parts = which; }
-bool in_parts(const StepWork& step, int parts, bool tiles) {
+bool in_parts(const StepWork& step, int64_t steps, int parts, bool tiles) {
   const InParts which = in_parts();
   if (which == InParts::kNever || (!tiles && parts != 1)) return false;
-  return which == InParts::kAlways || (tiles ? parts_pay(step, parts) : rounding_pays(step));
+  return which == InParts::kAlways || (tiles ? parts_pay(step, parts) : rounding_pays(step, steps));
 }
 
 // By parts where that is a way, and what it gives stands; else by the kernel of T.

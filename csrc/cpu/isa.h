@@ -71,9 +71,9 @@ const Kernels& kernels_for_halves(int64_t rows);
 // Which layers of float have their products made of parts, where the current one has such kernels.
 enum class InParts { kNever, kWhereFaster, kAlways };
 InParts in_parts();
-// Whether those of this layer are, of the first so many parts, on tiles, or on others, which take
-// the first part alone.
-bool in_parts(const StepWork& step, int parts, bool tiles);
+// Whether those of a layer of such steps are, of the first so many parts, on tiles, or on others,
+// which take the first part alone.
+bool in_parts(const StepWork& step, int64_t steps, int parts, bool tiles);
 void set_in_parts(InParts which);
 
 // A layer by the kernels of an instruction set, the cell by its position.

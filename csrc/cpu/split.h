@@ -63,8 +63,11 @@ inline bool parts_pay(const StepWork& w, int parts) {
 // with FMAs: what rounding costs grows with the units, what it saves with the weights of a step. Of
 // a Zen 4 beside other work: LSTM and GRU from 64 units on and RNN from 128 took 0.52 to 0.78 of
 // the time in inference and 0.53 to 1.0 in training. At the least here, 32 units of an LSTM and 64
-// of an RNN, it was 0.75 to 1.1, and with a quarter of that 0.83 to 1.25.
-inline bool rounding_pays(const StepWork& w) { return w.outputs * w.depth >= 4096; }
+// of an RNN, it was 0.75 to 1.1, and with a quarter of that 0.83 to 1.25. A smaller call takes so
+// little time that Python does not ask whether it may round (LARGE of fastrnn/dispatch/cpu).
+inline bool rounding_pays(const StepWork& w, int64_t steps) {
+  return w.outputs * w.depth >= 4096 && steps * w.batch * w.depth * w.depth >= 65536;
+}
 
 // Whether tiles multiply so many rows by int8 faster than VNNI does, which reads the weights for up
 // to four rows at once. In cycles of a Xeon with AMX, for 1 KiB of weights: that from the second

@@ -9,7 +9,7 @@ template <class Cell>
 bool suits_parts(const fastrnn::Forward<float>& f) {
   using fastrnn::cpu::in_parts, fastrnn::cpu::InParts;
   const Sizes& s = f.size;
-  return in_parts({s.batch, Cell::kGates * s.hidden, s.state, sizeof(float)}, f.parts,
+  return in_parts({s.batch, Cell::kGates * s.hidden, s.state, sizeof(float)}, s.steps, f.parts,
                   kTiled<Operand<float>>) &&
          (in_parts() == InParts::kAlways || !FewSteps<Cell, float>::suits(s));
 }

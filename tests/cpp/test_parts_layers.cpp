@@ -223,52 +223,48 @@ void test_redone(const char* name, int position, const fastrnn::Kernels& tiles, 
   CHECK(seen > 0, "%s: no gradient is noticed", name);
 }
 
-// Where parts are chosen by that rule, as many rows in one step are left to a kernel that packs no
+// Whether an LSTM of 32 inputs is computed in parts, forward, and backward alike.
+bool chosen(const fastrnn::Kernels& kernels, int64_t steps, int64_t rows, int64_t H, int parts) {
+  const Shape s{steps, rows, 32, H, H, 1, false, false, true};
+  Tensors<float> t = convert<float>(make<emulated::Lstm>(s));
+  auto call = arguments(s, t, nullptr);
+  call.forward.parts = parts;
+  const bool forward = kernels.forward_in_parts[0](call.forward, in_turn(1));
+  CHECK(kernels.backward_in_parts[0](call, in_turn(1)) == forward, "backward chooses otherwise");
+  return forward;
+}
+
+// Where parts are chosen by a rule, as many rows in one step are left to a kernel that packs no
 // weights.
 void test_choice(const fastrnn::Kernels& tiles) {
   using fastrnn::cpu::InParts;
-  const auto chosen = [&](int64_t steps, int64_t rows, int parts) {
-    const Shape s{steps, rows, 32, 32, 32, 1, false, false, true};
-    Tensors<float> t = convert<float>(make<emulated::Lstm>(s));
-    auto call = arguments(s, t, nullptr);
-    call.forward.parts = parts;
-    const bool forward = tiles.forward_in_parts[0](call.forward, in_turn(1));
-    CHECK(tiles.backward_in_parts[0](call, in_turn(1)) == forward, "backward chooses otherwise");
-    return forward;
-  };
   fastrnn::cpu::set_in_parts(InParts::kWhereFaster);
   for (const int parts : {1, 2, 3}) {
     const int64_t rows[] = {4, 8, 16};
-    CHECK(chosen(2, rows[parts - 1], parts) && !chosen(2, rows[parts - 1] - 1, parts),
+    CHECK(chosen(tiles, 2, rows[parts - 1], 32, parts) &&
+              !chosen(tiles, 2, rows[parts - 1] - 1, 32, parts),
           "%d parts: not from %d rows on", parts, int(rows[parts - 1]));
-    CHECK(!chosen(1, 32, parts) && chosen(1, 33, parts), "%d parts in one step", parts);
+    CHECK(!chosen(tiles, 1, 32, 32, parts) && chosen(tiles, 1, 33, 32, parts),
+          "%d parts in one step", parts);
   }
   fastrnn::cpu::set_in_parts(InParts::kNever);
-  CHECK(!chosen(2, 64, 1), "never");
+  CHECK(!chosen(tiles, 2, 64, 32, 1), "never");
   fastrnn::cpu::set_in_parts(InParts::kAlways);
-  CHECK(chosen(1, 1, 3), "always");
+  CHECK(chosen(tiles, 1, 1, 32, 3), "always");
 }
 
-// The same of products that round, which the size of a step's weights decides.
+// The same of products that round, which the sizes of a step and of the call decide.
 void test_choice_of_rounding(const fastrnn::Kernels& rounded) {
   using fastrnn::cpu::InParts;
-  const auto chosen = [&](int64_t steps, int64_t rows, int64_t H, int parts) {
-    const Shape s{steps, rows, 32, H, H, 1, false, false, true};
-    Tensors<float> t = convert<float>(make<emulated::Lstm>(s));
-    auto call = arguments(s, t, nullptr);
-    call.forward.parts = parts;
-    const bool forward = rounded.forward_in_parts[0](call.forward, in_turn(1));
-    CHECK(rounded.backward_in_parts[0](call, in_turn(1)) == forward, "backward chooses otherwise");
-    return forward;
-  };
   fastrnn::cpu::set_in_parts(InParts::kWhereFaster);
-  CHECK(chosen(9, 1, 32, 1) && !chosen(9, 1, 31, 1), "not from 32 units on");
-  CHECK(!chosen(9, 64, 32, 2) && !chosen(9, 64, 32, 3), "more parts than one");
-  CHECK(!chosen(1, 32, 32, 1) && chosen(1, 33, 32, 1), "one step");
+  CHECK(chosen(rounded, 9, 64, 32, 1) && !chosen(rounded, 9, 99, 31, 1), "not from 32 units on");
+  CHECK(chosen(rounded, 8, 8, 32, 1) && !chosen(rounded, 7, 9, 32, 1), "another least call");
+  CHECK(!chosen(rounded, 9, 64, 32, 2) && !chosen(rounded, 9, 64, 32, 3), "more parts than one");
+  CHECK(!chosen(rounded, 1, 32, 64, 1) && chosen(rounded, 1, 33, 64, 1), "one step");
   fastrnn::cpu::set_in_parts(InParts::kNever);
-  CHECK(!chosen(9, 64, 32, 1), "never");
+  CHECK(!chosen(rounded, 9, 64, 32, 1), "never");
   fastrnn::cpu::set_in_parts(InParts::kAlways);
-  CHECK(chosen(1, 1, 3, 1) && !chosen(1, 1, 3, 2), "always");
+  CHECK(chosen(rounded, 1, 1, 3, 1) && !chosen(rounded, 1, 1, 3, 2), "always");
 }
 
 int main() {
