@@ -84,7 +84,7 @@ def nanoseconds(row: Row, facts: Facts, threads: int) -> float:
 
 def own_costs(facts: Facts) -> dict[str, float]:
     """The constants of `split.h` as they are on a machine: its rates of FMAs and of the near cache
-    are measured when rows are saved (`bench.ceilings`)."""
+    are measured when rows are saved (`bench.ceilings`). The others are those of this model."""
     return {
         "flops": facts.fma_gflops,
         "near": NEAR,

@@ -88,7 +88,9 @@ def stack(
         if batch_sizes is not None:
             return None
         if asked.reset_state is not None:
-            hx = None if module.bidirectional else _begun(asked, hx, input, transposed)
+            if module.bidirectional or cell not in CELLS:  # whose states have a form of their own
+                return None
+            hx = _begun(asked, hx, input, transposed)
             if hx is None:
                 return None
             asked = asked._replace(reset=None, reset_state=None)
@@ -174,18 +176,17 @@ def _begun(asked: Asked, hx, input: Tensor, transposed: bool):
     reset, steps, batch = asked.reset, input.size(0), input.size(1)
     if steps != 1 or asked.lengths is not None or torch.is_grad_enabled():
         return None
-    if type(reset) is not Tensor or reset.dtype is not torch.bool:
-        return None
-    if reset.shape != ((batch, 1) if transposed else (1, batch)):
-        return None
     several = isinstance(hx, tuple)
     old, new = (hx, asked.reset_state) if several else ((hx,), (asked.reset_state,))
     if not isinstance(new, tuple) or len(new) != len(old):
         return None
-    for a, b in zip(old, new, strict=True):
-        if type(a) is not Tensor or type(b) is not Tensor or a.shape != b.shape:
+    for each in (reset, *old, *new):
+        if type(each) is not Tensor or not each.is_cpu or each.layout is not torch.strided:
             return None
-        if a.dtype is not b.dtype or a.dim() != 3 or not a.is_cpu or not b.is_cpu:
+    if reset.dtype is not torch.bool or reset.shape != ((batch, 1) if transposed else (1, batch)):
+        return None
+    for a, b in zip(old, new, strict=True):
+        if a.shape != b.shape or a.shape[1:2] != (batch,) or a.dtype is not b.dtype:
             return None
     begins = reset.view(1, batch, 1)
     begun = tuple([torch.where(begins, b, a) for a, b in zip(old, new, strict=True)])

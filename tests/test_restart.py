@@ -159,6 +159,23 @@ def test_step(name):
         torch.testing.assert_close(a, e)
 
 
+def test_states_of_a_function_in_another_order():
+    """A step without gradients: the recurrent state is not the first."""
+
+    def step(g, s, p):
+        c = torch.sigmoid(g.f) * s.c + torch.tanh(g.z)
+        return c, torch.tanh(c)
+
+    layer = fastrnn.Recurrent(fastrnn.Cell(step, gates="f z", states="c h", recurrent="h"), I, H)
+    x, reset = torch.randn(1, N, I), torch.tensor([True, False] * N)[:N]
+    hx, begins = (tuple(torch.randn(2, 1, N, H)) for _ in range(2))
+    start = tuple(torch.where(reset[:, None], b, a) for a, b in zip(hx, begins, strict=True))
+    with torch.no_grad():
+        found, wanted = layer.step(x[0], hx, reset, begins), layer.step(x[0], start)
+    for a, e in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
+        torch.testing.assert_close(a, e)
+
+
 @pytest.mark.skipif(KERNELS is None, reason="there are no compiled kernels")
 @layers
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -180,8 +197,11 @@ def test_a_step_without_gradients_goes_the_short_way(name, batch_first, taken):
         module(turned, one(hx), reset=flags, reset_state=one(begins))
         for mask, new in ((reset[0].tolist(), begins), (reset[0], [each[None] for each in begins])):
             module.step(x[0], one(hx), mask, one(new))
+        wrong = one([each[:, :1] for each in hx])  # which would broadcast to the batch
+        with pytest.raises(RuntimeError, match="must be|Expected"):
+            module.step(x[0], wrong, reset[0], wrong)
     module.step(x[0], one(hx), reset[0], one(begins))
-    assert taken[-4:] == [False, True, False, False]
+    assert taken[-5:] == [False, True, False, False, False]
 
 
 @layers
