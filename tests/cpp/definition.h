@@ -13,7 +13,7 @@
 #include "cpu/halves.h"
 #include "layer.h"
 
-using fastrnn::Bf16;
+using fastrnn::Bf16, fastrnn::F16;
 namespace fastrnn {
 // As of floats, a zero equals the other one.
 inline bool operator==(Bf16 a, Bf16 b) {
@@ -23,6 +23,7 @@ inline bool operator==(Bf16 a, Bf16 b) {
 
 inline double number(double x) { return x; }
 inline double number(Bf16 x) { return emulated::load<float>(&x); }
+inline double number(F16 x) { return emulated::load<float>(&x); }
 template <class T>
 T as(double x) {
   const auto y = static_cast<emulated::Compute<T>>(x);

@@ -234,6 +234,44 @@ void test(const char* name, int position, const Tables& tables) {
   }
 }
 
+// A step of halves: the numbers of the kernels of float, rounded once.
+template <class Cell>
+void test_half_steps(const char* name, int position, const Tables& tables) {
+  const int64_t P = Cell::kKeepsC ? 19 : 37;
+  for (const Shape& s : {Shape{1, 1, 21, 37, 37, 1, false, false, true},
+                         Shape{1, 3, 21, 37, P, 2, false, Cell::kKeepsC, true},
+                         Shape{1, 32, 16, 64, 64, 1, false, false, false}}) {
+    Tensors<double> given = make<Cell>(s);
+    const auto round = [](Array<double>& a) {
+      for (double& x : a) x = number(as<F16>(x / 3));
+    };
+    for (Array<double>* a : {&given.x, &given.h0, &given.c0}) round(*a);
+    for (int64_t d = 0; d < s.D; ++d)
+      for (Array<double>* a :
+           {&given.w_ih[d], &given.w_hh[d], &given.b_ih[d], &given.b_hh[d], &given.w_hr[d]})
+        round(*a);
+    for (const fastrnn::Kernels* k : tables)
+      for (const fastrnn::Parallel& parallel : {in_turn(1), in_turn(3)}) {
+        Tensors<F16> half = convert<F16>(given);
+        Tensors<float> wide = convert<float>(given);
+        CHECK(k->half_step[position](arguments(s, half, nullptr).forward, parallel), "%s %s",
+              k->name, name);
+        k->forward_float[position](arguments(s, wide, nullptr).forward, parallel);
+        for (const auto& [a, b] : {std::pair(&half.y, &wide.y), std::pair(&half.h_n, &wide.h_n),
+                                   std::pair(&half.c_n, &wide.c_n)})
+          for (size_t i = 0; i < a->size(); ++i)
+            CHECK((*a)[i].bits == as<F16>((*b)[i]).bits, "%s %s N%d: %g for %g", k->name, name,
+                  int(s.N), number((*a)[i]), (*b)[i]);
+      }
+  }
+  for (const Shape& s : {Shape{2, 1, 5, 7, 7, 1, false, false, true},
+                         Shape{1, 33, 5, 7, 7, 1, false, false, true}}) {
+    Tensors<F16> half = convert<F16>(make<Cell>(s));
+    CHECK(!tables[0]->half_step[position](arguments(s, half, nullptr).forward, in_turn(1)),
+          "%s: %d steps of %d rows", name, int(s.T), int(s.N));
+  }
+}
+
 // Read by the address sanitizer: whatever is allocated starts as NaN.
 extern "C" const char* __asan_default_options() {
   return "max_malloc_fill_size=1000000000:malloc_fill_byte=255";
@@ -259,6 +297,10 @@ int main() {
     Threads cells;
 #define X(Cell, name) cells.emplace_back(test<emulated::Cell>, name, cells.size(), tables);
     FASTRNN_CELLS(X)
+#undef X
   }
+  int position = 0;
+#define X(Cell, name) test_half_steps<emulated::Cell>(name, position++, tables);
+  FASTRNN_CELLS(X)
   return report("test_kernels");
 }
