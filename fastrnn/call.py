@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .table import PARAMETERS, Cell, cell_named, weight_shapes
+from .table import Cell, cell_named, parameter, weight_shapes
 
 
 class Sizes(NamedTuple):
@@ -132,16 +132,19 @@ class Call(NamedTuple):
 
     def check_alike(self) -> None:
         """RuntimeError if the tensors do not share one dtype and one device."""
-        checks.check_alike(self.input, self.tensors())
+        first = 2 if self.c0 is None else 3
+
+        def name_of(k: int) -> str:
+            return ("input", "h0", "c0")[k] if k < first else parameter(self.names, k - first)
+
+        checks.check_alike(self.input, self.tensors(), name_of=name_of)
         for mask in (self.reset, self.lengths):
             if mask is not None and mask.device != self.input.device:
                 raise checks.two_devices(self.input, mask)
 
     def check_weights(self, I: int, suffix: str = "") -> None:
-        """RuntimeError if the shape of a weight does not fit the states and an input of width I.
-
-        It names the parameter as `torch.nn` does: `suffix` ends its name in the first direction.
-        """
+        """RuntimeError that names the first weight, as `parameter` does with `suffix`, whose shape
+        does not fit the states and an input of width I."""
         kind, P = cell_named(self.cell), self.h0.size(-1)
         H = P
         if self.projected:
@@ -153,8 +156,7 @@ class Call(NamedTuple):
         for k, weight in enumerate(self.weights):
             name = names[k % len(names)]
             if name in shapes and weight.shape != shapes[name]:
-                reverse = "_reverse" if k >= len(names) else ""
-                raise checks.wrong_shape(PARAMETERS[name] + suffix + reverse, weight, shapes[name])
+                raise checks.wrong_shape(parameter(self.names, k, suffix), weight, shapes[name])
 
     def sizes(self) -> Sizes:
         """The sizes, from shapes that fit each other. Reads no tensor data.
@@ -221,7 +223,7 @@ class Call(NamedTuple):
             if steps and steps[0] != size.N:
                 raise RuntimeError(f"h0 must have batch size {steps[0]}, got {size.N}")
         if not steps:
-            raise RuntimeError(NO_STEPS)
+            raise RuntimeError(checks.NO_STEPS)
         return steps
 
     def output_shape(self, size: Sizes) -> tuple[int, ...]:
@@ -295,6 +297,3 @@ class Stack(NamedTuple):
         for k, layer in enumerate(self.each()):
             layer.check_weights(width, f"_l{k}")
             width = self.directions * layer.h0.size(-1)
-
-
-NO_STEPS = "Expected sequence length to be larger than 0 in RNN"

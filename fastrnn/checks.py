@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,8 @@ from .torch_private import are_transforms_active, in_forward_ad, is_batched
 
 if TYPE_CHECKING:
     from .base import RNNBase
+
+NO_STEPS = "Expected sequence length to be larger than 0 in RNN"
 
 
 def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -68,16 +70,23 @@ def check_dense(name: str, tensor: Tensor) -> None:
 
 
 def check_alike(
-    input: Tensor, tensors: Sequence[Tensor], names: str = "input, hx and weights"
+    input: Tensor,
+    tensors: Sequence[Tensor],
+    names: str = "input, hx and weights",
+    name_of: Callable[[int], str] | None = None,
 ) -> None:
-    """RuntimeError if the tensors are not dense, or not of the input's dtype and device."""
+    """RuntimeError if the tensors are not dense, or not of the input's dtype and device.
+
+    `names` is what the message calls all of them, `name_of` the k-th.
+    """
     check_dense("input", input)
-    for tensor in tensors:
+    for k, tensor in enumerate(tensors):
         if tensor.layout is not torch.strided:
             raise RuntimeError(f"{names} must be dense tensors, got {tensor.layout}")
         if tensor.dtype != input.dtype:
+            of = f" of {name_of(k)}" if name_of else ""
             raise RuntimeError(
-                f"{names} must have the same dtype, but got {input.dtype} and {tensor.dtype}"
+                f"{names} must have the same dtype, but got {input.dtype} and {tensor.dtype}{of}"
             )
         if tensor.device != input.device:
             raise two_devices(input, tensor)

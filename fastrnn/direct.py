@@ -1,4 +1,5 @@
-"""The short way of a call on a CPU that records nothing: from the module to the kernels at once.
+"""The short way of a call on a CPU that records nothing: from a module, a cell or a function to the
+kernels at once.
 
 A layer of one time step takes less time than the dispatcher and the Python above it. All other
 calls take the long way, which can do everything and has the error messages.
@@ -7,14 +8,16 @@ calls take the long way, which can do everything and has the error messages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import NoneType
 
 import torch
 from torch import Tensor
 
 from . import autocast, dispatch
-from .call import Call
+from .call import Call, Stack
 from .dispatch import cpu, gpu
 from .features import Asked, states_of
+from .restart import Returned
 from .results import Results, room_to_save
 from .table import CELLS, RNNS, cell_named, weight_names
 from .torch_private import is_any_autocast_enabled, unseen
@@ -69,15 +72,74 @@ def stack(
     """
     if _records(module, input, hx) or not open_to(input):
         return None
-    layers, batch_first = module.num_layers, module.batch_first
+    layers, projection = module.num_layers, module.proj_size
     if layers > 1 and module.training and module.dropout:
         return None
     try:
         cell = module._cell_ or RNNS[module.mode]
     except (KeyError, TypeError):
         return None
-    hidden, projection = module.hidden_size, module.proj_size
-    directions, width = 2 if module.bidirectional else 1, projection or hidden
+    h0, c0 = hx, None
+    if cell not in CELLS:
+        if not module._as_they_are:
+            return None
+        if asked is not None and (asked.inputs or asked.reset_state is not None):
+            return None
+        names = module._names
+        if hx is not None:
+            h0, c0 = module._parts_(hx)
+    else:
+        names = weight_names(module.bias, projection > 0)
+        if cell == "lstm" and hx is not None:
+            if len(hx) != 2:
+                return None
+            h0, c0 = hx
+    call = input, batch_sizes, h0, c0, module._flat_weights_names, cell, names
+    widths = module.hidden_size, projection or module.hidden_size
+    form = layers, 2 if module.bidirectional else 1, *widths, module.batch_first
+    results = _run(call, module._parameters, form, asked)
+    if results is None:
+        return None
+    output, h_n, c_n, states = results
+    state = h_n if c_n is None else module._joined_(h_n, c_n)
+    return (output, state) if states is None else (output, state, states)
+
+
+def run(stack: Stack, asked: Asked | None) -> Returned | None:
+    """What `stack.run` returns of a stack without features and those that are `asked` for, or
+    None if that takes the long way."""
+    input, batch_sizes, h0, c0, weights, cell, names = call = stack.call[:7]
+    if torch.is_grad_enabled():
+        for each in (input, h0, c0, *weights):
+            if each is not None and (type(each) not in _PLAIN or each.requires_grad):
+                return None
+    if not open_to(input) or (stack.layers > 1 and stack.dropout):
+        return None
+    if h0 is None:
+        return None
+    batch, P = h0.shape[1:]
+    if batch_sizes is not None and (
+        type(batch_sizes) is not Tensor
+        or batch_sizes.dtype is not torch.int64
+        or not batch_sizes.is_cpu
+        or batch_sizes.dim() != 1
+        or batch_sizes[:1].tolist() != [batch]
+    ):
+        return None
+    H = P if c0 is None else c0.size(2)
+    return _run(call, None, (stack.layers, stack.directions, H, P, stack.batch_first), asked)
+
+
+def _run(call: tuple, parameters: dict | None, form: tuple, asked: Asked | None):
+    """What both share: (output, h_n, c_n, States or None), or None.
+
+    Args:
+        call: the first fields of a `Call`. Initial states may be None; with `parameters`, the
+            weights are their names.
+        form: number of layers, directions D, hidden size H, width P of h, `batch_first`.
+    """
+    input, batch_sizes, h0, c0, weights, cell, names = call
+    layers, directions, hidden, width, batch_first = form
     transposed = batch_first and batch_sizes is None
     if transposed:
         input = input.transpose(0, 1)
@@ -88,13 +150,12 @@ def stack(
         if batch_sizes is not None:
             return None
         if asked.reset_state is not None:
-            if module.bidirectional or cell not in CELLS:  # whose states have a form of their own
+            begun = None if directions == 2 else _begun(asked, h0, c0, input, transposed)
+            if begun is None:
                 return None
-            hx = _begun(asked, hx, input, transposed)
-            if hx is None:
-                return None
+            h0, c0 = begun
             asked = asked._replace(reset=None, reset_state=None)
-        if type(asked.lengths) not in (type(None), Tensor):
+        if type(asked.lengths) not in (NoneType, Tensor):
             return None
         if not (asked.detach_every is asked.grad_clip is None):
             asked.limits()  # which have nothing to limit, but may be wrong
@@ -115,70 +176,50 @@ def stack(
         steps = batch_sizes.size(0)
         batch = int(batch_sizes[0]) if steps else 0
         y = new_empty(input.size(0), directions * width)
-    planes, h0, c0, c_n = layers * directions, hx, None, None
-    if cell not in CELLS:
-        if not module._as_they_are or (asked is not None and asked.inputs):
-            return None
-        names, kept = module._names, cell_named(cell).own
-        if hx is not None:
-            h0, c0 = module._parts_(hx)
-        if kept:
-            c_n = new_empty(planes, batch, kept * hidden)
-    else:
-        names = weight_names(module.bias, projection > 0)
-        if cell == "lstm":
-            if hx is not None:
-                if len(hx) != 2:
-                    return None
-                h0, c0 = hx
-            c_n = new_empty(planes, batch, hidden)
+    planes = layers * directions
     h_n = new_empty(planes, batch, width)
+    c_n = None
+    if cell == "lstm":
+        c_n = new_empty(planes, batch, hidden)
+    elif cell not in CELLS and (kept := cell_named(cell).own):
+        c_n = new_empty(planes, batch, kept * hidden)
     ys, saved = (y,), ()
-    states = asked is not None and (asked.return_states or asked.return_gates)
-    if states:
-        form = (
-            cell_named(cell),
-            new_empty,
-            (directions, steps * batch),
-            hidden,
-            projection > 0,
-        )
+    traced = asked is not None and (asked.return_states or asked.return_gates)
+    if traced:
+        like = cell_named(cell), new_empty, (directions, steps * batch), hidden, "w_hr" in names
         for _ in range(layers - 1):
             ys = (y.new_empty(y.shape), *ys)
         for _ in range(layers):
-            saved += room_to_save(*form)
-    weights = module._flat_weights_names
+            saved += room_to_save(*like)
     call = input, batch_sizes, h0, c0, weights, cell, names, reset, lengths
     dtypes = None
     if is_any_autocast_enabled() and autocast.is_on(input):
         like = Call(input, batch_sizes, h_n, c_n, (), cell, names)
         dtypes = autocast.returned_of_few_rows(like, step=False)
-        if dtypes is None or states:
+        if dtypes is None or traced:
             return None
     if cpu.asks and cpu.is_large(steps, batch, width):
         call += 0, 0.0, cpu.allowed()
-    if not cpu.direct.run(call, directions, module._parameters, ys, h_n, c_n, saved):
+    if not cpu.direct.run(call, directions, parameters, ys, h_n, c_n, saved):
         return None
-    if dtypes is not None:
+    states = None
+    if traced:
+        results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]
+        states = states_of(cell_named(cell), directions, batch_first, asked.return_gates, results)
+    elif dtypes is not None:
         y, h_n, c_n = _cast(dtypes, y, h_n, c_n)
-    output = y.transpose(0, 1) if transposed else y
-    state = h_n if c_n is None else module._joined_(h_n, c_n)
-    if not states:
-        return output, state
-    results = [Results(y, h_n, c_n, *saved[3 * k : 3 * k + 3]) for k, y in enumerate(ys)]
-    of = states_of(cell_named(cell), directions, batch_first, asked.return_gates, results)
-    return output, state, of
+    return y.transpose(0, 1) if transposed else y, h_n, c_n, states
 
 
-def _begun(asked: Asked, hx, input: Tensor, transposed: bool):
-    """The states with which a call of one step begins where some rows begin anew from
+def _begun(asked: Asked, h0, c0, input: Tensor, transposed: bool) -> tuple | None:
+    """The states (h0, c0) with which a call of one step begins where some rows begin anew from
     `reset_state`; None of a call of several, with gradients, or if something does not fit."""
     reset, steps, batch = asked.reset, input.size(0), input.size(1)
     if steps != 1 or asked.lengths is not None or torch.is_grad_enabled():
         return None
-    several = isinstance(hx, tuple)
-    old, new = (hx, asked.reset_state) if several else ((hx,), (asked.reset_state,))
-    if not isinstance(new, tuple) or len(new) != len(old):
+    old, new = ((h0,) if c0 is None else (h0, c0)), asked.reset_state
+    new = (new,) if c0 is None else new
+    if type(new) is not tuple or len(new) != len(old):
         return None
     for each in (reset, *old, *new):
         if type(each) is not Tensor or not each.is_cpu or each.layout is not torch.strided:
@@ -189,8 +230,8 @@ def _begun(asked: Asked, hx, input: Tensor, transposed: bool):
         if a.shape != b.shape or a.shape[1:2] != (batch,) or a.dtype is not b.dtype:
             return None
     begins = reset.view(1, batch, 1)
-    begun = tuple([torch.where(begins, b, a) for a, b in zip(old, new, strict=True)])
-    return begun if several else begun[0]
+    h, *c = [torch.where(begins, b, a) for a, b in zip(old, new, strict=True)]
+    return h, c[0] if c else None
 
 
 def step(

@@ -14,7 +14,7 @@ from types import NoneType
 import torch
 from torch import Tensor
 
-from . import autocast, dispatch, ops, stack
+from . import autocast, direct, dispatch, ops, stack
 from .arguments import check_flag, check_kind, check_rate, count_of
 from .call import Call, Stack
 from .features import Asked
@@ -45,14 +45,18 @@ def _run(
         for name, state in (("h0", h0), ("c0", c0)):
             if state is not None:
                 _check_rank(name, state, 3)
+        if type(num_layers) is not int:
+            num_layers = count_of("num_layers", num_layers)
         D = 2 if bidirectional else 1
         names = names_in(cell, bias, len(weights) // (num_layers * D))
         call = Call(input, batch_sizes, h0, c0, weights, cell, names)
         whole = Stack(call, num_layers, D, dropout if training else 0.0, batch_first)
-        asked = Asked(*asked)
-        if asked.any():
-            whole = asked.of(whole)
-        output, h_n, c_n, states = stack.run(whole)
+        features = Asked(*asked)
+        features = features if features.any() else None
+        returned = direct.run(whole, features)
+        if returned is None:
+            returned = stack.run(whole if features is None else features.of(whole))
+        output, h_n, c_n, states = returned
         results = (output, h_n, c_n) if c0 is not None else (output, h_n)
         return results if states is None else (*results, states)
     except (AttributeError, TypeError, ValueError, RuntimeError, ArithmeticError):

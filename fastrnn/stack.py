@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from . import autocast, dispatch, features, ops, restart
-from .call import NO_STEPS, Stack
+from .call import Stack
+from .checks import NO_STEPS
 from .dispatch import cpu, cudnn, gpu, reference
 from .dispatch.cudnn.weights import are_cast_flat, flat
 from .features import States

@@ -83,6 +83,13 @@ def weight_names(bias: bool, projected: bool) -> str:
     return _NAMES[bool(bias), projected]
 
 
+def parameter(names: str, k: int, suffix: str = "") -> str:
+    """The name in `torch.nn` of a layer's k-th weight, with `suffix`, "_l0" of the first layer."""
+    of = names.split()
+    name = of[k % len(of)]
+    return PARAMETERS.get(name, name) + suffix + ("_reverse" if k >= len(of) else "")
+
+
 def weight_shapes(kind: Cell, I: int, H: int, P: int) -> dict[str, tuple[int, ...]]:
     """The shape of a weight by its name."""
     X, U = kind.gates * H, kind.hidden_gates * H

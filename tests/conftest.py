@@ -146,7 +146,7 @@ def taken(monkeypatch) -> list[bool]:
 
         return call
 
-    for name in ("stack", "step"):
+    for name in ("stack", "run", "step"):
         monkeypatch.setattr(direct, name, watched(getattr(direct, name)))
     return calls
 

@@ -56,13 +56,17 @@ def test_mixed_dtypes_and_devices(name):
         tuple(s.to(to) for s in hx) if name == "LSTM" else hx.to(to)
         for to in (torch.float64, "meta")
     ]
-    with pytest.raises(RuntimeError, match="must have the same dtype, but got torch.float32 and"):
+    both = "must have the same dtype, but got torch.float32 and torch.float64 of"
+    with pytest.raises(RuntimeError, match=f"{both} h0"):
         module(x, double)
+    if name == "LSTM":
+        with pytest.raises(RuntimeError, match=f"{both} c0"):
+            module(x, (hx[0], double[1]))
     for args in ((x, meta), (x.to("meta"), hx), (x.to("meta"),)):
         with pytest.raises(RuntimeError, match="to be on the same device"):
             module(*args)
     module.bias_hh_l0 = torch.nn.Parameter(module.bias_hh_l0.double())
-    with pytest.raises(RuntimeError, match="must have the same dtype"):
+    with pytest.raises(RuntimeError, match=f"{both} bias_hh$"):
         module(x)
 
 
