@@ -68,6 +68,33 @@ OF_ZOO = (
     ),
 )  # fmt: skip
 
+# Networks that people know by name. Sizes are those of their code or paper, and T and N are what it
+# trains on or gets at once.
+bi = partial(Case, bidirectional=True, cells=("LSTM",))
+last = {"job": "last", "modes": ("training",)}
+MODELS = (
+    bi("pyannote", 589, 32, 60, 128, 4, "pyannote.audio: who speaks when, 10 s windows"),
+    bi("open-unmix", 255, 16, 512, 256, 3, "Open-Unmix: instruments apart, 6 s of music"),
+    bi("madmom", 3000, 1, 266, 25, 3, "madmom: beats of 30 s of music"),
+    bi("onsets", 640, 8, 768, 384, 1, "Onsets and Frames: notes of 20 s of piano"),
+    bi("tacotron", 150, 32, 512, 256, 1, "Tacotron 2: the letters of a sentence"),
+    bi("crnn", 26, 64, 512, 256, 2, "CRNN: a word in an image"),
+    bi("doctr", 32, 32, 512, 128, 2, "docTR: the same"),
+    bi("lample", 25, 10, 150, 100, 1, "Lample et al. 2016: names in a sentence"),
+    bi("sketch", 250, 100, 5, 256, 1, "Sketch-RNN: the strokes of a drawing"),
+    gru("dcase", 156, 48, 128, 128, 2, "the DCASE baseline: sounds in 10 s", bidirectional=True),
+    gru("translate", 10, 32, 128, 128, 1, "PyTorch's tutorial on translation"),
+    lstm("denoiser", 625, 1, 768, 768, 2, "Denoiser: 10 s of a noisy speaker"),
+    lstm("resemblyzer", 160, 1, 40, 256, 3, "Resemblyzer: whose voice, 1.6 s"),
+    lstm("deepar", 192, 32, 25, 40, 2, "DeepAR of GluonTS: hours of a week, and the next day"),
+    lstm("tft", 168, 64, 160, 160, 1, "Temporal Fusion Transformer: a week of hours"),
+    lstm("sleep", 20, 15, 2048, 128, 1, "TinySleepNet: stages of sleep"),
+    lstm("r2d2", 120, 64, 531, 512, 1, "R2D2: replayed sequences of an agent"),
+    lstm("impala", 20, 32, 266, 256, 1, "IMPALA: a rollout of 32 actors"),
+    lstm("rainfall", 365, 256, 32, 256, 1, "NeuralHydrology: today's runoff from a year", **last),
+    Case("names", 7, 1, 58, 128, 1, "PyTorch's tutorial on names", cells=("RNN",), **last),
+)
+
 # Calls in which an earlier fastrnn was slower than torch.nn or another library. More of these are
 # in other suites: `stream` and `rl` of CPU, `stream-proj` of VARIANTS, and the cells of `overhead`.
 chunk = partial(Case, N=1, layers=1, user="who gets a stream in chunks", modes=("inference",))
@@ -194,6 +221,7 @@ SUITES = {
         VARIANTS,
         extra=("fastrnn padded",),
     ),
+    "models": Suite("networks that people know by name", MODELS),
     "bfloat16": Suite(
         "the same models in bfloat16, and ours in float32 on the same numbers",
         CPU,
