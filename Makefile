@@ -192,7 +192,7 @@ build/races/%: build/races/%.o
 
 # The package around an extension that was compiled elsewhere, with its tests.
 define AROUND
-	cp -r fastrnn/*.py fastrnn/dispatch fastrnn/interop $(1)/fastrnn/
+	cp -r fastrnn/*.py fastrnn/*/ $(1)/fastrnn/
 	cp -r tests pyproject.toml $(1)/
 endef
 

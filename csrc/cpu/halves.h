@@ -5,6 +5,16 @@
 
 namespace FASTRNN_NAMESPACE {
 
+// v, of which the compiler knows nothing more: Clang 16 to 18 crash on some vectors that they see
+// turn to bfloat16 or come from it (LLVM's issues 68117 and 83358). It is no instruction.
+template <class V>
+FASTRNN_INLINE V opaque(V v) {
+#if defined(FASTRNN_DPBF16PS) && defined(__clang__) && __clang_major__ < 19
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // The bits of a Bf16 in the lower half of every lane of a V of floats.
 template <class V>
 FASTRNN_INLINE typename Shape<V>::bits load_bits(const Bf16* p) {
@@ -60,7 +70,7 @@ FASTRNN_INLINE void store(Bf16* p, V v) {
 #endif
 #if defined(FASTRNN_CVTNEPS)
   if constexpr (std::is_same_v<V, Vec<float>>) {
-    const auto half = FASTRNN_CVTNEPS(v);
+    const auto half = opaque(bit_cast<typename Shape<V>::halves>(FASTRNN_CVTNEPS(v)));
     memcpy(p, &half, sizeof(half));
     return;
   }

@@ -90,7 +90,7 @@ FASTRNN_INLINE Operands<O> broadcast(const O* p) {
   } else {
     uint32_t pair;
     memcpy(&pair, p, sizeof(pair));
-    return pair - Operands<O>{};
+    return opaque(pair - Operands<O>{});
   }
 }
 // first[l] and second[l] in lane l.

@@ -94,8 +94,9 @@ Tensors<double> make(const Shape& s) {
     Array<int64_t> length(s.N);
     for (int64_t n = 0; n < s.N; ++n) length[n] = n * 7919 % (s.T + 1);
     for (int64_t n = 0; n < s.N; ++n) t.order.push_back(n);
-    std::stable_sort(t.order.begin(), t.order.end(),
-                     [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+    std::sort(t.order.begin(), t.order.end(), [&](int64_t a, int64_t b) {
+      return length[a] != length[b] ? length[a] > length[b] : a < b;
+    });
     const int64_t longest = length[t.order[0]];
     for (int64_t step = 0; step < longest; ++step) {
       int64_t count = 0;
