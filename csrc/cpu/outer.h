@@ -132,9 +132,13 @@ void outer(int64_t k, Range range, int64_t n, const A* a, int64_t lda, RowsB&& b
               return arranged ? Rows<O>{left + r * most, kRows * kStep}
                               : Rows<O>{a + from * lda + block + r, lda};
           }();
-          micro<O, kRegisters, kRows, !kTiled<O>>(own.data, own.ld, {right + p * most * kLd, kLd},
-                                                  depth, zero, 0, at_once ? out : tile,
-                                                  at_once ? ldc : kLd, {});
+          Micro<O>* product = &micro<O, kRegisters, kRows, !kTiled<O>>;
+          if constexpr (!kTiled<O>) {
+            // The last columns of a layer of 40 units, or all of an input of 16, take one register.
+            if (columns <= kLanes<T>) product = &micro<O, 1, kRows, true>;
+          }
+          product(own.data, own.ld, {right + p * most * kLd, kLd}, depth, zero, 0,
+                  at_once ? out : tile, at_once ? ldc : kLd, {});
           if (at_once) continue;
           if (whole) {
             FASTRNN_UNROLL
