@@ -128,6 +128,7 @@ KINDS: tuple[tuple[str, Callable[[Row], bool]], ...] = (
     ("one sequence a call", lambda row: row.case in ("vad", "rnnoise")),
     ("batches, 64 to 256 units", lambda row: row.case in ("text", "rl", "ts")),
     ("batches, 650 and 1024 units", lambda row: row.case in ("lm", "big")),
+    ("[networks known by name](bench/RESULTS.md#models)", lambda row: row.suite == "models"),
     ("two directions", lambda row: row.case.endswith("-bi") and row.suite == "variants"),
     ("packed sequences", lambda row: row.case.endswith("-packed") and row.suite == "variants"),
     ("LSTM with a projection", lambda row: row.case.endswith("-proj")),
