@@ -276,10 +276,11 @@ class Stack(NamedTuple):
         """
         call, layers, D = self.call, self.layers, self.directions
         weights = layers * D * (call.names.count(" ") + 1)
-        if call.h0.size(0) != layers * D or len(call.weights) != weights or not layers:
+        planes = [state.size(0) for state in (call.h0, call.c0) if state is not None]
+        if any(n != layers * D for n in planes) or len(call.weights) != weights or not layers:
             raise RuntimeError(
                 f"{layers} layers of {D} directions take {layers * D} initial states and {weights} "
-                f"weights, got {call.h0.size(0)} and {len(call.weights)}"
+                f"weights, got {', '.join(map(str, planes))} and {len(call.weights)}"
             )
         return [call] if layers == 1 else self._each_of_several()
 

@@ -87,7 +87,10 @@ def stack(
             return None
         names = module._names
         if hx is not None:
-            h0, c0 = module._parts_(hx)
+            try:
+                h0, c0 = module._parts_(hx)
+            except RuntimeError:  # of states whose sizes differ
+                return None
     else:
         names = weight_names(module.bias, projection > 0)
         if cell == "lstm" and hx is not None:

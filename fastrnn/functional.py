@@ -17,6 +17,7 @@ from torch import Tensor
 from . import autocast, direct, dispatch, ops, stack
 from .arguments import check_flag, check_kind, check_rate, count_of
 from .call import Call, Stack
+from .checks import check_dense
 from .features import Asked
 from .table import names_in
 
@@ -79,6 +80,7 @@ def _check_kinds(
     check_kind("weights", weights, Iterable, "a list of tensors")
     for k, weight in enumerate(weights):
         check_kind(f"weights[{k}]", weight, Tensor, "a tensor")
+    check_dense("input", input)
     count_of("num_layers", num_layers)
     check_rate("dropout", dropout, with_one=True)
     check_kind("batch_sizes", batch_sizes, (Tensor, NoneType), "a tensor")

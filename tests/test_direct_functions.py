@@ -178,6 +178,9 @@ def test_errors_are_those_of_the_long_way(kind):
     ]
     if pair:
         wrong += [(x, (h,), weights), (x, (h, None), weights), (x, (h, c[0][..., :6]), weights)]
+        wrong += [(x, (h, c[0].expand(2, -1, -1)), weights), (x, (h, c[0][:0]), weights)]
+    nested = torch.nested.nested_tensor([torch.randn(2, 5)] * 3)
+    wrong.append((nested, hx, weights))
     for each in wrong:
         arguments, features = ((x, hx, weights), each) if isinstance(each, dict) else (each, {})
         errors = []

@@ -262,3 +262,31 @@ def test_backward_refuses_what_does_not_fit():
     assert all((t == 7.0).all() for t in (*room, *weights))
     assert run() and not any((t == 7.0).any() for t in (*room, *weights))
     assert run(dx=None, dw=[]) and run(dy=None, d_h=torch.randn(1, 3, 7))
+
+
+MADE = {
+    "stacked": lambda: fastrnn.LSTM(5, 7, num_layers=2),
+    "two directions": lambda: fastrnn.LSTM(5, 7, bidirectional=True),
+    "projected": lambda: fastrnn.LSTM(5, 7, num_layers=2, proj_size=3),
+    "GRU": lambda: fastrnn.GRU(5, 7, num_layers=2),
+    "peephole": lambda: fastrnn.Recurrent(fastrnn.zoo.PeepholeLSTM, 5, 7, num_layers=2),
+    "sLSTM": lambda: fastrnn.Recurrent(fastrnn.zoo.SLSTM, 5, 7, num_layers=2),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("planes", [0, 1, 3])
+def test_no_state_may_have_another_number_of_planes(made, planes):
+    """The kernels would read memory past its end."""
+    module, x = MADE[made](), torch.randn(4, 3, 5)
+    with torch.no_grad():
+        good = module(x)[1]
+        states = good if isinstance(good, tuple) else (good,)
+        for k, state in enumerate(states):
+            wrong = [*states[:k], state.new_zeros(planes, *state.shape[1:]), *states[k + 1 :]]
+            wrong = tuple(wrong) if isinstance(good, tuple) else wrong[0]
+            with pytest.raises(RuntimeError, match="Expected|state"):
+                module(x, wrong)
+            if not module.bidirectional:
+                with pytest.raises(RuntimeError, match="Expected|state"):
+                    module.step(x[0], wrong)

@@ -306,7 +306,8 @@ class Direct {
     const View h0 = given.h0;
     const std::optional<View> c0 = given.c0;
     const auto planes = static_cast<int64_t>(count) * directions;
-    if (h0.dims != 3 || h0.size[0] != planes) throw Misfit();
+    for (const View* state : {&h0, c0 ? &*c0 : &h0})
+      if (state->dims != 3 || state->size[0] != planes) throw Misfit();
     const int64_t bytes = given.input.type == Type::kDouble  ? 8
                           : given.input.type == Type::kFloat ? 4
                                                              : 2;
