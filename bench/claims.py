@@ -102,7 +102,7 @@ def means(results: Iterable[list[Record]]) -> Iterator[tuple[str, list[Claim]]]:
 
 
 def mean(found: Iterable[Claim], **place: object) -> str:
-    """Geometric mean, least and most of the claims in a place: `1.44 (1.07–3.13)`."""
+    """Geometric mean, least and most of the claims in a place: `1.44 (1.07–3.13)`, or `1.44`."""
     ratios = [
         claim.ratio
         for claim in found
@@ -110,7 +110,8 @@ def mean(found: Iterable[Claim], **place: object) -> str:
     ]
     if not ratios:
         return "–"
-    return f"{geometric_mean(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+    span = f" ({min(ratios):.2f}–{max(ratios):.2f})" if len(ratios) > 1 else ""
+    return f"{geometric_mean(ratios):.2f}{span}"
 
 
 def newest(results: Iterable[list[Record]]) -> list[Record]:
