@@ -189,11 +189,11 @@ def _run(call: tuple, parameters: dict | None, form: tuple, asked: Asked | None)
     ys, saved = (y,), ()
     traced = asked is not None and (asked.return_states or asked.return_gates)
     if traced:
-        like = cell_named(cell), new_empty, (directions, steps * batch), hidden, "w_hr" in names
+        room = cell_named(cell), new_empty, (directions, steps * batch), hidden, "w_hr" in names
         for _ in range(layers - 1):
             ys = (y.new_empty(y.shape), *ys)
         for _ in range(layers):
-            saved += room_to_save(*like)
+            saved += room_to_save(*room)
     call = input, batch_sizes, h0, c0, weights, cell, names, reset, lengths
     dtypes = None
     if is_any_autocast_enabled() and autocast.is_on(input):

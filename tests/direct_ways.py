@@ -35,3 +35,13 @@ def both_ways(module, *arguments) -> list[torch.Tensor]:
 
 class Subclass(torch.Tensor):
     pass
+
+
+def features(flags: torch.Tensor, lengths: torch.Tensor) -> tuple[dict, ...]:
+    """What a call may ask of the loop and still go the short way, with more than one step."""
+    return (
+        {"reset": flags},
+        {"lengths": lengths},
+        {"reset": flags, "lengths": lengths, "return_gates": True},
+        {"return_states": True, "detach_every": 2, "grad_clip": 0.1},
+    )

@@ -12,7 +12,7 @@ import weakref
 import pytest
 import torch
 from conftest import KERNELS, assert_matches
-from direct_ways import Subclass, both_ways, long_way
+from direct_ways import Subclass, both_ways, features, long_way
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 from torch_pairs import LAYERS, assert_same_results, cells, layers, pair, state
@@ -109,12 +109,7 @@ def test_features_change_no_bit(name, batch_first, taken):
             assert a is e is None or (torch.equal(a, e) and a.stride() == e.stride())
 
     with torch.no_grad():
-        for asked in (
-            {"reset": flags},
-            {"lengths": lengths},
-            {"reset": flags, "lengths": lengths, "return_gates": True},
-            {"return_states": True, "detach_every": 2, "grad_clip": 0.1},
-        ):
+        for asked in features(flags, lengths):
             taken.clear()
             both(x, **asked)
             assert taken == [True, False]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import KERNELS
-from direct_ways import Subclass, long_way
+from direct_ways import Subclass, features, long_way
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._pytree import tree_leaves
 from torch_pairs import LAYERS, state
@@ -69,12 +69,7 @@ def test_features_change_no_bit(kind, batch_first, taken):
     x = torch.randn(3, 4, 5) if batch_first else torch.randn(4, 3, 5)
     flags, lengths = torch.rand(x.shape[:2]) < 0.4, torch.tensor([2, 4, 0])
     with torch.no_grad():
-        for asked in (
-            {"reset": flags},
-            {"lengths": lengths},
-            {"reset": flags, "lengths": lengths, "return_gates": True},
-            {"return_states": True, "detach_every": 2, "grad_clip": 0.1},
-        ):
+        for asked in features(flags, lengths):
             taken.clear()
             results = called(module, function, x, hx, **asked)
             assert taken == [True]

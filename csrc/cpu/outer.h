@@ -134,7 +134,7 @@ void outer(int64_t k, Range range, int64_t n, const A* a, int64_t lda, RowsB&& b
           }();
           Micro<O>* product = &micro<O, kRegisters, kRows, !kTiled<O>>;
           if constexpr (!kTiled<O>) {
-            // The last columns of a layer of 40 units, or all of an input of 16, take one register.
+            // With 16 lanes: the last columns of a layer of 40 units, or all of an input of 16.
             if (columns <= kLanes<T>) product = &micro<O, 1, kRows, true>;
           }
           product(own.data, own.ld, {right + p * most * kLd, kLd}, depth, zero, 0,
