@@ -80,7 +80,10 @@ def _check_kinds(
     check_kind("weights", weights, Iterable, "a list of tensors")
     for k, weight in enumerate(weights):
         check_kind(f"weights[{k}]", weight, Tensor, "a tensor")
-    check_dense("input", input)
+        check_dense(f"weights[{k}]", weight)
+    for name, given in (("input", input), ("h0", h0), ("c0", c0)):
+        if given is not None:
+            check_dense(name, given)
     count_of("num_layers", num_layers)
     check_rate("dropout", dropout, with_one=True)
     check_kind("batch_sizes", batch_sizes, (Tensor, NoneType), "a tensor")

@@ -174,13 +174,16 @@ def test_errors_are_those_of_the_long_way(kind):
     if pair:
         wrong += [(x, (h,), weights), (x, (h, None), weights), (x, (h, c[0][..., :6]), weights)]
         wrong += [(x, (h, c[0].expand(2, -1, -1)), weights), (x, (h, c[0][:0]), weights)]
-    nested = torch.nested.nested_tensor([torch.randn(2, 5)] * 3)
-    wrong.append((nested, hx, weights))
+    ragged = [torch.nested.nested_tensor([*each.detach()]) for each in (x, h, weights[0])]
+    wrong += [(ragged[0], hx, weights), (x, of(ragged[1]), weights)]
+    wrong += [(x, hx, [ragged[2], *weights[1:]]), (x, of(h.to_sparse()), weights)]
     for each in wrong:
         arguments, features = ((x, hx, weights), each) if isinstance(each, dict) else (each, {})
         errors = []
         for way in (torch.no_grad, long_way):
             with torch.no_grad(), way(), pytest.raises(Exception) as caught:
                 function(*arguments, **features)
+            assert isinstance(caught.value, (TypeError, ValueError, RuntimeError))
+            assert type(caught.value) is not NotImplementedError  # of PyTorch's inside
             errors.append((type(caught.value), str(caught.value)))
         assert errors[0] == errors[1]
