@@ -38,7 +38,7 @@ MODES = ("inference", "forward", "training")  # no_grad; graph recorded; gradien
 DTYPES = ("float64", "float32", "tf32", "float16", "bfloat16")
 BYTES = {"float64": 8, "float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
 RAGGED = ("lengths", "packed")  # jobs whose rows end at lengths of their own
-STREAMS = ("step", "small step")
+STREAMS = ("step", "small step", "chunk")  # jobs whose state goes on from call to call
 # Of jobs that make other gradients than training: how many times the products of inference they
 # need. A gradient of the input takes two, forward and back. A penalty on it takes two more: of that
 # gradient, what goes on to the next step, and the weights. Backward takes the last two.
@@ -65,7 +65,7 @@ class Case:
 
     @property
     def streams(self) -> bool:
-        """Whether a call takes one time step, and the state is carried from call to call."""
+        """Whether a call takes the next T time steps, and the state is carried on."""
         return self.job in STREAMS
 
     @property

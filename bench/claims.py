@@ -126,6 +126,7 @@ def newest(results: Iterable[list[Record]]) -> list[Record]:
 # What a reader calls the model, and how its rows are found.
 KINDS: tuple[tuple[str, Callable[[Row], bool]], ...] = (
     ("one time step a call", lambda row: row.case == "stream"),
+    ("a stream in chunks, by `Streamer`", lambda row: row.suite == "chunks"),
     ("one sequence a call", lambda row: row.case in ("vad", "rnnoise")),
     ("batches, 64 to 256 units", lambda row: row.case in ("text", "rl", "ts")),
     ("batches, 650 and 1024 units", lambda row: row.case in ("lm", "big")),

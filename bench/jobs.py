@@ -16,7 +16,7 @@ from bench.gradients import FUNC_GRAD, INPUT_GRADIENT, LOSS_AND_PENALTY, PENALTY
 from bench.packing import PACKED, PADDED
 from bench.peers import LIBRARIES, RUNTIMES, SMALL_RUNTIMES, STEP_RUNTIMES
 from bench.published import OF_ZOO
-from bench.streaming import SMALL, STEP
+from bench.streaming import CHUNK, SMALL, STEP
 
 
 def forced(backend: str, ours: Contender = OURS) -> Contender:
@@ -127,6 +127,7 @@ JOBS: dict[str, tuple[Contender, ...]] = {
     "function": FUNCTION,
     "published": OF_ZOO,
     "step": STEP + STEP_RUNTIMES,
+    "chunk": CHUNK + STEP_RUNTIMES,
     "small step": SMALL + SMALL_RUNTIMES,
 }
 

@@ -15,7 +15,7 @@ import torch
 from bench import quantized
 from bench.cases import STEPS, Spec
 from bench.contenders import Call, Contender, module_of
-from bench.problems import Problem
+from bench.problems import CHUNKS, Problem
 
 # ONNX stacks gates in another order (https://onnx.ai/onnx/operators/onnx__LSTM.html, ...__GRU):
 # the places of ONNX's gates in torch's.
@@ -92,7 +92,7 @@ def onnx_model(problem: Problem, step: bool = False):
         names = [f"{s}_n_{layer}" for layer in range(case.layers)]
         nodes.append(helper.make_node("Concat", names, [f"{s}_n"], axis=0))
     kind = helper.np_dtype_to_tensor_dtype(problem.input.numpy().dtype)
-    steps, widths = 1 if step else case.T, {"h": case.output_size, "c": hidden}
+    steps, widths = case.T, {"h": case.output_size, "c": hidden}
 
     def value(name: str, *dims: int, kind=kind):
         return helper.make_tensor_value_info(name, kind, dims)
@@ -181,24 +181,24 @@ def whole(runtime: Runtime) -> Callable[[Problem], Call]:
 
 
 def steps(problem: Problem, run: Callable[[dict], list]) -> Iterator[tuple[dict, np.ndarray]]:
-    """The inputs of one frame after the other, with the states that came of the one before, and the
+    """The inputs of one chunk after the other, with the states that came of the one before, and the
     output."""
     case = problem.spec.case
     zeros = np.zeros((case.layers, case.N, case.hidden_size), problem.input.numpy().dtype)
     states = dict.fromkeys(("h_0", "c_0") if problem.spec.cell == "LSTM" else ("h_0",), zeros)
-    for x in cycle(problem.input.numpy()[:, None]):
+    for x in cycle(np.split(problem.input.numpy(), CHUNKS)):
         inputs = {"x": x, **states}
         output, *found = run(inputs)
         states = dict(zip(states, found, strict=True))
-        yield inputs, output[0]
+        yield inputs, output if case.job == "chunk" else output[0]
 
 
 def stepwise(runtime: Runtime) -> Callable[[Problem], Call]:
-    """`prepare` of a call of one frame."""
+    """`prepare` of a call of one frame or chunk."""
 
     def prepare(problem: Problem) -> Call:
-        frames = steps(problem, runtime(problem, True))
-        return lambda: next(frames)[1]
+        chunks = steps(problem, runtime(problem, True))
+        return lambda: next(chunks)[1]
 
     return prepare
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from bench.cases import PUBLISHED, RAGGED, STEPS, Spec
 
-FRAMES = 8  # of a stream: a call takes the next one, and the first again after the last
+CHUNKS = 8  # of a stream: a call takes the next one, and the first again after the last
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Problem:
     `fastrnn.Recurrent`."""
 
     spec: Spec
-    input: Tensor  # (T, N, input_size); (N, input_size) for a cell; (FRAMES, N, ...) for a stream
+    input: Tensor  # (T, N, input_size); (N, input_size) for a cell; (CHUNKS*T, N, ...) of a stream
     weights: dict[str, Tensor]
     gradients: tuple[Tensor, ...]  # of the first results, in the order of `names`
     reset: Tensor | None = None  # (T, N) bool: the state of that row is zero before that step
@@ -38,6 +38,11 @@ class Problem:
         if spec.case.job == "states":
             names.insert(1, "states")
         return names + (gradients if spec.mode == "training" else [])
+
+    def chunks(self) -> tuple[Tensor, ...]:
+        """Of a stream, what its calls take: frames (N, input_size), or T of them."""
+        case = self.spec.case
+        return self.input.split(case.T) if case.job == "chunk" else self.input.unbind()
 
     def to(self, device: str, dtype: torch.dtype) -> "Problem":
         return replace(
@@ -83,7 +88,7 @@ def make_problem(spec: Spec) -> Problem:
     """The same numbers for a case and cell, whatever the mode, dtype, threads and device: drawn in
     float32 on the CPU, then rounded to `dtype`."""
     case = spec.case
-    steps = FRAMES if case.streams else case.T
+    steps = case.T * (CHUNKS if case.streams else 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         weights = drawn(spec)

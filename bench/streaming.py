@@ -1,6 +1,6 @@
-"""One time step a call, the state carried from call to call: an agent, a phone, a plug-in.
+"""One or a few time steps a call, the state carried on: an agent, a phone, a plug-in.
 
-The call of every contender takes the next frame of the problem's input and gives its output."""
+The call of every contender takes the next chunk of the problem's input and gives its output."""
 
 import importlib
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from bench.problems import Problem
 
 
 def stepping(library: str, step_of: Callable, change: Callable = lambda module: module):
-    """`prepare` from step_of(module), a function (x (N, input), state or None) -> (y, state)."""
+    """`prepare` from step_of(module), a function (chunk, state or None) -> (y, state)."""
 
     def prepare(problem: Problem) -> Call:
         step = step_of(change(build(library, problem)))
-        frames = cycle(problem.input)
+        chunks = cycle(problem.chunks())
         state = None
 
         def call() -> Tensor:
             nonlocal state
             with torch.no_grad():
-                output, state = step(next(frames), state)
+                output, state = step(next(chunks), state)
             return output
 
         return call
@@ -68,17 +68,18 @@ def by_cells(module) -> Callable:
 def streamer(problem: Problem, **small: object) -> Call:
     module = build("fastrnn", problem)
     kind = importlib.import_module("fastrnn").Streamer
-    step = kind(module, batch_size=problem.spec.case.N, **small)
-    frames = cycle(problem.input)
-    return lambda: step(next(frames))
+    stream = kind(module, batch_size=problem.spec.case.N, **small)
+    step = stream.steps if problem.spec.case.job == "chunk" else stream
+    chunks = cycle(problem.chunks())
+    return lambda: step(next(chunks))
 
 
 def streamer_numpy(problem: Problem) -> Call:
     """From arrays to arrays, as the runtimes that know no tensors."""
     module = build("fastrnn", problem)
     step = importlib.import_module("fastrnn").Streamer(module, batch_size=problem.spec.case.N)
-    frames = cycle(problem.input.numpy())
-    return lambda: step(next(frames))
+    chunks = cycle(chunk.numpy() for chunk in problem.chunks())
+    return lambda: step(next(chunks))
 
 
 STEP = (
@@ -91,6 +92,12 @@ STEP = (
     Contender("torch.nn", stepping("torch.nn", by_module)),
     Contender("torch.nn cells", stepping("torch.nn", by_cells), devices=("cpu",)),
     Contender("torch.nn compiled", stepping("torch.nn", by_module, compiled), asked=True),
+)
+# Of those, who takes several steps in one call.
+CHUNK = (
+    STEP[0],
+    Contender("fastrnn module", stepping("fastrnn", lambda module: module)),
+    Contender("torch.nn", stepping("torch.nn", lambda module: module)),
 )
 
 

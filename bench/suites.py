@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from bench.cases import CELLS, PUBLISHED, STEPS, Case, Spec
+from bench.networks import GPU, MODELS, lstm
 
 CPU = (
     Case("stream", 1, 1, 128, 256, 1, "a speech front end or an agent that gets one frame a call"),
@@ -14,32 +15,6 @@ CPU = (
     Case("ts", 96, 64, 16, 64, 2, "a forecaster on four days of quarter-hourly sensor readings"),
     Case("lm", 35, 20, 650, 650, 2, "the medium word language model of Zaremba et al. 2014"),
     Case("big", 50, 64, 1024, 1024, 1, "a layer of a speech recogniser being trained"),
-)
-
-lstm, gru = partial(Case, cells=("LSTM",)), partial(Case, cells=("GRU",))
-# Sizes from the sources named; where a source gives no T or N, what its task implies.
-GPU = (
-    Case("fastrnns", 100, 64, 512, 512, 1, "fastrnns, PyTorch's own benchmark of LSTMs"),
-    Case("fastrnns-packed", 100, 64, 512, 512, 1, "the same, sentences packed", job="packed"),
-    Case("flashrnn", 1024, 16, 768, 768, 1, "FlashRNN's headline: an LSTM for long contexts"),
-    Case("char-lm", 150, 64, 256, 256, 1, "DeepBench: a character language model"),
-    Case("mt", 25, 64, 1024, 1024, 1, "DeepBench: machine translation"),
-    Case("mt-wide", 25, 32, 2048, 2048, 1, "DeepBench: machine translation, large weights"),
-    gru("speaker-id", 1500, 32, 1024, 1024, 1, "DeepBench: who speaks, from 15 s of audio"),
-    gru("deepspeech", 375, 32, 1536, 1536, 1, "DeepBench: a layer of DeepSpeech 2"),
-    lstm("rnnt-pre", 557, 32, 240, 1024, 2, "MLPerf RNN-T: encoder, before frames are stacked"),
-    lstm("rnnt-post", 278, 32, 2048, 1024, 3, "MLPerf RNN-T: encoder, after it"),
-    lstm("gnmt-bi", 50, 128, 1024, 1024, 1, "GNMT: first layer of the encoder", True, "packed"),
-    lstm("gnmt", 50, 128, 1024, 1024, 3, "GNMT: the layers above it", job="packed"),
-    lstm("dprnn", 100, 320, 128, 128, 1, "DPRNN-TasNet: speech separation, 4 s chunks", True),
-    gru("wavernn", 1375, 32, 512, 512, 1, "WaveRNN: a vocoder in training"),
-    gru("rnnoise-train", 2000, 128, 256, 256, 3, "RNNoise: noise suppression in training"),
-    lstm("hydrology", 365, 256, 30, 128, 1, "rainfall to runoff: a year of days, 256 basins"),
-    lstm("tts", 200, 1, 512, 256, 1, "Kokoro: speech synthesis of one sentence", True),
-    Case("ppo", 32, 2048, 512, 512, 1, "PufferLib, sample-factory: PPO on 2048 environments"),
-    lstm("silero", 500, 1, 128, 128, 1, "voice activity detection on a recording"),
-    lstm("cliff", 2058, 62, 16, 168, 1, "nobody: probes where cuDNN changes its algorithm"),
-    lstm("odd", 100, 64, 125, 320, 1, "sizes that are no multiple of anything"),
 )
 
 reset = partial(Case, job="reset", cells=("LSTM", "GRU"))
@@ -68,36 +43,9 @@ OF_ZOO = (
     ),
 )  # fmt: skip
 
-# Networks that people know by name. Sizes are those of their code or paper, and T and N are what it
-# trains on or gets at once.
-bi = partial(Case, bidirectional=True, cells=("LSTM",))
-last = {"job": "last", "modes": ("training",)}
-MODELS = (
-    bi("pyannote", 589, 32, 60, 128, 4, "pyannote.audio: who speaks when, 10 s windows"),
-    bi("open-unmix", 255, 16, 512, 256, 3, "Open-Unmix: instruments apart, 6 s of music"),
-    bi("madmom", 3000, 1, 266, 25, 3, "madmom: beats of 30 s of music"),
-    bi("onsets", 640, 8, 768, 384, 1, "Onsets and Frames: notes of 20 s of piano"),
-    bi("tacotron", 150, 32, 512, 256, 1, "Tacotron 2: the letters of a sentence"),
-    bi("crnn", 26, 64, 512, 256, 2, "CRNN: a word in an image"),
-    bi("doctr", 32, 32, 512, 128, 2, "docTR: the same"),
-    bi("lample", 25, 10, 150, 100, 1, "Lample et al. 2016: names in a sentence"),
-    bi("sketch", 250, 100, 5, 256, 1, "Sketch-RNN: the strokes of a drawing"),
-    gru("dcase", 156, 48, 128, 128, 2, "the DCASE baseline: sounds in 10 s", bidirectional=True),
-    gru("translate", 10, 32, 128, 128, 1, "PyTorch's tutorial on translation"),
-    lstm("denoiser", 625, 1, 768, 768, 2, "Denoiser: 10 s of a noisy speaker"),
-    lstm("resemblyzer", 160, 1, 40, 256, 3, "Resemblyzer: whose voice, 1.6 s"),
-    lstm("deepar", 192, 32, 25, 40, 2, "DeepAR of GluonTS: hours of a week, and the next day"),
-    lstm("tft", 168, 64, 160, 160, 1, "Temporal Fusion Transformer: a week of hours"),
-    lstm("sleep", 20, 15, 2048, 128, 1, "TinySleepNet: stages of sleep"),
-    lstm("r2d2", 120, 64, 531, 512, 1, "R2D2: replayed sequences of an agent"),
-    lstm("impala", 20, 32, 266, 256, 1, "IMPALA: a rollout of 32 actors"),
-    lstm("rainfall", 365, 256, 32, 256, 1, "NeuralHydrology: today's runoff from a year", **last),
-    Case("names", 7, 1, 58, 128, 1, "PyTorch's tutorial on names", cells=("RNN",), **last),
-)
-
 # Calls in which an earlier fastrnn was slower than torch.nn or another library. More of these are
 # in other suites: `stream` and `rl` of CPU, `stream-proj` of VARIANTS, and the cells of `overhead`.
-chunk = partial(Case, N=1, layers=1, user="who gets a stream in chunks", modes=("inference",))
+short = partial(Case, N=1, layers=1, user="who calls with few time steps", modes=("inference",))
 tiny = partial(Case, T=50, N=1024, layers=1, user="who fits thousands of short series")
 loop = partial(Case, layers=1, user="whose decoder feeds on its own output", job="loop")
 twice = partial(Case, layers=1, user="who bounds the slope of a critic or a model of physics")
@@ -105,8 +53,8 @@ func = partial(Case, layers=1, user="who writes in the style of JAX", job="func.
 each = partial(Case, layers=1, user="who trains with differential privacy", job="per sample")
 slope = partial(Case, layers=1, user="who asks which input matters", job="input gradient")
 CORNERS = (
-    *(chunk(f"chunk-{T}", T, input_size=80, hidden_size=512) for T in (2, 4, 16)),
-    chunk("chunk-2-wide", 2, input_size=1024, hidden_size=1024),
+    *(short(f"chunk-{T}", T, input_size=80, hidden_size=512) for T in (2, 4, 16)),
+    short("chunk-2-wide", 2, input_size=1024, hidden_size=1024),
     *(tiny(f"tiny-{H}", input_size=H, hidden_size=H, modes=("training",)) for H in (1, 2, 4)),
     loop("loop-small", 50, 1, 8, 8, modes=("training",)),
     loop("loop", 20, 32, 64, 128, modes=("training",)),
@@ -153,6 +101,20 @@ STREAM = (
         replace(case, name=f"{case.name}-small", job="small step")
         for case in STEPS_ALONE
         if case.hidden_size >= 256
+    ),
+)
+
+chunk = partial(Case, job="chunk", modes=("inference",))
+CHUNKS = (
+    chunk("amp", 64, 1, 1, 40, 1, "a guitar amplifier as a plug-in: buffers of 64 samples"),
+    chunk("speakers", 32, 1, 64, 128, 1, "who speaks, asked every half second"),
+    *(
+        chunk(f"captions-{T}", T, 1, 80, 512, 1, "captions of live speech, every few frames")
+        for T in (2, 4, 16)
+    ),
+    chunk("rnnt-live", 2, 1, 1024, 1024, 2, "an encoder of RNN-T, two frames at a time"),
+    lstm(
+        "deepspeech-live", 16, 1, 2048, 2048, 1, "Mozilla's DeepSpeech, every 320 ms", job="chunk"
     ),
 )
 
@@ -259,7 +221,11 @@ SUITES = {
     "stream": Suite(
         "the latency of one time step, also with small weights",
         STREAM,
-        cells=("LSTM", "GRU"),
+        modes=("inference",),
+    ),
+    "chunks": Suite(
+        "a stream that comes in chunks of a few time steps, the state carried on",
+        CHUNKS,
         modes=("inference",),
     ),
     "overhead": Suite(

@@ -9,7 +9,7 @@ import torch
 from bench.cases import Spec
 from bench.contenders import Call, Contender, flatten
 from bench.jobs import baseline
-from bench.problems import FRAMES, Problem, make_problem, torch_dtype
+from bench.problems import CHUNKS, Problem, make_problem, torch_dtype
 from bench.timing import Clock
 
 Results = list[torch.Tensor]  # what one call computes, in the order of Problem.names
@@ -44,7 +44,7 @@ class Verified(NamedTuple):
 @lru_cache(maxsize=2)
 def expected(spec: Spec, dtype: str) -> Results:
     """What torch.nn computes from the numbers of `spec` in `dtype`: without cuDNN, so that nothing
-    on a GPU is its own witness. Of a stream: the outputs of the frames, twice around."""
+    on a GPU is its own witness. Of a stream: the outputs of its chunks, twice around."""
     problem = make_problem(spec).to(spec.device, torch_dtype(dtype))
     reference = baseline(spec.case.job)
     with torch.backends.cudnn.flags(enabled=False):
@@ -52,10 +52,10 @@ def expected(spec: Spec, dtype: str) -> Results:
 
 
 def outcome(contender: Contender, problem: Problem, call: Call) -> Results:
-    """The results of one call; of a stream, those of calls that go twice around the frames."""
+    """The results of one call; of a stream, those of calls that go twice around it."""
     if not problem.spec.case.streams:
         return contender.read(problem, flatten(call()))
-    return [torch.stack([flatten(call())[0].clone() for _ in range(2 * FRAMES)])]
+    return [torch.stack([flatten(call())[0].clone() for _ in range(2 * CHUNKS)])]
 
 
 def compare(problem: Problem, results: Results, truth: Results, contender: Contender) -> float:

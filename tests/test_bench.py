@@ -42,7 +42,7 @@ def test_listing(capsys):
     assert command.main(["cpu", "stream", "--list", "--filter", "vad,lm,keyword"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "voice activity" in text and "wake word" in text and "rnnoise" not in text
-    assert "LSTM GRU; inference; float32; threads: 1" in text
+    assert "LSTM GRU RNN; inference; float32; threads: 1" in text
 
 
 def test_a_filter_that_matches_nothing_is_an_error():

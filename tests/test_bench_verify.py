@@ -10,10 +10,10 @@ from bench_doubles import PACKED, PROJECTED, SPEC, TINY, altered
 
 from bench import verify
 from bench.cases import CELLS, MODES, STEPS, Case, Spec
-from bench.contenders import BASELINE, OURS, Contender, flatten, in_float32
+from bench.contenders import BASELINE, OURS, Contender, flatten, in_float32, tensors
 from bench.features import segments
 from bench.jobs import JOBS, entrants, find
-from bench.problems import make_problem
+from bench.problems import CHUNKS, make_problem
 from bench.report import SEEN
 from bench.suites import SUITES, select
 from bench.verify import WrongResult, expected, verified
@@ -227,6 +227,17 @@ def test_streams_carry_their_state(contender, cell):
     if contender.name != "torch.nn compiled":  # which takes a minute
         found = verified(contender, Spec(case, cell, "inference"))
         assert found.error < SEEN
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("contender", JOBS["chunk"], ids=lambda contender: contender.name)
+def test_streams_in_chunks_carry_their_state(contender, cell):
+    case = Case("stream", 3, 2, 4, 5, 2, "nobody", job="chunk")
+    problem = make_problem(Spec(case, cell, "inference"))
+    assert [chunk.shape for chunk in problem.chunks()] == [(3, 2, 4)] * CHUNKS
+    found = verified(contender, Spec(case, cell, "inference"))
+    assert found.error < SEEN
+    assert tensors(found.call())[0].shape == (3, 2, 5)
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])

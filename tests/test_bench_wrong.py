@@ -11,7 +11,7 @@ from bench.cases import CELLS, Case, Spec
 from bench.contenders import BASELINE, OURS, Contender
 from bench.jobs import find
 from bench.packing import trimmed
-from bench.problems import FRAMES
+from bench.problems import CHUNKS
 from bench.sessions import Local, Unfit
 from bench.verify import WrongResult, verified
 
@@ -22,7 +22,7 @@ def test_a_stream_that_forgets_or_repeats_is_caught():
     def forgetful(problem):
         module, calls = torch.nn.GRU(4, 5), iter(range(10**9))
         module.load_state_dict(problem.weights)
-        return lambda: module(problem.input[None, next(calls) % FRAMES])[0][0].detach()
+        return lambda: module(problem.input[None, next(calls) % CHUNKS])[0][0].detach()
 
     with pytest.raises(WrongResult, match="output"):
         verified(Contender("forgetful", forgetful), spec)
