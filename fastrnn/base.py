@@ -125,13 +125,7 @@ class RNNBase(torch.nn.RNNBase):
         call = Call(input, batch_sizes, h0, c0, weights[:count], cell_of(self), names)
         whole = Stack(call, self.num_layers, directions, dropout, self.batch_first)
         whole = whole if asked is None else asked.of(whole)
-        if torch.compiler.is_compiling():
-            whole.check_weights()
-        try:
-            output, h_n, c_n, states = stack.run(whole)
-        except RuntimeError:
-            whole.check_weights()  # in the module's names, where that is what is wrong
-            raise
+        output, h_n, c_n, states = stack.run_named(whole)
         state = self._joined_(h_n, None if c0 is None else c_n)
         return (output, state) if states is None else (output, state, states)
 
@@ -278,7 +272,7 @@ class RNNBase(torch.nn.RNNBase):
         if self._is_recorded_():
             return tracing.as_torch(self, packed, hx, asked and asked._asdict())
         input, batch_sizes, sorted_indices, unsorted_indices = packed
-        check_packed(batch_sizes, None, None)
+        check_packed(input, batch_sizes, None, None)
         given = hx
         if hx is not None:
             if torch.compiler.is_compiling():

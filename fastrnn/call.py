@@ -150,7 +150,7 @@ class Call(NamedTuple):
         if self.projected:
             H = self.hidden_size if self.c0 is None else self.c0.size(-1) // kind.own
         shapes, names = weight_shapes(kind, I, H, P), self.names.split()
-        width = self.weights[1].size(-1)
+        width = self.weights[1].size(-1) if self.weights[1].dim() else 0
         if kind.step is not None and width and P % width == 0:
             shapes["w_hh"] = kind.hidden_gates * H, width  # of heads
         for k, weight in enumerate(self.weights):
@@ -197,7 +197,7 @@ class Call(NamedTuple):
         if self.reset is not None and D == 2:
             raise RuntimeError("reset needs a single direction, got 2")
         if packed:
-            checks.check_packed(self.batch_sizes, self.reset, self.lengths)
+            checks.check_packed(input, self.batch_sizes, self.reset, self.lengths)
             return Sizes(self.batch_sizes.size(0), N, I, H, P, D, input.size(0))
         T = input.size(0)
         checks.check_shape("input", input, (T, N, I))

@@ -47,14 +47,22 @@ def check_mask(name: str, mask: Tensor | None, shape: tuple[int, ...], dtype: to
             raise RuntimeError(f"{name} must have dtype {dtype}, got {mask.dtype}")
 
 
-def check_packed(batch_sizes: Tensor, reset: Tensor | None, lengths: Tensor | None) -> None:
+def check_batch_sizes(input: Tensor, batch_sizes: Tensor) -> None:
+    """RuntimeError if these cannot be the batch sizes of packed input, whatever is in them."""
+    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
+        raise RuntimeError("batch_sizes must be a 1-D tensor of dtype torch.int64")
+    device = batch_sizes.device.type
+    if device != "cpu" and not device == input.device.type == "meta":
+        raise RuntimeError("batch_sizes should always be on CPU")
+
+
+def check_packed(
+    input: Tensor, batch_sizes: Tensor, reset: Tensor | None, lengths: Tensor | None
+) -> None:
     """RuntimeError if these are not the batch sizes of packed input, or there is a mask, too."""
     if reset is not None or lengths is not None:
         raise RuntimeError("reset and lengths need padded input, got batch_sizes")
-    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
-        raise RuntimeError("batch_sizes must be a 1-D tensor of dtype torch.int64")
-    if batch_sizes.device.type not in ("cpu", "meta"):
-        raise RuntimeError("batch_sizes should always be on CPU")
+    check_batch_sizes(input, batch_sizes)
     if not torch.compiler.is_compiling() and is_batched(batch_sizes):
         raise RuntimeError(
             "batch_sizes of a sequence that was packed inside vmap cannot be read: "

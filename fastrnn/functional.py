@@ -17,7 +17,7 @@ from torch import Tensor
 from . import autocast, direct, dispatch, ops, stack
 from .arguments import check_flag, check_kind, check_rate, count_of
 from .call import Call, Stack
-from .checks import check_dense
+from .checks import check_batch_sizes, check_dense
 from .features import Asked
 from .table import names_in
 
@@ -46,6 +46,8 @@ def _run(
         for name, state in (("h0", h0), ("c0", c0)):
             if state is not None:
                 _check_rank(name, state, 3)
+        if batch_sizes is not None:
+            check_batch_sizes(input, batch_sizes)
         if type(num_layers) is not int:
             num_layers = count_of("num_layers", num_layers)
         D = 2 if bidirectional else 1
@@ -56,7 +58,7 @@ def _run(
         features = features if features.any() else None
         returned = direct.run(whole, features)
         if returned is None:
-            returned = stack.run(whole if features is None else features.of(whole))
+            returned = stack.run_named(whole if features is None else features.of(whole))
         output, h_n, c_n, states = returned
         results = (output, h_n, c_n) if c0 is not None else (output, h_n)
         return results if states is None else (*results, states)
@@ -132,10 +134,8 @@ def step(
             h, c_n = [t if t is None else t.squeeze(0) for t in states]
         else:
             h, c_n = ops.step(call)
-    except RuntimeError:
-        call.check_weights(
-            input.size(-1)
-        )  # in the names of parameters, where that is what is wrong
+    except (IndexError, RuntimeError):
+        call.check_weights(input.size(-1))  # in the names of parameters, if that is what is wrong
         raise
     return (h,) if c is None else (h, c_n)
 

@@ -34,6 +34,17 @@ def run(stack: Stack, step: bool = False) -> Returned:
     return run_on(dispatch.choose(stack.call, stack.layers, traced), stack, traced)
 
 
+def run_named(stack: Stack) -> Returned:
+    """As `run`. The error of a weight of a wrong shape has its name in `torch.nn`."""
+    if torch.compiler.is_compiling():
+        stack.check_weights()
+    try:
+        return run(stack)
+    except (IndexError, RuntimeError):
+        stack.check_weights()
+        raise
+
+
 def run_on(backend: dispatch.Backend, stack: Stack, traced: bool = False) -> Returned:
     """The same on a backend that can take the stack, and without autocast or `reset_state`."""
     call, transposed = stack.call, stack.transposed

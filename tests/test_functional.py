@@ -104,6 +104,33 @@ def test_bad_arguments_raise(cell):
         function(input[:0].transpose(0, 1), hx, weights, batch_first=True, **options)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("records", [False, True])
+def test_errors_name_the_weight_and_the_batch_sizes(cell, records):
+    """Also those of no dimensions, and where tensors without memory hide what is wrong."""
+    weights, hx = flat_weights(cell, 2), states(cell, 2)
+    packed = pack_padded_sequence(torch.randn(T, N, I, dtype=torch.float64), [T, T, 3, 1])
+    function, sizes = getattr(functional, cell), packed.batch_sizes
+
+    def call(weights, sizes):
+        return function(packed.data, hx, weights, num_layers=2, batch_sizes=sizes)
+
+    with torch.set_grad_enabled(records):
+        call(weights, sizes)
+        for k, name in enumerate(("weight_ih", "weight_hh", "bias_ih", "bias_hh") * 2):
+            for wrong in (torch.tensor(1.0, dtype=torch.float64), weights[k][1:]):
+                bad = [*weights[:k], wrong, *weights[k + 1 :]]
+                with pytest.raises(RuntimeError, match=f"{name}_l{k // 4} must have shape"):
+                    call(bad, sizes)
+        for bad in (sizes.float(), sizes.int(), sizes[None], sizes[0]):
+            with pytest.raises(RuntimeError, match="batch_sizes must be a 1-D tensor of dtype"):
+                call(weights, bad)
+        with pytest.raises(RuntimeError, match="batch_sizes should always be on CPU"):
+            call(weights, sizes.to("meta"))
+        with pytest.raises(TypeError, match="batch_sizes must be a tensor"):
+            call(weights, sizes.tolist())
+
+
 def test_lstm_needs_a_pair():
     weights, input = flat_weights("lstm"), torch.randn(T, N, I, dtype=torch.float64)
     h, c = states("lstm", 1)
