@@ -86,13 +86,19 @@ struct ForwardStep
       return each_of<R>([&](int r) { return load<V>(first + r * step); });
     };
     const auto [n, column, x, u, x_step, u_step] = units;
+    // Numbers between gates, of each register. What lies behind a gate's units is of no unit.
+    const auto gate = [&](const T* first, int64_t step, int g) {
+      return each_of<R>([&](int r) {
+        const int64_t apart = direction_[0].hh.apart(kRows ? column : column + r * kLanes<T>);
+        return load<V>(first + r * step + g * apart);
+      });
+    };
     W x_part[G], u_part[G], saved[S > 0 ? S : 1], c{}, h{};
     if (!s.projected)
       h = load_each(now.h_prev + n * ld_state + column, kRows ? ld_state : kLanes<T>);
     for (int g = 0; g < G; ++g) {
-      const int64_t at = g * kUnitRegisters * kLanes<T>;
-      const W product = load_each(u + at, u_step);
-      x_part[g] = Cell::kSplit ? load_each(x + at, x_step) : product;
+      const W product = gate(u, u_step, g);
+      x_part[g] = Cell::kSplit ? gate(x, x_step, g) : product;
       u_part[g] = Cell::kSplit ? product : -W{};  // x - 0 is x, of any sign
     }
     if constexpr (Cell::kKeepsC)

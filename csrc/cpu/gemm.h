@@ -69,8 +69,8 @@ class Buffer {
   T* data_ = nullptr;
 };
 
-// A panel; where it is packed ld is its width. The last one of a matrix may have fewer registers
-// than kWide.
+// A panel; where it is packed ld is its width. The last one of a matrix may have fewer registers,
+// if that is more than two.
 template <class O>
 struct Panel : Rows<O> {
   int fewer = 0;  // 2 or 3, or 0 if it has all of them
@@ -189,10 +189,10 @@ inline constexpr Micros<O, NV> kMicros =
 // The micro-kernel of that many rows for a panel of NV registers, or fewer.
 template <class O, int NV>
 FASTRNN_INLINE Micro<O>* micro_of(int64_t rows, Panel<O> panel) {
-  if constexpr (NV == kWide) {
+  if constexpr (NV > 2)
     if (panel.fewer == 2) return kMicros<O, 2>.by_rows[rows];
+  if constexpr (NV > 3)
     if (panel.fewer == 3) return kMicros<O, 3>.by_rows[rows];
-  }
   return kMicros<O, NV>.by_rows[rows];
 }
 
@@ -240,7 +240,7 @@ FASTRNN_INLINE int64_t panel_depth(int64_t k, int64_t m) {
 template <class O, int NV>
 void multiply(const O* a, int64_t lda, int64_t m, int64_t k, Panel<O> panel, const O* next,
               const Compute<O>* init, int64_t ld_init, Compute<O>* out, int64_t ld_out) {
-  if constexpr (NV == kWide)
+  if constexpr (NV > 2)
     if (const int fewer = std::exchange(panel.fewer, 0))
       return fewer == 2 ? multiply<O, 2>(a, lda, m, k, panel, next, init, ld_init, out, ld_out)
                         : multiply<O, 3>(a, lda, m, k, panel, next, init, ld_init, out, ld_out);
