@@ -345,7 +345,7 @@ inline void Call::steps_of_batch_sizes() {
 // The steps of padded input whose entries end early: entries in the order of their lengths, and how
 // many are still active at each step up to the longest.
 inline void Call::steps_of_lengths() {
-  const int64_t* const length = numbers("lengths", *given.lengths);
+  const int64_t* const given_lengths = numbers("lengths", *given.lengths);
   FASTRNN_CHECK(given.lengths->same_device(given.input),
                 "lengths and input are on different devices");
   FASTRNN_CHECK(given.lengths->size[0] == size.batch, "lengths must have ", size.batch,
@@ -355,6 +355,8 @@ inline void Call::steps_of_lengths() {
     active_.assign(static_cast<size_t>(T), size.batch);
     return;
   }
+  // Checked and used in a copy, for another thread of the user may write them meanwhile.
+  const std::vector<int64_t> length(given_lengths, given_lengths + size.batch);
   for (int64_t n = 0; n < size.batch; ++n) {
     FASTRNN_CHECK(length[n] >= 0 && length[n] <= T, "lengths must lie in [0, ", T, "], got ",
                   length[n]);

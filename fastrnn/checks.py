@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -152,6 +153,9 @@ def check_states(module: RNNBase, own: Sequence[Tensor], given: Sequence[Tensor]
     for name, to, tensor in zip(names, own, given, strict=True):
         if to.shape != tensor.shape:
             raise ValueError(_wrong_state(module, name, to, tensor))
+        if tensor.is_meta or tensor.layout is not torch.strided:
+            of = "without memory" if tensor.is_meta else tensor.layout
+            raise ValueError(f"state {name} must be a dense tensor with memory, got one {of}")
         if not torch.can_cast(tensor.dtype, to.dtype):
             raise ValueError(f"state {name} must be of {to.dtype}, got {tensor.dtype}")
 
@@ -160,6 +164,9 @@ def check_step_state(module: RNNBase, input: Tensor, state: Any) -> None:
     """RuntimeError that says which tensor of the `state` of a step has another shape than it must
     have, and nothing where that is not what is wrong."""
     due = module._zero_state_(input, input.size(0))
+    if isinstance(state, Tensor) and not isinstance(due, Tensor):
+        names = ", ".join(module._state_names_())
+        raise RuntimeError(f"state must be ({names}), got one tensor {tuple(state.shape)}")
     parts = [(each,) if isinstance(each, Tensor) else each for each in (due, state)]
     if isinstance(parts[1], tuple | list):
         for name, to, tensor in zip(module._state_names_(), *parts, strict=False):
@@ -187,6 +194,8 @@ def rows_of(given: Any, N: int) -> Tensor | slice:
     try:
         rows = torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:  # as torch says what holds no numbers
+        if isinstance(given, Integral):  # beyond those of torch
+            raise IndexError(f"rows must be between {-N} and {N - 1}, got {given}") from error
         kind = type(given).__name__
         raise TypeError(f"rows must be integers or a bool mask, got {kind}") from error
     if not rows.numel():
@@ -197,9 +206,10 @@ def rows_of(given: Any, N: int) -> Tensor | slice:
         return rows
     if rows.dtype == torch.uint8 or rows.is_floating_point() or rows.is_complex():
         raise TypeError(f"rows must be integers or a bool mask, got {rows.dtype}")
+    rows = rows.long()  # also of types that torch does not compare
     if not -N <= rows.min() <= rows.max() < N:
         raise IndexError(f"rows must be between {-N} and {N - 1}, got {rows.tolist()}")
-    return rows.long()
+    return rows
 
 
 def address_of(x: Tensor, name: str = "x") -> int:

@@ -190,7 +190,7 @@ def _read(name: str, given, device: torch.device | str) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:  # as torch says what holds no numbers
         kind = kind_of(given)
         raise TypeError(
-            f"{name} must be a tensor, or a list or an array of numbers, got {kind}"
+            f"{name} must be a tensor, or a list or an array of numbers, got {kind}: {error}"
         ) from error
     return read.to(device, non_blocking=True)  # a list straight to a GPU would wait for it
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import autocast, table
-from .checks import check_no_tangent, check_outside_transforms, check_shape, two_devices
+from . import autocast, checks, table
 from .dispatch import cpu, triton
 from .dispatch.reference.definition import block_diagonal
 from .programs import Cell
@@ -136,7 +135,7 @@ def check_learned(names: str, weights: Sequence[Tensor], H: int, suffix: str) ->
     each row, a stream may not. `suffix` ends its name."""
     for name, weight in zip(names.split(), weights, strict=False):
         if name.startswith("p_"):
-            check_shape(name[2:] + suffix, weight, (H,))
+            checks.check_shape(name[2:] + suffix, weight, (H,))
 
 
 def given(
@@ -150,9 +149,8 @@ def given(
         return None
     if set(inputs or ()) != set(names):
         due = f"needs inputs={{{', '.join(map(repr, names))}}}" if names else "takes no inputs"
-        raise ValueError(
-            f"{cell} {due}, got {', '.join(map(repr, sorted(inputs or ()))) or 'none'}"
-        )
+        got = ", ".join(sorted(map(repr, inputs or ())))
+        raise ValueError(f"{cell} {due}, got {got or 'none'}")
     return {name: inputs[name] for name in names} if inputs else None
 
 
@@ -236,15 +234,15 @@ class HeldInputs:
                 # A copy: of an array that is read-only torch would warn.
                 each = torch.tensor(each, device="cpu")
             found[name] = each = as_tensor(name, each, to)
-            check_no_tangent(f"input {name}", each)
+            checks.check_no_tangent(f"input {name}", each)
             if each.device != to.device:
-                raise two_devices(to, each)
+                raise checks.two_devices(to, each)
             try:
                 each.expand(to.shape)
             except RuntimeError:
                 raise _does_not_broadcast(name, to.shape, each) from None
         if found:
-            check_outside_transforms()
+            checks.check_outside_transforms()
         with torch.no_grad():
             for name, each in found.items():
                 self.planes[name].copy_(each)
@@ -253,9 +251,13 @@ class HeldInputs:
 def as_tensor(name: str, each: Tensor | Real, like: Tensor) -> Tensor:
     """An input of a call in the dtype of `like`; ValueError or RuntimeError if it has another."""
     if isinstance(each, Real):
-        return like.new_full((), float(each))
+        try:
+            return like.new_full((), float(each))
+        except OverflowError as error:
+            raise ValueError(f"input {name} is too large: {error}") from error
     if not isinstance(each, Tensor):
         raise ValueError(f"input {name}: expected a tensor, got {type(each).__name__}")
+    checks.check_dense(f"input {name}", each)
     if not (each.is_floating_point() or each.is_complex()):
         each = each.to(like.dtype)  # a mask, or whole numbers
     if each.dtype != like.dtype and not autocast.is_on(like):

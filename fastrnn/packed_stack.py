@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import checks, small_weights
-from .call import Call
+from .call import Call, Stack
 from .dispatch import cpu
 from .features import Asked
 from .made import check_learned
@@ -44,14 +44,13 @@ def packed_stack(
     count, inputs = names.count(" ") + 1, len(planes)
     weights = weights[: module.num_layers * count]  # there may be more than it needs by now
     weights = [w.detach().resolve_neg().to(h.dtype).contiguous() for w in weights]
-    for k in range(module.num_layers):
-        x = h.new_empty(batch, width if k else module.input_size)
-        cells = None if c is None else c[k : k + 1]
-        own = weights[k * count : (k + 1) * count]
-        call = Call(x, rows, h[k : k + 1], cells, own, cell_of(module), names)
-        call.check_weights(x.size(1), f"_l{k}")
-        call.sizes()
-        check_learned(names, own[: count - inputs], module.hidden_size, f"_l{k}")
+    x = h.new_empty(batch, module.input_size)
+    call = Call(x, rows, h, c, weights, cell_of(module), names)
+    for k, layer in enumerate(Stack(call, module.num_layers, 1, 0.0, False).each()):
+        layer = layer._replace(input=h.new_empty(batch, width)) if k else layer
+        layer.check_weights(layer.input.size(1), f"_l{k}")
+        layer.sizes()
+        check_learned(names, layer.weights[: count - inputs], module.hidden_size, f"_l{k}")
     small = small_weights.all_packed(module._flat_weights_names[: len(weights)], weights, formats)
     weights = [numbers for _, numbers, _ in small] or weights
     return cpu.stream_class()(

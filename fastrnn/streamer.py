@@ -162,11 +162,11 @@ class Streamer:
             RuntimeError: a transform of `torch.func` or a tangent goes through x or inputs.
         """
         if isinstance(x, Tensor):
-            if x.shape != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
-                self._refuse(x.shape, x.dtype, x.device)
-            if half := self._dtype.itemsize == 2:
-                x, inputs = x.float(), map_tensors(Tensor.float, inputs)
             try:
+                if x.shape != self._input_shape or x.dtype is not self._dtype or not x.is_cpu:
+                    self._refuse(x.shape, x.dtype, x.device)
+                if half := self._dtype.itemsize == 2:
+                    x, inputs = x.float(), map_tensors(Tensor.float, inputs)
                 if x.is_neg() or not x.is_contiguous():
                     x = x.resolve_neg().contiguous()
             except RuntimeError:
@@ -224,7 +224,8 @@ class Streamer:
 
     def check_frames(self, name: str, frames: Tensor) -> None:
         """ValueError, which has the name, if they are not (T, N, input_size), of the stream's dtype
-        and on the CPU."""
+        and on the CPU; RuntimeError if they are sparse or nested."""
+        checks.check_dense(name, frames)
         own = frames.shape[1:] == self._input_shape and frames.dtype is self._dtype
         if not own or not frames.is_cpu:
             self._refuse(frames.shape, frames.dtype, frames.device, name, ("T",))

@@ -259,6 +259,8 @@ def test_backward_refuses_what_does_not_fit():
     assert not run(gates=kept[0][..., 1:]) and not run(cells=kept[1].bfloat16())
     assert not run(dx=x[1:]) and not run(dx=x.double()) and not run(dx=dy)
     assert not run(dw=weights[:3]) and not run(dw=weights[::-1]) and not run(dw=iter(weights))
+    for k in range(4):
+        assert not run(dw=[*weights[:k], None, *weights[k + 1 :]])
     assert all((t == 7.0).all() for t in (*room, *weights))
     assert run() and not any((t == 7.0).any() for t in (*room, *weights))
     assert run(dx=None, dw=[]) and run(dy=None, d_h=torch.randn(1, 3, 7))

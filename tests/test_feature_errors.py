@@ -25,6 +25,12 @@ def test_step_errors(name):
             module.step(x, reset=torch.zeros(shape, dtype=torch.bool))
     with pytest.raises(RuntimeError):
         module.step(x, state(name, 1, 3, 3))
+    if name == "LSTM":
+        module = fastrnn.LSTM(4, 3, num_layers=2)
+        with pytest.raises(
+            RuntimeError, match=r"state must be \(h, c\), got one tensor \(2, 2, 3\)"
+        ):
+            module.step(x, torch.zeros(2, 2, 3))
     with pytest.raises(ValueError, match="bidirectional"):
         getattr(fastrnn, name)(4, 3, bidirectional=True).step(x)
 
@@ -51,6 +57,8 @@ def flags(*shape: int) -> Tensor:
         ({"lengths": torch.ones(3)}, ValueError, "lengths: expected an integer dtype"),
         ({"lengths": flags(3)}, ValueError, "lengths: expected an integer dtype"),
         ({"lengths": torch.tensor([1, 2])}, RuntimeError, r"Expected lengths size \(3,\)"),
+        ({"lengths": [2**70, 1, 1]}, TypeError, "lengths must be a tensor, or .*verflow"),
+        ({"reset": [[True], [True, False]]}, TypeError, "reset must be a tensor, or .* length"),
         ({"lengths": torch.tensor(2)}, RuntimeError, "Expected lengths size"),
         ({"lengths": torch.tensor([1, 6, 2])}, RuntimeError, "lengths"),
         ({"lengths": torch.tensor([1, -1, 2])}, RuntimeError, "lengths"),

@@ -55,6 +55,8 @@ OPERATIONS = {
     "nan_to_num": lambda a, b: torch.nan_to_num(a, 0.5, 7.0, -7.0) * b,
     "masked_fill": lambda a, b: a.masked_fill(b > 0, 0.25),
     "abs": lambda a, b: abs(a) + torch.sign(b) * a,
+    "sgn": lambda a, b: torch.sgn(a) * b + a,
+    "sgn alone": lambda a, b: torch.sgn(a) * 0.1 + torch.sgn(a * b),
     "square": lambda a, b: a.square() + b**2,
     "remainder": lambda a, b: a % 0.75 + torch.remainder(b, -0.4),
     "cube": lambda a, b: a**3 - b**5,

@@ -116,4 +116,14 @@ def test_inputs_have_names():
         example.module.step(example.x[0], inputs=example.inputs["dt"][0])
     with pytest.raises(ValueError, match="cfc needs inputs={'dt'}, got 'time'"):
         example.module(example.x, inputs={"time": example.inputs["dt"]})
+    with pytest.raises(ValueError, match="cfc needs inputs={'dt'}, got 'dt', 1"):
+        example.module(example.x, inputs={"dt": 1, 1: 1})
+    for wrong in (
+        torch.rand(4, 3, 6).to_sparse(),
+        torch.nested.nested_tensor([torch.rand(3, 6)] * 4),
+    ):
+        with pytest.raises(RuntimeError, match="input dt must be a dense tensor"):
+            example.module(example.x, inputs={"dt": wrong})
+    with pytest.raises(ValueError, match="input dt is too large"):
+        example.module(example.x, inputs={"dt": 10**400})
     example()

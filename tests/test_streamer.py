@@ -172,6 +172,39 @@ def test_input_that_does_not_fit(x, error):
         stream(x)
 
 
+def test_tensors_that_are_not_dense_or_without_memory():
+    stream, x = fastrnn.Streamer(fastrnn.LSTM(4, 6)), torch.zeros(2, 1, 4)
+    for wrong in (x[0].to_sparse(), torch.nested.nested_tensor([x[0, 0]])):
+        with pytest.raises((RuntimeError, ValueError), match="x must be"):
+            stream(wrong)
+        with pytest.raises((RuntimeError, ValueError), match="x must be"):
+            stream.steps(wrong)
+    h = torch.zeros(1, 1, 6)
+    for wrong in (h.to("meta"), h.to_sparse()):
+        for state in ((wrong, h), (h, wrong)):
+            with pytest.raises(ValueError, match="state [hc] must be a dense tensor with memory"):
+                stream.load_state(state)
+
+
+def test_rows_of_any_integer_type():
+    stream = fastrnn.Streamer(fastrnn.GRU(4, 6), batch_size=3)
+    stream(torch.randn(3, 4))
+    stream.reset(torch.tensor([1], dtype=torch.uint64))
+    assert stream.state.count_nonzero(2).tolist() == [[6, 0, 6]]
+    for row in (2**70, -(2**70), 3, torch.tensor([3], dtype=torch.uint64)):
+        with pytest.raises(IndexError, match="rows must be between -3 and 2"):
+            stream.reset(row)
+
+
+def test_more_layers_than_weights():
+    module = fastrnn.LSTM(4, 6)
+    stream = fastrnn.Streamer(module)
+    module.num_layers = 2
+    for call in (lambda: fastrnn.Streamer(module), stream.refresh):
+        with pytest.raises(RuntimeError, match="2 layers of 1 directions take .* 8 weights"):
+            call()
+
+
 def test_states_and_weights_that_do_not_fit():
     module = fastrnn.LSTM(4, 6)
     stream = fastrnn.Streamer(module)

@@ -162,6 +162,7 @@ class Direct {
         const View& weight = inputs.weights.at(static_cast<size_t>(i));
         const View shape = out.of_rows ? of_rows(weight, c->size.batch) : weight;
         weights.push_back(like(*c, item(list, i), shape));
+        if (weights.back().absent()) throw Misfit();  // all of them are made, or none
       }
       if (!weights.empty() && weights.size() != inputs.weights.size()) throw Misfit();
       out.weights = weights.empty() ? nullptr : weights.data();

@@ -278,7 +278,7 @@ class Gradients : protected Schedule<Stored> {
     if (GW > 0) product(gates_w, GW, P, d_w(0), ld, v, out.w_hh + GU * P);
     if (out.b_ih) {
       column_sum(gates_x, GX, d_x, out.b_ih);
-      if (w.d_u)
+      if (kind.split)  // where there is no row, too, and d_u is null
         column_sum(gates_u, GU, d_u, out.b_hh);
       else if (steps.first == 0)  // all chunks are done: the same sums
         copy(out.b_hh + first * GU + gates_x.first, out.b_ih + first * GX + gates_x.first,

@@ -39,7 +39,7 @@ SAME = (
 # Tensors that are filled with a number, None for one that is given. What is empty is written
 # before it is read.
 FILLED = {
-    **dict.fromkeys("zeros zeros_like new_zeros".split(), 0),
+    **dict.fromkeys("zeros zeros_like new_zeros _efficientzerotensor".split(), 0),
     **dict.fromkeys("empty empty_like new_empty empty_permuted empty_strided".split(), 0),
     **dict.fromkeys("ones ones_like new_ones".split(), 1),
     **dict.fromkeys("full full_like new_full scalar_tensor".split()),

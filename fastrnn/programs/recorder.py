@@ -88,6 +88,8 @@ class Recorder(_Mode):
         value = self._operation(name, func, args, kwargs)
         if value is None:
             return self._decomposed(func, args, kwargs)
+        if name == "_efficientzerotensor":  # without memory, by which values are found
+            func = torch.ops.aten.zeros.default
         result = func(*args, **kwargs)
         self._set(result, value, name)
         return result
@@ -124,7 +126,8 @@ class Recorder(_Mode):
         if number is None:
             number = args[0] if name == "scalar_tensor" else args[2 if name == "new_full" else 1]
         # autograd fills the gradient that does not exist with zeros
-        none = self.in_backward and number == 0 and name.endswith("_like")
+        filled = name.endswith("_like") or name == "_efficientzerotensor"
+        none = self.in_backward and number == 0 and filled
         return self.graph.nothing if none else self.graph.constant(number)
 
     def _converted(self, args, kwargs) -> Value:
