@@ -136,6 +136,22 @@ def test_files_of_whole_modules_load_where_their_class_is_allowed(name):
 
 
 @everything
+def test_pyro_derives_by_a_metaclass_of_its_own(name):
+    """As `to_pyro_module_` does, in code of which `__name__` begins so."""
+    module, x = getattr(fastrnn, name)(4, 3), example(name)
+    wanted = module(x)
+
+    class Meta(type):
+        pass
+
+    scope = {"__name__": "pyro.nn.module", "module": module, "Meta": Meta}
+    exec("found = Meta('Mixed', (module.__class__,), {})", scope)
+    module.__class__ = scope["found"]
+    assert type(type(module)) is Meta and isinstance(module, getattr(fastrnn, name))
+    assert_same_results(module(x), wanted)
+
+
+@everything
 def test_a_class_derived_beside_an_abc(name):
     """As `higher` derives one."""
 

@@ -343,11 +343,12 @@ class Gradients : protected Schedule<Stored> {
   Direction make(int64_t d) {
     const bool used = d < D;
     const fastrnn::Weights<const Stored>& w = f.weights[used ? d : 0];
+    const bool through = s.steps > 1 || b_.dh0;  // whether a gradient goes through w_hh
     const int64_t rows = used ? chunk_ * N : 0;
     const int64_t weights =
         GX * (I + 1) + (GU + GW) * (head_ + 1) + (s.projected ? P * H : 0) + params_ * H;
     return {Plain(w.w_ih, GX, I, used && keep_ && b_.dx),
-            Plain(w.w_hh, GU, head_, used && (keep_ || s.heads > 1) && GU > 0),
+            Plain(w.w_hh, GU, head_, used && through && (keep_ || s.heads > 1) && GU > 0),
             Plain(GW > 0 ? w.w_hh + GU * P : nullptr, GW, P, used && keep_),
             Plain(w.w_hr, P, H, used && keep_),
             left_matrix(rows * ld_gates),

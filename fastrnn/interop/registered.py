@@ -27,3 +27,9 @@ def register() -> None:
     when_imported("ptflops.aten_ops", flops.register_macs)
     when_imported("ptflops.pytorch_ops", lambda found: flops.share(found.MODULES_MAPPING, _ALL))
     when_imported("thop.profile", lambda found: flops.share(found.register_hooks, _ALL))
+    when_imported(
+        "calflops.pytorch_ops", lambda found: flops.share(found.MODULE_HOOK_MAPPING, _ALL)
+    )
+    when_imported(
+        "torch_pruning.utils.op_counter", lambda found: flops.share(found.MODULES_MAPPING, _ALL)
+    )

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "thirdparty"
 VERSIONS = {
     "accelerate": "1.15.0",
+    "calflops": "0.3.2",
     "captum": "0.9.0",
     "darts": "0.48.1",
     "gluonts": "0.17.0",
@@ -21,9 +22,11 @@ VERSIONS = {
     "opacus": "1.6.0",
     "peft": "0.21.2",
     "ptflops": "0.7.5",
+    "pyro-ppl": "1.9.2",
     "pytorch-forecasting": "1.8.0",
     "sb3-contrib": "2.9.2",
     "thop": "0.1.1.post2209072238",
+    "torch-pruning": "1.6.1",
     "torchinfo": "1.8.0",
     "torchrecurrent": "0.2.5",
     "torchrl": "0.14.1",

@@ -190,6 +190,55 @@ def thop():
     return "the same counts"
 
 
+class Counted(nn.Module):
+    """A layer and something that every tool counts."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn, self.linear = rnn, nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.linear(self.rnn(x)[0])
+
+
+def calflops():
+    """calculate_flops()."""
+    from calflops import calculate_flops
+
+    x, counts = torch.randn(5, 2, 3), []
+    for library in (nn, fastrnn):
+        model = Counted(library.GRU(3, 4))
+        options = {"print_results": False, "output_as_string": False}
+        counts.append(calculate_flops(model, args=[x], **options))
+    assert counts[0] == counts[1], counts
+    return "the same counts"
+
+
+def torch_pruning():
+    """count_ops_and_params()."""
+    from torch_pruning.utils import count_ops_and_params
+
+    x = torch.randn(5, 2, 3)
+    counts = [count_ops_and_params(Counted(lib.GRU(3, 4)), x) for lib in (nn, fastrnn)]
+    assert counts[0] == counts[1], counts
+    return "the same counts"
+
+
+def pyro():
+    """to_pyro_module_() of a converted model."""
+    from pyro.nn.module import PyroModule, to_pyro_module_
+
+    x, found = torch.randn(5, 2, 3), []
+    for change in (lambda model: model, fastrnn.convert):
+        torch.manual_seed(0)
+        model = change(nn.Sequential(nn.LSTM(3, 4)))
+        to_pyro_module_(model)
+        assert isinstance(model[0], (PyroModule, nn.LSTM))
+        found.append(model[0](x)[0])
+    torch.testing.assert_close(*found)
+    return "the output of a converted LSTM"
+
+
 PROGRAMS = {
     "transformers": transformers,
     "torchrl": torchrl,
@@ -205,6 +254,9 @@ PROGRAMS = {
     "torchinfo": torchinfo,
     "ptflops": ptflops,
     "thop": thop,
+    "calflops": calflops,
+    "torch-pruning": torch_pruning,
+    "pyro-ppl": pyro,
     "torchrecurrent": torchrecurrent,
     "ncps": ncps,
 }
