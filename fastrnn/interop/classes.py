@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 # Who is told the type: what refuses torch's classes, what derives from `__class__` and sets
-# attributes of that, and what gives such a class a metaclass of its own. The guards of compiled code run in a namespace that has no name.
+# attributes of that, and what gives such a class a metaclass of its own. The guards of compiled
+# code run in a namespace that has no name.
 _TOLD_THE_TYPE = ("torch._dynamo.", "torch.nn.", "pyro.nn.")
 
 
