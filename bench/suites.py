@@ -58,6 +58,16 @@ CORNERS = (
     *(tiny(f"tiny-{H}", input_size=H, hidden_size=H, modes=("training",)) for H in (1, 2, 4)),
     loop("loop-small", 50, 1, 8, 8, modes=("training",)),
     loop("loop", 20, 32, 64, 128, modes=("training",)),
+    Case(
+        "step-wide",
+        1,
+        16,
+        256,
+        1024,
+        1,
+        "an actor or a decoder of a thousand units",
+        modes=("training",),
+    ),
     Case("wide", 20, 256, 300, 512, 1, "a tagger of large batches with vectors of words"),
     *(
         make(f"{name}{size}", *sizes, modes=("training",))
@@ -216,7 +226,9 @@ SUITES = {
         modes=("training",),
     ),
     "corners": Suite(
-        "short chunks, tiny layers, loops over cells, and gradients of other kinds", CORNERS
+        "short chunks, tiny layers, loops over cells, and gradients of other kinds",
+        CORNERS,
+        cells=CELLS + STEPS,
     ),
     "stream": Suite(
         "the latency of one time step, also with small weights",

@@ -121,3 +121,30 @@ def test_numbers_of_float16_that_are_not_finite(name, place):
 
 def nans_as_numbers(*several):
     return [[each.nan_to_num(1.5, 2.5, 3.5) for each in tensors] for tensors in several]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name, proj_size", [("LSTM", 0), ("LSTM", 37), ("GRU", 0), ("RNN", 0)])
+def test_backward_of_one_step_reads_weights_in_two_ways(name, proj_size, dtype, isa):
+    """As they lie, or, for more rows, packed. Each row has the same bits in both, and is right."""
+    options = {"proj_size": proj_size} if proj_size else {}
+    module = getattr(fastrnn, name)(30, 70, dtype=dtype, **options)
+    x, width = torch.randn(1, 66, 30, dtype=dtype), proj_size or 70
+    hx = state(name, 1, 66, width, c_width=70, dtype=dtype)
+    incoming = torch.randn(1, 66, width, dtype=dtype)
+
+    def gradients(module, N):
+        """Of the input and of the states."""
+        given = [t[:, :N].to(module.weight_ih_l0.dtype).detach() for t in (x, *tree_leaves(hx))]
+        given = [t.requires_grad_() for t in given]
+        output, _ = module(given[0], tuple(given[1:]) if name == "LSTM" else given[1])
+        return torch.autograd.grad(output, given, incoming[:, :N].to(output.dtype))
+
+    theirs = exact(module, name, 30, 70, **options)
+    for most, fewer in ((32, (5, 6, 7)), (66, (33, 64, 65))):  # forward has its own limit, 32
+        of_all = gradients(module, most)
+        for N in fewer:
+            for some, whole in zip(gradients(module, N), of_all, strict=True):
+                assert torch.equal(some, whole[:, :N])
+        for got, wanted in zip(of_all, gradients(theirs, most), strict=True):
+            assert_matches(got, wanted)
