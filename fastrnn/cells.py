@@ -46,8 +46,9 @@ class _CellBase(torch.nn.RNNCellBase):
         if states is None:
             h = input.new_zeros(input.size(0), self.hidden_size)
             states = (h, h) if cell == "lstm" else (h,)
-        if weights[0].dim() != 2:
-            raise RuntimeError(f"weight_ih must have 2 dimensions, got {weights[0].dim()}")
+        for name, weight in zip(("weight_ih", "weight_hh"), weights, strict=False):
+            if weight.dim() != 2:
+                raise RuntimeError(f"{name} must have 2 dimensions, got {weight.dim()}")
         batch, width = input.shape
         if width != weights[0].size(1):
             raise RuntimeError(

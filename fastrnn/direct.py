@@ -123,9 +123,7 @@ def run(stack: Stack, asked: Asked | None) -> Returned | None:
     batch, P = h0.shape[1:]
     if batch_sizes is not None and (
         type(batch_sizes) is not Tensor
-        or batch_sizes.dtype is not torch.int64
         or not batch_sizes.is_cpu
-        or batch_sizes.dim() != 1
         or batch_sizes[:1].tolist() != [batch]
     ):
         return None

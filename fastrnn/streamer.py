@@ -159,7 +159,8 @@ class Streamer:
         Raises, before anything changes:
             ValueError: x has another shape, dtype or device.
             TypeError, ValueError, RuntimeError: inputs are missing, or do not fit.
-            RuntimeError: a transform of `torch.func` or a tangent goes through x or inputs.
+            RuntimeError: x is sparse or nested, or a transform of `torch.func` or a tangent goes
+                through x or inputs.
         """
         if isinstance(x, Tensor):
             try:
@@ -208,7 +209,8 @@ class Streamer:
 
         Raises, before anything changes:
             TypeError, ValueError: x is no such tensor; the cell has inputs.
-            RuntimeError: a transform of `torch.func` or a tangent goes through x.
+            RuntimeError: x is sparse or nested, or a transform of `torch.func` or a tangent goes
+                through it.
         """
         if self._inputs.planes:
             raise TypeError("steps takes no cell that has inputs; call step in turn")

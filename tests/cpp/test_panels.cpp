@@ -1,7 +1,5 @@
 // Where a packed panel of several gates holds which number of the matrix: also the last one, whose
 // few units lie without gaps between the gates if they fill fewer registers so.
-#include <algorithm>
-
 #include "check.h"
 
 #define FASTRNN_NAMESPACE wide
