@@ -146,16 +146,17 @@ def parts_of(state: Any) -> tuple[Tensor, ...]:
 
 
 def check_states(module: RNNBase, own: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    """ValueError if states cannot take the place of a module's own."""
+    """ValueError if states cannot take the place of a module's own; RuntimeError if one is not
+    dense or has no memory."""
     names = module._state_names_()
     if len(own) != len(given):
         raise ValueError(f"state has {len(own)} parts ({', '.join(names)}), got {len(given)}")
     for name, to, tensor in zip(names, own, given, strict=True):
         if to.shape != tensor.shape:
             raise ValueError(_wrong_state(module, name, to, tensor))
-        if tensor.is_meta or tensor.layout is not torch.strided:
-            of = "without memory" if tensor.is_meta else tensor.layout
-            raise ValueError(f"state {name} must be a dense tensor with memory, got one {of}")
+        check_dense(f"state {name}", tensor)
+        if tensor.is_meta:
+            raise RuntimeError(f"state {name} must have memory, got a tensor on meta")
         if not torch.can_cast(tensor.dtype, to.dtype):
             raise ValueError(f"state {name} must be of {to.dtype}, got {tensor.dtype}")
 

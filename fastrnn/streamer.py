@@ -268,7 +268,7 @@ class Streamer:
         Raises:
             TypeError: it is not made of tensors.
             ValueError: it is not a pair for an LSTM, or a size does not fit.
-            RuntimeError: a tensor has a tangent of forward-mode AD.
+            RuntimeError: a tensor is sparse, nested or on meta, or has a forward-mode tangent.
         """
         checks.check_outside_transforms()
         own = self._module._joined_(self._h, self._c)
