@@ -202,13 +202,15 @@ class Direct {
     const Py_ssize_t count = size_of(field(kWeights));
     inputs.weights.reserve(static_cast<size_t>(count));
     inputs.owners.reserve(static_cast<size_t>(count));
+    // All weights are taken before the first is read, because reading may release the lock of the
+    // interpreter: another thread then replaces all of them or none.
     for (Py_ssize_t i = 0; i < count; ++i) {
       py::handle weight = item(field(kWeights), i);
       if (!parameters.is_none()) weight = PyDict_GetItemWithError(parameters.ptr(), weight.ptr());
       if (!weight) throw Misfit();
       inputs.owners.push_back(py::reinterpret_borrow<py::object>(weight));
-      inputs.weights.push_back(plain(weight));
     }
+    for (const py::object& weight : inputs.owners) inputs.weights.push_back(plain(weight));
     Given given{.cell = text(field(kCell)), .names = WeightNames(text(field(kNames)))};
     given.input = plain(field(kInput));
     given.batch_sizes = optional(field(kBatchSizes), 1);
