@@ -39,8 +39,9 @@ def _witnesses(given: tuple[Tensor | None, ...]) -> list[Tensor]:
         if result is None:
             continue
         witness = result.detach()
-        stands_for_another = witness.is_meta or is_functional(witness) or dispatch_modes()
-        if type(witness) is Tensor and not stands_for_another:
+        if type(witness) is Tensor and not (
+            witness.is_meta or is_functional(witness) or dispatch_modes()
+        ):
             witness.data = _NO_DATA
         witnesses.append(witness)
     return witnesses
@@ -231,8 +232,23 @@ class Step(torch.autograd.Function):
 
 
 # In transforms another Function stands for a layer, see `transforms`, or the reference.
-apply = apply_outside_transforms(Layer)
-apply_step = apply_outside_transforms(Step)
+_apply = apply_outside_transforms(Layer)
+_apply_step = apply_outside_transforms(Step)
+
+
+def layer(backend: Backend, traced: bool, call: Call) -> Results:
+    """A layer that autograd records, with all results if `traced`. Its backend can take it.
+
+    Raises:
+        RuntimeError: something does not fit, or was made in inference mode.
+    """
+    results = _apply(backend, traced, call, *call.tensors())
+    return Results(*results) if traced else Results(*results[:3])
+
+
+def step(backend: Backend, call: Call) -> tuple[Tensor, Tensor | None]:
+    """(h', c') of a cell, likewise."""
+    return _apply_step(backend, None, call, *call.tensors())
 
 
 def op_setup_context(ctx, inputs, output):

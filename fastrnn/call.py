@@ -81,8 +81,8 @@ class Call(NamedTuple):
     @property
     def has_features(self) -> bool:
         """Whether it asks the loop for anything that torch.nn lacks."""
-        given = not (self.reset is self.lengths is None)
-        return given or bool(self.detach_every or self.grad_clip)
+        limits = bool(self.detach_every or self.grad_clip)
+        return limits or not (self.reset is self.lengths is None)
 
     def mean_steps(self) -> int:
         """The steps of a row, of packed input their mean; also where the batch comes first."""
@@ -96,8 +96,8 @@ class Call(NamedTuple):
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors of one dtype and one device, which are those that have gradients."""
-        c0 = () if self.c0 is None else (self.c0,)
-        return (self.input, self.h0, *c0, *self.weights)
+        state = (self.h0,) if self.c0 is None else (self.h0, self.c0)
+        return (self.input, *state, *self.weights)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Call:
         """The same call of others in the place of `tensors()`."""
@@ -112,16 +112,13 @@ class Call(NamedTuple):
 
     def over_time(self) -> Call:
         """The call of a cell as that of a layer, of one time step and one direction."""
-        input, h0, c0 = self.input, self.h0, self.c0
-        c0 = None if c0 is None else c0.unsqueeze(0)
-        return self._replace(input=input.unsqueeze(0), h0=h0.unsqueeze(0), c0=c0)
+        c0 = None if self.c0 is None else self.c0.unsqueeze(0)
+        return self._replace(input=self.input.unsqueeze(0), h0=self.h0.unsqueeze(0), c0=c0)
 
     def attached(self) -> bool:
         """Whether a gradient is wanted of any of the tensors. Raises as `check_alike`."""
         dtype, on_cpu, attached = self.input.dtype, self.input.is_cpu, False
-        for tensor in (self.input, self.h0, self.c0, *self.weights):
-            if tensor is None:
-                continue
+        for tensor in self.tensors():
             alike = tensor.dtype is dtype and tensor.is_cpu is on_cpu
             if not alike or tensor.layout is not torch.strided:
                 self.check_alike()
@@ -130,12 +127,14 @@ class Call(NamedTuple):
             self.check_alike()
         return attached and torch.is_grad_enabled()
 
-    def check_alike(self) -> None:
-        """RuntimeError if the tensors do not share one dtype and one device."""
-        first = 2 if self.c0 is None else 3
+    def check_alike(self, suffix: str = "") -> None:
+        """RuntimeError that names the first tensor, a weight as `parameter` does with `suffix`, if
+        the tensors do not share one dtype and one device."""
+        given = ("input", "h0", "c0")[: 2 if self.c0 is None else 3]
 
         def name_of(k: int) -> str:
-            return ("input", "h0", "c0")[k] if k < first else parameter(self.names, k - first)
+            at = k - len(given)
+            return given[k] if at < 0 else parameter(self.names, at, suffix)
 
         checks.check_alike(self.input, self.tensors(), name_of=name_of)
         for mask in (self.reset, self.lengths):
@@ -285,16 +284,17 @@ class Stack(NamedTuple):
         return [call] if layers == 1 else self._each_of_several()
 
     def _each_of_several(self) -> Iterator[Call]:
-        call, layers = self.call, self.layers
-        count = len(call.weights) // layers
+        call, layers, count = self.call, self.layers, len(self.call.weights) // self.layers
         c0s = (None,) * layers if call.c0 is None else call.c0.chunk(layers)
         for k, (h0, c0) in enumerate(zip(call.h0.chunk(layers), c0s, strict=True)):
-            weights = call.weights[k * count : (k + 1) * count]
-            yield call._replace(h0=h0, c0=c0, weights=weights)
+            yield call._replace(h0=h0, c0=c0, weights=call.weights[k * count : (k + 1) * count])
 
-    def check_weights(self) -> None:
-        """RuntimeError that names the parameter, as `torch.nn` does, whose shape does not fit."""
+    def check_weights(self, alike: bool) -> None:
+        """RuntimeError that names the parameter, as `torch.nn` does, whose shape does not fit, or
+        first, where `alike`, whose dtype or device does not."""
         width = self.call.input.size(-1)
         for k, layer in enumerate(self.each()):
+            if alike:
+                layer.check_alike(f"_l{k}")
             layer.check_weights(width, f"_l{k}")
             width = self.directions * layer.h0.size(-1)

@@ -1,5 +1,5 @@
-"""The short way of a call on a CPU that records nothing: from a module, a cell or a function to the
-kernels at once.
+"""The short way of a call on a CPU: from a module, a cell or a function to the kernels at once. A
+call that autograd records goes on in `recorded`.
 
 A layer of one time step takes less time than the dispatcher and the Python above it. All other
 calls take the long way, which can do everything and has the error messages.
@@ -13,17 +13,17 @@ from types import NoneType
 import torch
 from torch import Tensor
 
-from . import autocast, dispatch
+from . import autocast, dispatch, recorded
 from .call import Call, Stack
 from .dispatch import cpu, gpu
 from .features import Asked, states_of
+from .recorded import PLAIN
 from .restart import Returned
 from .results import Results, room_to_save
 from .table import CELLS, RNNS, cell_named, weight_names
 from .torch_private import is_any_autocast_enabled, unseen
 
 _CELL_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_PLAIN = (torch.nn.Parameter, Tensor)
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # the last for one step
 
 
@@ -35,14 +35,14 @@ def _records(module: torch.nn.Module, input: Tensor, hx) -> bool:
     if not torch.is_grad_enabled():
         return False
     for each in module._parameters.values():
-        if each is not None and (type(each) not in _PLAIN or each.requires_grad):
+        if each is not None and (type(each) not in PLAIN or each.requires_grad):
             return True
     states = hx if isinstance(hx, (tuple, list)) else (hx,)
     return any(getattr(each, "requires_grad", False) for each in (input, *states))
 
 
 def open_to(input: Tensor) -> bool:
-    """Whether a call with this input, which records no gradients, may go to the kernels at once."""
+    """Whether a call with this input may go to the kernels at once."""
     return (
         type(input) is Tensor
         and not gpu.on_gpu(input)
@@ -70,10 +70,12 @@ def stack(
         hx: None, or the initial states in the form that the module takes for such input.
         asked: features of the call, for input that is not packed.
     """
-    if _records(module, input, hx) or not open_to(input):
+    if not open_to(input):
         return None
     layers, projection = module.num_layers, module.proj_size
-    if layers > 1 and module.training and module.dropout:
+    dropout = module.dropout if layers > 1 and module.training else 0.0
+    records = _records(module, input, hx)
+    if dropout and not records:
         return None
     try:
         cell = module._cell_ or RNNS[module.mode]
@@ -99,8 +101,13 @@ def stack(
             h0, c0 = hx
     call = input, batch_sizes, h0, c0, module._flat_weights_names, cell, names
     widths = module.hidden_size, projection or module.hidden_size
-    form = layers, 2 if module.bidirectional else 1, *widths, module.batch_first
-    results = _run(call, module._parameters, form, asked)
+    directions, batch_first = 2 if module.bidirectional else 1, module.batch_first
+    if records:
+        form = layers, directions, dropout, batch_first
+        results = recorded.run(call, module._parameters, form, widths, asked)
+    else:
+        form = layers, directions, *widths, batch_first
+        results = _run(call, module._parameters, form, asked)
     if results is None:
         return None
     output, h_n, c_n, states = results
@@ -112,13 +119,14 @@ def run(stack: Stack, asked: Asked | None) -> Returned | None:
     """What `stack.run` returns of a stack without features and those that are `asked` for, or
     None if that takes the long way."""
     input, batch_sizes, h0, c0, weights, cell, names = call = stack.call[:7]
+    if h0 is None or not open_to(input):
+        return None
     if torch.is_grad_enabled():
         for each in (input, h0, c0, *weights):
-            if each is not None and (type(each) not in _PLAIN or each.requires_grad):
-                return None
-    if not open_to(input) or (stack.layers > 1 and stack.dropout):
-        return None
-    if h0 is None:
+            if each is not None and (type(each) not in PLAIN or each.requires_grad):
+                form = stack.layers, stack.directions, stack.dropout, stack.batch_first
+                return recorded.run(call, None, form, (0, 0), asked)
+    if stack.layers > 1 and stack.dropout:
         return None
     batch, P = h0.shape[1:]
     if batch_sizes is not None and (
@@ -244,15 +252,18 @@ def step(
         input: (N, input_size).
         states: None, or h, and c of an LSTM, each (N, H).
     """
-    if _records(module, input, states) or not open_to(input):
+    if not open_to(input):
         return None
-    h = input.new_empty(input.shape[0], module.hidden_size)
-    c = torch.empty_like(h) if cell == "lstm" else None
     h0, c0 = (None, None) if states is None else (*states, None)[:2]
     parameters = module._parameters
     bare = parameters.get("bias_ih", ()) is parameters.get("bias_hh", ()) is None
     names = _CELL_WEIGHTS[:2] if bare else _CELL_WEIGHTS
     form = weight_names(not bare, False)
+    if _records(module, input, states):
+        call = input, None, h0, c0, names, cell, form
+        return recorded.step(call, parameters, module.hidden_size)
+    h = input.new_empty(input.shape[0], module.hidden_size)
+    c = torch.empty_like(h) if cell == "lstm" else None
     call = input, None, h0, c0, names, cell, form, None, None
     dtypes = None
     if is_any_autocast_enabled() and autocast.is_on(input):

@@ -187,11 +187,9 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
         return op.run(call, save)
     if attached:
         try:
-            results = autograd.apply(backend, traced, call, *call.tensors())
+            return autograd.layer(backend, traced, call)
         except RuntimeError:
-            call = _out_of_inference_mode(call)
-            results = autograd.apply(backend, traced, call, *call.tensors())
-        return Results(*results) if traced else Results(*results[:3])
+            return autograd.layer(backend, traced, _out_of_inference_mode(call))
     return dispatch.way(backend, call).run(call, save)
 
 
@@ -204,10 +202,9 @@ def step(call: Call) -> tuple[Tensor, Tensor | None]:
         if not whole:
             call = cpu.asked(call) if cpu.asks and backend is cpu else call
             try:
-                return autograd.apply_step(backend, None, call, *call.tensors())
+                return autograd.step(backend, call)
             except RuntimeError:
-                call = _out_of_inference_mode(call)
-                return autograd.apply_step(backend, None, call, *call.tensors())
+                return autograd.step(backend, _out_of_inference_mode(call))
     _, h_n, c_n, *_ = layer(call.over_time(), backend)
     return h_n.squeeze(0), None if call.c0 is None else c_n.squeeze(0)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .call import Call
-from .table import Cell
+from .table import Cell, cell_named
 
 
 class Results(NamedTuple):
@@ -84,18 +84,20 @@ class Gradients(NamedTuple):
 def room(call: Call, save: bool) -> Results:
     """The results of a call, without data. Its shapes must fit. Of a cell's call the first three
     have no time."""
-    *leading, _ = call.input.shape
-    new_empty, c0 = call.input.new_empty, call.c0
-    *directions, N, P = call.h0.shape
-    D = directions[0] if directions else 1
-    h_n = new_empty(*directions, N, P)
+    input, _, h0, c0, _, cell, names, *_ = call
+    *leading, _ = input.shape
+    new_empty, width = input.new_empty, h0.size(-1)
+    D = h0.size(0) if h0.dim() == 3 else 1
+    output, h_n = new_empty(*leading, D * width), new_empty(*h0.shape)
     c_n = None if c0 is None else new_empty(*c0.shape)
-    output = new_empty(*leading, D * P)
     if not save:
         return Results(output, h_n, c_n)
     rows = leading[0] * leading[1] if len(leading) == 2 else leading[0]
-    kept = room_to_save(call.kind, new_empty, (D, rows), call.hidden_size, call.projected)
-    return Results(output, h_n, c_n, *kept)
+    projected = "w_hr" in names
+    H = call.hidden_size if projected else width
+    return Results(
+        output, h_n, c_n, *room_to_save(cell_named(cell), new_empty, (D, rows), H, projected)
+    )
 
 
 def room_to_save(

@@ -35,13 +35,14 @@ def run(stack: Stack, step: bool = False) -> Returned:
 
 
 def run_named(stack: Stack) -> Returned:
-    """As `run`. The error of a weight of a wrong shape has its name in `torch.nn`."""
+    """As `run`. The error of a weight of a wrong shape, dtype or device has its name in
+    `torch.nn`."""
     if torch.compiler.is_compiling():
-        stack.check_weights()
+        stack.check_weights(alike=False)
     try:
         return run(stack)
     except (IndexError, RuntimeError):
-        stack.check_weights()
+        stack.check_weights(alike=not autocast.is_on(stack.call.input))
         raise
 
 

@@ -66,8 +66,16 @@ def test_mixed_dtypes_and_devices(name):
         with pytest.raises(RuntimeError, match="to be on the same device"):
             module(*args)
     module.bias_hh_l0 = torch.nn.Parameter(module.bias_hh_l0.double())
-    with pytest.raises(RuntimeError, match=f"{both} bias_hh$"):
+    with pytest.raises(RuntimeError, match=f"{both} bias_hh_l0$"):
         module(x)
+    deep = getattr(fastrnn, name)(4, 3, 3, bidirectional=True)
+    deep.weight_hh_l2_reverse = torch.nn.Parameter(deep.weight_hh_l2_reverse.double())
+    for grad in (True, False):
+        with (
+            torch.set_grad_enabled(grad),
+            pytest.raises(RuntimeError, match=f"{both} weight_hh_l2_reverse$"),
+        ):
+            deep(x)
 
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64]
