@@ -55,8 +55,10 @@ _MADE: dict[str, Cell] = {}  # by users
 
 
 def add(cell: Cell) -> None:
-    """Has the table know a cell of a user's. One of the same name is the same."""
-    _MADE.setdefault(cell.name, cell)
+    """Has the table know a cell of a user's. One of the same name does the same, but its function
+    may be of no use any more, as in a notebook whose variables were reset. So the last one counts.
+    """
+    _MADE[cell.name] = cell
 
 
 _NAMES = {

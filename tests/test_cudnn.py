@@ -279,5 +279,7 @@ def test_dropout_on_mps_is_between_calls(name, autocast, everywhere, monkeypatch
         if not autocast:
             with fastrnn.backend("reference"):
                 assert_close(found, run(ours, x))
+        if autocast and name == "LSTM" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return  # on a CPU, where this test runs, torch's own LSTM then needs AVX-512
         ours.eval()(x)
         assert everywhere == [(cell, 3)]

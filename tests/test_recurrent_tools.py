@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from direct_ways import long_way
 from program_cells import CELLS, peephole
 from project import ROOT
 from recurrent_calls import EXACT, Example
@@ -85,7 +86,8 @@ def test_ops(name, features):
 
     fastrnn.stack.dispatch.choose = watch
     try:
-        example(**features)
+        with long_way():
+            example(**features)
     finally:
         fastrnn.stack.dispatch.choose = before
     call = seen[0].with_tensors([t.detach().requires_grad_() for t in seen[0].tensors()])
@@ -260,3 +262,21 @@ def test_refused():
     with pytest.raises(ValueError, match="need padded input, got packed"):
         lstm(pack_padded_sequence(x, [5, 3]), detach_every=2)
     assert lstm(x)[0].shape == (5, 2, 4)
+
+
+def test_a_cell_does_not_depend_on_another_with_the_same_step():
+    """Whose function cannot run any more, as in a notebook whose variables were reset."""
+    source = "def step(g, s, p):\n    return torch.tanh(g.z + 0.375 * s.h)"
+    modules = []
+    for _ in range(2):
+        namespace = {"torch": torch}
+        exec(source, namespace)
+        cell = fastrnn.Cell(namespace["step"], gates="z", states="h")
+        modules.append(fastrnn.Recurrent(cell, 4, 3, dtype=torch.float64))
+        if len(modules) == 1:
+            namespace.clear()
+    assert modules[0].mode == modules[1].mode
+    x = torch.randn(5, 2, 4, dtype=torch.float64)
+    with fastrnn.backend("reference"):
+        wanted = modules[1](x)[0]
+    torch.testing.assert_close(modules[1](x)[0], wanted)
