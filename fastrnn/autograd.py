@@ -6,6 +6,7 @@ and returns what only the backward needs where it was asked for.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 import torch
@@ -237,18 +238,39 @@ _apply_step = apply_outside_transforms(Step)
 
 
 def layer(backend: Backend, traced: bool, call: Call) -> Results:
-    """A layer that autograd records, with all results if `traced`. Its backend can take it.
-
-    Raises:
-        RuntimeError: something does not fit, or was made in inference mode.
-    """
-    results = _apply(backend, traced, call, *call.tensors())
+    """A layer that autograd records, with all results if `traced`, on a backend that takes it.
+    RuntimeError if something does not fit."""
+    try:
+        results = _apply(backend, traced, call, *call.tensors())
+    except RuntimeError:
+        call = _out_of_inference_mode(call)
+        results = _apply(backend, traced, call, *call.tensors())
     return Results(*results) if traced else Results(*results[:3])
 
 
 def step(backend: Backend, call: Call) -> tuple[Tensor, Tensor | None]:
     """(h', c') of a cell, likewise."""
-    return _apply_step(backend, None, call, *call.tensors())
+    try:
+        return _apply_step(backend, None, call, *call.tensors())
+    except RuntimeError:
+        call = _out_of_inference_mode(call)
+        return _apply_step(backend, None, call, *call.tensors())
+
+
+def _out_of_inference_mode(call: Call) -> Call:
+    """The call that has failed, with copies of what inference mode made, which autograd does not
+    save. Raises the error that is being handled if there is nothing of the kind."""
+
+    def own(tensor: Tensor | None) -> Tensor | None:
+        return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
+
+    given = call.batch_sizes, call.reset, call.lengths
+    tensors = [own(each) for each in call.tensors()]
+    batch_sizes, reset, lengths = (own(each) for each in given)
+    if all(map(operator.is_, (*tensors, batch_sizes, reset, lengths), (*call.tensors(), *given))):
+        raise
+    call = call.with_tensors(tensors)
+    return call._replace(batch_sizes=batch_sizes, reset=reset, lengths=lengths)
 
 
 def op_setup_context(ctx, inputs, output):

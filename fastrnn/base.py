@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import direct, stack
 from .arguments import check_state
 from .call import Call, Stack
-from .checks import check_dense, check_packed, check_step_state
+from .checks import check_dense, check_packed, check_step_state, has_own_checks
 from .features import Asked, mask_of
 from .interop import tracing
 from .table import cell_of, weight_names
@@ -33,6 +33,11 @@ class RNNBase(torch.nn.RNNBase):
     # Names of methods end in _: a user's subclass may have a `_step` or `_weights` of its own.
     torch_class: type[torch.nn.RNNBase] | None = None  # that does the same
     _cell_: str | None = None  # the cell's name, but of an RNN: `cell_of`
+    _has_own_checks_ = False  # which the short way would pass over
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._has_own_checks_ = has_own_checks(cls)
 
     def _update_flat_weights(self) -> None:
         parameters = self._parameters

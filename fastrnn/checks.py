@@ -242,3 +242,16 @@ def check_lengths(lengths: Tensor | None, T: int) -> None:
         and not 0 <= lengths.min() <= lengths.max() <= T
     ):
         raise RuntimeError(f"lengths must be between 0 and {T}, got {lengths.tolist()}")
+
+
+_OF_TORCH = {
+    "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size",
+    "get_expected_cell_size", "_update_flat_weights",
+}  # fmt: skip
+
+
+def has_own_checks(kind: type) -> bool:
+    """Whether a layer's class was derived by a user and has a check in the place of torch's."""
+    ours = ("torch", "fastrnn")
+    users = [each for each in kind.__mro__ if each.__module__.split(".")[0] not in ours]
+    return any(_OF_TORCH & vars(each).keys() for each in users)

@@ -8,6 +8,7 @@ calls take the long way, which can do everything and has the error messages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_not
 from types import NoneType
 
 import torch
@@ -70,13 +71,20 @@ def stack(
         hx: None, or the initial states in the form that the module takes for such input.
         asked: features of the call, for input that is not packed.
     """
-    if not open_to(input):
+    if not open_to(input) or module._has_own_checks_:
         return None
     layers, projection = module.num_layers, module.proj_size
     dropout = module.dropout if layers > 1 and module.training else 0.0
     records = _records(module, input, hx)
-    if dropout and not records:
+    if records:
+        if input.size(-1) != module.input_size:
+            return None
+    elif dropout:
         return None
+    names, weights = module._flat_weights_names, module._flat_weights
+    parameters = module._parameters
+    if len(weights) != len(names) or any(map(is_not, weights, map(parameters.get, names))):
+        return None  # the module has to bring its list up to date, or the user changed it
     try:
         cell = module._cell_ or RNNS[module.mode]
     except (KeyError, TypeError):
@@ -87,27 +95,27 @@ def stack(
             return None
         if asked is not None and (asked.inputs or asked.reset_state is not None):
             return None
-        names = module._names
+        form = module._names
         if hx is not None:
             try:
                 h0, c0 = module._parts_(hx)
             except RuntimeError:  # of states whose sizes differ
                 return None
     else:
-        names = weight_names(module.bias, projection > 0)
+        form = weight_names(module.bias, projection > 0)
         if cell == "lstm" and hx is not None:
             if len(hx) != 2:
                 return None
             h0, c0 = hx
-    call = input, batch_sizes, h0, c0, module._flat_weights_names, cell, names
-    widths = module.hidden_size, projection or module.hidden_size
+    H, P = module.hidden_size, projection or module.hidden_size
     directions, batch_first = 2 if module.bidirectional else 1, module.batch_first
     if records:
-        form = layers, directions, dropout, batch_first
-        results = recorded.run(call, module._parameters, form, widths, asked)
+        call = Call(input, batch_sizes, h0, c0, list(weights), cell, form)
+        of_stack = layers, directions, dropout, batch_first
+        results = recorded.of_module(call, of_stack, (H, P), asked)
     else:
-        form = layers, directions, *widths, batch_first
-        results = _run(call, module._parameters, form, asked)
+        call = input, batch_sizes, h0, c0, names, cell, form
+        results = _run(call, parameters, (layers, directions, H, P, batch_first), asked)
     if results is None:
         return None
     output, h_n, c_n, states = results
@@ -121,19 +129,19 @@ def run(stack: Stack, asked: Asked | None) -> Returned | None:
     input, batch_sizes, h0, c0, weights, cell, names = call = stack.call[:7]
     if h0 is None or not open_to(input):
         return None
-    if torch.is_grad_enabled():
-        for each in (input, h0, c0, *weights):
-            if each is not None and (type(each) not in PLAIN or each.requires_grad):
-                form = stack.layers, stack.directions, stack.dropout, stack.batch_first
-                return recorded.run(call, None, form, (0, 0), asked)
-    if stack.layers > 1 and stack.dropout:
-        return None
     batch, P = h0.shape[1:]
     if batch_sizes is not None and (
         type(batch_sizes) is not Tensor
         or not batch_sizes.is_cpu
         or batch_sizes[:1].tolist() != [batch]
     ):
+        return None
+    if torch.is_grad_enabled():
+        for each in (input, h0, c0, *weights):
+            if each is not None and (type(each) not in PLAIN or each.requires_grad):
+                form = stack.layers, stack.directions, stack.dropout, stack.batch_first
+                return recorded.run(stack.call, form, asked)
+    if stack.layers > 1 and stack.dropout:
         return None
     H = P if c0 is None else c0.size(2)
     return _run(call, None, (stack.layers, stack.directions, H, P, stack.batch_first), asked)

@@ -6,7 +6,6 @@ registers everything else that an op runs on.
 
 from __future__ import annotations
 
-import operator
 import warnings
 
 import torch
@@ -186,10 +185,7 @@ def layer(call: Call, backend: Backend | None = None, traced: bool = False) -> R
     if compiling:
         return op.run(call, save)
     if attached:
-        try:
-            return autograd.layer(backend, traced, call)
-        except RuntimeError:
-            return autograd.layer(backend, traced, _out_of_inference_mode(call))
+        return autograd.layer(backend, traced, call)
     return dispatch.way(backend, call).run(call, save)
 
 
@@ -201,28 +197,9 @@ def step(call: Call) -> tuple[Tensor, Tensor | None]:
         whole = backend in (reference, cudnn) or dispatch.widens(backend, call.input)
         if not whole:
             call = cpu.asked(call) if cpu.asks and backend is cpu else call
-            try:
-                return autograd.step(backend, call)
-            except RuntimeError:
-                return autograd.step(backend, _out_of_inference_mode(call))
+            return autograd.step(backend, call)
     _, h_n, c_n, *_ = layer(call.over_time(), backend)
     return h_n.squeeze(0), None if call.c0 is None else c_n.squeeze(0)
-
-
-def _out_of_inference_mode(call: Call) -> Call:
-    """The call that has failed, with copies of what inference mode made, which autograd does not
-    save. Raises the error that is being handled if there is nothing of the kind."""
-
-    def own(tensor: Tensor | None) -> Tensor | None:
-        return tensor.clone() if tensor is not None and tensor.is_inference() else tensor
-
-    given = call.batch_sizes, call.reset, call.lengths
-    tensors = [own(each) for each in call.tensors()]
-    batch_sizes, reset, lengths = (own(each) for each in given)
-    if all(map(operator.is_, (*tensors, batch_sizes, reset, lengths), (*call.tensors(), *given))):
-        raise
-    call = call.with_tensors(tensors)
-    return call._replace(batch_sizes=batch_sizes, reset=reset, lengths=lengths)
 
 
 def handed_out(results: Results) -> Results:

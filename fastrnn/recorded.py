@@ -1,10 +1,12 @@
 """The short way of a call on a CPU that autograd records: from a module, a cell or a function to
 the layers at once.
 
-A call that does not fit takes the long way, which does it otherwise or says what is wrong.
+None stands for a call that takes the long way, which does it otherwise or says what is wrong.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -14,89 +16,106 @@ from .call import Call, Stack
 from .dispatch import cpu
 from .features import Asked
 from .restart import Returned
-from .table import CELLS, cell_named
 from .torch_private import is_any_autocast_enabled
 
 PLAIN = (torch.nn.Parameter, Tensor)  # classes that change no operation
-# What a call raises that does not fit.
-_MISFITS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
-def _takes(input: Tensor) -> bool:
+def _takes(input: Tensor, others: Iterable[Tensor | None]) -> bool:
     """Whether the kernels compute a call with this input, for which `direct` is open, in its own
-    dtype."""
-    return input.is_cpu and input.dtype is not torch.float16 and not is_any_autocast_enabled()
+    dtype, and all other tensors are like it."""
+    dtype = input.dtype
+    if not input.is_cpu or dtype is torch.float16 or is_any_autocast_enabled():
+        return False
+    for each in others:
+        if type(each) not in PLAIN or each.dtype is not dtype:
+            return False
+        if not each.is_cpu or each.layout is not torch.strided:
+            return False
+    return True
 
 
-def run(
-    call: tuple, parameters: dict | None, form: tuple, widths: tuple[int, int], asked: Asked | None
-) -> Returned | None:
+def run(call: Call, form: tuple, asked: Asked | None) -> Returned | None:
     """(output, h_n, c_n, States or None) of a stack of layers, or None.
 
     Args:
-        call: the first fields of a `Call`. Initial states may be None; with `parameters`, the
-            weights are their names.
+        call: that of the first layer, with the states and the weights of all.
         form: number of layers, directions D, dropout between them, `batch_first`.
-        widths: H and P, for initial states that are None.
     """
-    input, batch_sizes, h0, c0, weights, cell, names = call
-    if not _takes(input) or (asked is not None and asked.reset_state is not None):
-        return None
     layers, directions, _, batch_first = form
-    try:
-        if parameters is not None:
-            weights = [parameters[name] for name in weights]
-        for each in weights:
-            if type(each) not in PLAIN:
-                return None
-        if h0 is None:
-            batch = input.size(0 if batch_first else 1) if batch_sizes is None else batch_sizes[0]
-            planes, (hidden, width) = layers * directions, widths
-            h0 = input.new_zeros(planes, batch, width)
-            if cell == "lstm":
-                c0 = h0 if width == hidden else input.new_zeros(planes, batch, hidden)
-            elif cell not in CELLS and (kept := cell_named(cell).own):
-                c0 = input.new_zeros(planes, batch, kept * hidden)
-        elif type(h0) not in PLAIN or (c0 is not None and type(c0) not in PLAIN):
-            return None
-        if not (input.size(-1) and h0.size(-1)):
-            return None
-        if layers == 1 and asked is None:
-            transposed = batch_first and batch_sizes is None
-            input = input.transpose(0, 1) if transposed else input
-            call = Call(input, batch_sizes, h0, c0, weights, cell, names)
-            if not call.attached():  # which checks that dtypes and devices are alike
-                return None
-            call = cpu.asked(call) if cpu.asks else call
-            output, h_n, c_n, *_ = autograd.layer(cpu, False, call)
-            return output.transpose(0, 1) if transposed else output, h_n, c_n, None
-        whole = Stack(Call(input, batch_sizes, h0, c0, weights, cell, names), *form)
-        whole = whole if asked is None else asked.of(whole)
-        return stack.run_on(cpu, whole, whole.states and whole.traced)
-    except _MISFITS:
+    if asked is not None and asked.reset_state is not None:
         return None
+    states = (call.h0,) if call.c0 is None else (call.h0, call.c0)
+    if not _takes(call.input, (*states, *call.weights)):
+        return None
+    if not (call.input.numel() and call.h0.numel()) or len(call.h0) != layers * directions:
+        return None
+    whole = Stack(call, *form)
+    whole = whole if asked is None else asked.of(whole)
+    try:
+        if layers > 1 or asked is not None:
+            return stack.run_on(cpu, whole, whole.states and whole.traced)
+        transposed = batch_first and call.batch_sizes is None
+        if transposed:
+            call = call._replace(input=call.input.transpose(0, 1))
+        call = cpu.asked(call) if cpu.asks else call
+        output, h_n, c_n, *_ = autograd.layer(cpu, False, call)
+    except (IndexError, RuntimeError):
+        whole.check_weights(alike=False)  # in the names of parameters, if that is what is wrong
+        raise
+    output = output.transpose(0, 1) if transposed else output
+    return output, h_n, None if call.c0 is None else c_n, None  # an op gives (0,)
+
+
+def of_module(
+    call: Call, form: tuple, widths: tuple[int, int], asked: Asked | None
+) -> Returned | None:
+    """`run` of a module's call, whose initial states may be None. `widths` are the module's H and
+    P."""
+    input, batch_sizes, h0, c0 = call[:4]
+    layers, directions, _, batch_first = form
+    H, P = widths
+    if batch_sizes is None:
+        batch = input.size(0 if batch_first else 1)
+    elif type(batch_sizes) is Tensor and batch_sizes.is_cpu and len(batch_sizes):
+        batch = int(batch_sizes[0])
+    else:
+        return None
+    planes, K = layers * directions, call.kind.own
+    if h0 is None:
+        h0 = input.new_zeros(planes, batch, P)
+        if K:
+            c0 = h0 if P == K * H else input.new_zeros(planes, batch, K * H)
+    for state, width in ((h0, P), (c0, K * H)):
+        if state is not None and getattr(state, "shape", None) != (planes, batch, width):
+            return None
+    weights = call.weights[: planes * (call.names.count(" ") + 1)]  # there may be more by now
+    return run(call._replace(h0=h0, c0=c0, weights=weights), form, asked)
 
 
 def step(call: tuple, parameters: dict, hidden_size: int) -> tuple[Tensor, ...] | None:
-    """The states after one step of a cell, (h',) or (h', c'), or None; `call` as of `run`, in which
-    nothing has a time."""
+    """The states after one step of a cell, (h',) or (h', c'), or None. `call` is as of `of_module`,
+    but nothing in it has a time."""
     input, _, h0, c0, names, cell, form = call
-    if not _takes(input):
+    weights = [parameters.get(name) for name in names]
+    if h0 is None:
+        h0 = input.new_zeros(input.size(0), hidden_size)
+        c0 = h0 if cell == "lstm" else None
+    if not _takes(input, (h0, *weights) if c0 is None else (h0, c0, *weights)):
+        return None
+    (N, I), w_ih, w_hh = input.shape, *weights[:2]
+    if not (N and I and w_ih.dim() == w_hh.dim() == 2 and w_ih.size(1) == I):
+        return None
+    if not h0.numel() or h0.shape != (N, w_hh.size(1)):
+        return None
+    if c0 is not None and c0.shape != h0.shape:
+        return None
+    call = Call(input, None, h0, c0, weights, cell, form)
+    if dispatch.takes_torch_step(call):
         return None
     try:
-        weights = [parameters[name] for name in names]
-        if h0 is None:
-            h0 = input.new_zeros(input.size(0), hidden_size)
-            c0 = h0 if cell == "lstm" else None
-        for each in (h0, *weights) if c0 is None else (h0, c0, *weights):
-            if type(each) not in PLAIN:
-                return None
-        if not (input.size(-1) and h0.size(-1)):
-            return None
-        call = Call(input, None, h0, c0, weights, cell, form)
-        if dispatch.takes_torch_step(call) or not call.attached():
-            return None
         h, c = autograd.step(cpu, cpu.asked(call) if cpu.asks else call)
-    except _MISFITS:
-        return None
+    except (IndexError, RuntimeError):
+        call.check_weights(I)  # as in `run`
+        raise
     return (h,) if c is None else (h, c)

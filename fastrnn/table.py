@@ -89,7 +89,8 @@ def parameter(names: str, k: int, suffix: str = "") -> str:
     """The name in `torch.nn` of a layer's k-th weight, with `suffix`, "_l0" of the first layer."""
     of = names.split()
     name = of[k % len(of)]
-    return PARAMETERS.get(name, name) + suffix + ("_reverse" if k >= len(of) else "")
+    own = name.removeprefix("p_") if suffix else name  # of the module, and of the op
+    return PARAMETERS.get(name, own) + suffix + ("_reverse" if k >= len(of) else "")
 
 
 def weight_shapes(kind: Cell, I: int, H: int, P: int) -> dict[str, tuple[int, ...]]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from direct_ways import long_way
 from program_cells import CELLS as FUNCTIONS
 
 from fastrnn import Recurrent, dispatch
@@ -62,7 +63,7 @@ def call_of(name: str, H: int = 7, dtype: torch.dtype = torch.float32, **options
     inputs = {
         k: torch.rand(shapes[i % 2], dtype=dtype) for i, k in enumerate(FUNCTIONS[name].inputs)
     }
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, long_way():
         choose = dispatch.choose
 
         def spy(call, *rest, **options):
