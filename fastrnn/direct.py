@@ -110,7 +110,7 @@ def stack(
     H, P = module.hidden_size, projection or module.hidden_size
     directions, batch_first = 2 if module.bidirectional else 1, module.batch_first
     if records:
-        call = Call(input, batch_sizes, h0, c0, list(weights), cell, form)
+        call = input, batch_sizes, h0, c0, weights, cell, form
         of_stack = layers, directions, dropout, batch_first
         results = recorded.of_module(call, of_stack, (H, P), asked)
     else:

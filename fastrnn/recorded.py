@@ -16,6 +16,7 @@ from .call import Call, Stack
 from .dispatch import cpu
 from .features import Asked
 from .restart import Returned
+from .table import cell_named
 from .torch_private import is_any_autocast_enabled
 
 PLAIN = (torch.nn.Parameter, Tensor)  # classes that change no operation
@@ -48,19 +49,23 @@ def run(call: Call, form: tuple, asked: Asked | None) -> Returned | None:
     states = (call.h0,) if call.c0 is None else (call.h0, call.c0)
     if not _takes(call.input, (*states, *call.weights)):
         return None
-    if not (call.input.numel() and call.h0.numel()) or len(call.h0) != layers * directions:
+    if not (call.input.numel() and call.h0.numel()) or call.h0.size(0) != layers * directions:
         return None
-    whole = Stack(call, *form)
-    whole = whole if asked is None else asked.of(whole)
+    if asked is not None:
+        whole = asked.of(Stack(call, *form))
+    elif layers > 1:
+        whole = Stack(call, *form)
+    else:
+        whole = None
     try:
-        if layers > 1 or asked is not None:
+        if whole is not None:
             return stack.run_on(cpu, whole, whole.states and whole.traced)
         transposed = batch_first and call.batch_sizes is None
-        if transposed:
-            call = call._replace(input=call.input.transpose(0, 1))
-        call = cpu.asked(call) if cpu.asks else call
-        output, h_n, c_n, *_ = autograd.layer(cpu, False, call)
+        layer = call._replace(input=call.input.transpose(0, 1)) if transposed else call
+        layer = cpu.asked(layer) if cpu.asks else layer
+        output, h_n, c_n, *_ = autograd.layer(cpu, False, layer)
     except (IndexError, RuntimeError):
+        whole = whole or Stack(call, *form)
         whole.check_weights(alike=False)  # in the names of parameters, if that is what is wrong
         raise
     output = output.transpose(0, 1) if transposed else output
@@ -68,11 +73,11 @@ def run(call: Call, form: tuple, asked: Asked | None) -> Returned | None:
 
 
 def of_module(
-    call: Call, form: tuple, widths: tuple[int, int], asked: Asked | None
+    call: tuple, form: tuple, widths: tuple[int, int], asked: Asked | None
 ) -> Returned | None:
-    """`run` of a module's call, whose initial states may be None. `widths` are the module's H and
-    P."""
-    input, batch_sizes, h0, c0 = call[:4]
+    """`run` of the first fields of a module's `Call`, in which the initial states may be None.
+    `widths` are the module's H and P."""
+    input, batch_sizes, h0, c0, weights, cell, names = call
     layers, directions, _, batch_first = form
     H, P = widths
     if batch_sizes is None:
@@ -81,7 +86,7 @@ def of_module(
         batch = int(batch_sizes[0])
     else:
         return None
-    planes, K = layers * directions, call.kind.own
+    planes, K = layers * directions, cell_named(cell).own
     if h0 is None:
         h0 = input.new_zeros(planes, batch, P)
         if K:
@@ -89,8 +94,8 @@ def of_module(
     for state, width in ((h0, P), (c0, K * H)):
         if state is not None and getattr(state, "shape", None) != (planes, batch, width):
             return None
-    weights = call.weights[: planes * (call.names.count(" ") + 1)]  # there may be more by now
-    return run(call._replace(h0=h0, c0=c0, weights=weights), form, asked)
+    weights = weights[: planes * (names.count(" ") + 1)]  # there may be more by now
+    return run(Call(input, batch_sizes, h0, c0, weights, cell, names), form, asked)
 
 
 def step(call: tuple, parameters: dict, hidden_size: int) -> tuple[Tensor, ...] | None:
