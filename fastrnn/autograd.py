@@ -40,9 +40,8 @@ def _witnesses(given: tuple[Tensor | None, ...]) -> list[Tensor]:
         if result is None:
             continue
         witness = result.detach()
-        if type(witness) is Tensor and not (
-            witness.is_meta or is_functional(witness) or dispatch_modes()
-        ):
+        stands_for_another = witness.is_meta or is_functional(witness) or dispatch_modes()
+        if type(witness) is Tensor and not stands_for_another:
             witness.data = _NO_DATA
         witnesses.append(witness)
     return witnesses
